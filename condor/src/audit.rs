@@ -93,9 +93,6 @@ mod tests {
     #[test]
     fn a_finding_says_how_to_close_the_door() {
         let message = wildcards("ALLOW_WRITE = *")[0].to_string();
-        assert!(
-            message.contains("condor_config_val -v ALLOW_WRITE"),
-            "{message}"
-        );
+        assert!(message.contains("condor_config_val -v ALLOW_WRITE"), "{message}");
     }
 }

@@ -117,7 +117,9 @@ pub enum Error {
         limit: Duration,
     },
     /// A command wrote something that cannot be understood.
-    #[error("'{command}' answered in a form that is not understood ({reason}): check the version of HTCondor")]
+    #[error(
+        "'{command}' answered in a form that is not understood ({reason}): check the version of HTCondor"
+    )]
     Answer {
         /// The command.
         command: String,

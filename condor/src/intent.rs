@@ -221,7 +221,9 @@ pub(crate) fn config_path(path: &Path) -> Result<&str, Error> {
                     .bytes()
                     .all(|b| b.is_ascii_alphanumeric() || b"/._-+@".contains(&b))
         })
-        .ok_or_else(|| Error::Path { path: path.to_owned() })
+        .ok_or_else(|| Error::Path {
+            path: path.to_owned(),
+        })
 }
 
 #[cfg(test)]

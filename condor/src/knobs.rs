@@ -44,6 +44,25 @@ impl Knobs {
         self.iter().filter(|(n, _)| *n == name).last().map(|(_, v)| v)
     }
 
+    /// Reads the knobs of a file that [`Self::render`] wrote. Not a reader of HTCondor's language.
+    #[must_use]
+    pub(crate) fn parse(text: &str) -> Self {
+        let mut knobs = Self::default();
+        let mut lines = text.lines();
+        while let Some(line) = lines.next() {
+            if line.starts_with('#') {
+                continue;
+            }
+            if let Some(name) = line.strip_suffix(" @=end") {
+                let block: Vec<_> = lines.by_ref().take_while(|line| *line != "@end").collect();
+                knobs.set(name, block.join("\n"));
+            } else if let Some((name, value)) = line.split_once('=') {
+                knobs.set(name.trim(), value.trim());
+            }
+        }
+        knobs
+    }
+
     /// All knobs in the order of the file.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.entries.iter().filter_map(|entry| match entry {
@@ -55,7 +74,8 @@ impl Knobs {
     /// The knobs whose values differ from those in `other`, or that stand in one of the two only.
     #[must_use]
     pub fn changed<'a>(&'a self, other: &'a Self) -> Vec<&'a str> {
-        let (mine, theirs): (BTreeMap<_, _>, BTreeMap<_, _>) = (self.iter().collect(), other.iter().collect());
+        let (mine, theirs): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            (self.iter().collect(), other.iter().collect());
         let mut names: Vec<&str> = mine
             .iter()
             .filter(|(name, value)| theirs.get(*name) != Some(value))
@@ -98,7 +118,9 @@ mod tests {
         knobs.set("A", "1");
         knobs.set("B", "x\ny");
         knobs.set("C", "");
-        assert_eq!(knobs.render("# h\n"), "# h\n\n# why\nA = 1\nB @=end\nx\ny\n@end\nC =\n");
+        let text = knobs.render("# h\n");
+        assert_eq!(text, "# h\n\n# why\nA = 1\nB @=end\nx\ny\n@end\nC =\n");
+        assert!(knobs.changed(&Knobs::parse(&text)).is_empty());
     }
 
     #[test]

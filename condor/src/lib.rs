@@ -19,16 +19,26 @@
 
 mod action;
 mod audit;
+mod condor;
 mod error;
+mod host;
 pub mod identity;
 mod intent;
 mod knobs;
 mod plan;
+mod pool;
+mod primary;
 mod security;
 
 pub use action::{Action, lightest_action};
 pub use audit::{Wildcard, wildcards};
+pub use condor::{Applied, Condor};
 pub use error::Error;
+pub use host::{
+    CondorVersion, Host, MasterState, MemoryHost, Shutdown, Supervision, SystemConfig, SystemHost,
+};
 pub use intent::{Credentials, Intent, Layout, Manager, Pair, Program};
 pub use knobs::Knobs;
 pub use plan::{FileContent, Owner, Plan, Waiting};
+pub use pool::{Slot, parse_slots};
+pub use primary::{AVOID, Choice, PROBE_AGAIN, PROBE_EVERY, PrimaryKeeper, choose_primary};

@@ -108,8 +108,10 @@ impl Plan {
             mode: 0o644,
             owner: Owner::Root,
         };
-        plan.files
-            .insert(layout.config_file(intent.grid_id), text(plan.knobs.render(&header)));
+        plan.files.insert(
+            layout.config_file(intent.grid_id),
+            text(plan.knobs.render(&header)),
+        );
         plan.files.insert(
             layout.identity_map(intent.grid_id),
             text(identity::map_file(&intent.grid)),
@@ -245,6 +247,9 @@ fn knobs(intent: &Intent, pool: &Pool<'_>, daemons: &[&str]) -> Result<Knobs, Er
     let none = format!("no-manager-known.{}.grid", intent.grid);
     knobs.set("CONDOR_HOST", pool.primary.as_ref().unwrap_or(&none));
     knobs.set("COLLECTOR_HOST", "$(CONDOR_HOST)");
+    if intent.roles.contains(Role::Manager) {
+        knobs.set("COLLECTOR_NAME", format!("grid {}", intent.grid));
+    }
     if intent.roles.contains(Role::Submit) {
         flocking(&mut knobs, intent, pool);
     }
@@ -334,7 +339,10 @@ fn intervals(knobs: &mut Knobs) {
         ("MASTER_BACKOFF_CEILING", "60"),
     ]);
     knobs.heading("Frequent ads are kept small: one ad per slot says all, without the daemons' statistics.");
-    knobs.set_all(&[("ENABLE_STARTD_DAEMON_AD", "False"), ("STATISTICS_TO_PUBLISH", "NONE")]);
+    knobs.set_all(&[
+        ("ENABLE_STARTD_DAEMON_AD", "False"),
+        ("STATISTICS_TO_PUBLISH", "NONE"),
+    ]);
 }
 
 fn machine_ads(knobs: &mut Knobs, intent: &Intent) {
@@ -394,14 +402,8 @@ fn execution(knobs: &mut Knobs, intent: &Intent) {
     ]);
     // A domain of its own, so that a job of this very node transfers its files too: its account could not read
     // them in place.
-    knobs.set(
-        "STARTD.FILESYSTEM_DOMAIN",
-        format!("execute.{}", intent.fqdn()),
-    );
-    knobs.set(
-        "STARTER.FILESYSTEM_DOMAIN",
-        format!("execute.{}", intent.fqdn()),
-    );
+    knobs.set("STARTD.FILESYSTEM_DOMAIN", format!("execute.{}", intent.fqdn()));
+    knobs.set("STARTER.FILESYSTEM_DOMAIN", format!("execute.{}", intent.fqdn()));
 }
 
 /// The groups of local accounts: those named, then everybody else's, the node's own.

@@ -66,10 +66,7 @@ pub(crate) fn credentials(knobs: &mut Knobs, intent: &Intent) -> Result<(), Erro
                 format!("{tool}.AUTH_SSL_CLIENT_CERTFILE"),
                 config_path(&user.certificate)?,
             );
-            knobs.set(
-                format!("{tool}.AUTH_SSL_CLIENT_KEYFILE"),
-                config_path(&user.key)?,
-            );
+            knobs.set(format!("{tool}.AUTH_SSL_CLIENT_KEYFILE"), config_path(&user.key)?);
         }
     }
     let map = intent.layout.identity_map(intent.grid_id);
@@ -175,17 +172,22 @@ fn own_identities(intent: &Intent) -> Vec<String> {
 
 /// True of an ad from this node itself, or that names its sender wherever an ad can name a machine.
 ///
-/// The collector's ad about itself does not come over the network and so has no sender.
+/// The names must be plain texts. An expression (`ifThenElse(time() > ..., "other.lab.grid", "mine.lab.grid")`)
+/// could name the sender while it is checked and somebody else afterwards, so the ad is also searched as text for
+/// a name that is not a literal; a match anywhere only ever refuses. The collector's ad about itself does not come
+/// over the network and so has no sender.
 fn collector_requirements(intent: &Intent, grid: &GridName) -> String {
     let own = own_identities(intent).join(",");
     let fqdn = intent.fqdn();
     let identity = "TARGET.AuthenticatedIdentity";
     let sender = format!("strcat(split({identity}, \"@\")[0], \".{grid}.grid\")");
     let is_sender = |attr: &str| format!("(TARGET.{attr} =?= undefined || TARGET.{attr} =?= {sender})");
+    let literals = "regexp(\"[[; ](Machine|ScheddName|Name) = (?!\\\"[A-Za-z0-9@._+-]*\\\"( ]|;))\", \
+                    string(TARGET), \"i\") =?= false";
     format!(
         "ifThenElse({identity} =?= undefined, TARGET.MyType =?= \"Collector\" && TARGET.Machine =?= \"{fqdn}\", \
          stringListMember({identity}, \"{own}\") || ({machine} && {schedd} && (TARGET.Name =?= {sender} || \
-         substr(TARGET.Name, 0 - size({sender}) - 1) =?= strcat(\"@\", {sender}))))",
+         substr(TARGET.Name, 0 - size({sender}) - 1) =?= strcat(\"@\", {sender})) && {literals}))",
         machine = is_sender("Machine"),
         schedd = is_sender("ScheddName"),
     )
