@@ -1,1 +1,55 @@
-fn main() {}
+//! The project's own commands: `cargo xtask test`, `tidy`, `prepush`, `demo`.
+
+mod steps;
+mod test;
+mod tidy;
+mod tools;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", arg_required_else_help = true)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run everything that has to be green: format, lints, structure, licences, unit tests, lab.
+    Test(test::Args),
+    /// Run what is quick, before a push: everything of `test` but the licences and the lab.
+    Prepush,
+    /// Check the structure: directions of dependencies, purity of the protocol crates, lengths of files.
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    match run(Args::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Test(args) => test::run(&args),
+        Command::Prepush => test::prepush(),
+        Command::Tidy => tidy::run(),
+    }
+}
+
+/// The repository's root folder.
+fn root() -> PathBuf {
+    // Set by `cargo run`; where the program is started by itself, where it was built.
+    let manifest = std::env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    manifest.parent().map(PathBuf::from).unwrap_or(manifest)
+}

@@ -1,5 +1,6 @@
 //! The lab itself: NATs behave as their names say, nodes boot and run commands, nothing is left behind.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;

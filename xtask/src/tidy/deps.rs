@@ -1,0 +1,282 @@
+//! Which package may depend on which, and what the protocol crates must not reach.
+//!
+//! Both are read from `cargo metadata`, so renamed, optional and transitive dependencies are seen as cargo sees
+//! them. Development dependencies are left aside: they are not part of what is built.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use super::Finding;
+
+/// The packages of the workspace, each with those that it may depend on. A package that is not listed is an
+/// error, so that each new one is given its place.
+const DIRECTIONS: &[(&str, &[&str])] = &[
+    ("aerie-types", &[]),
+    ("aerie-config", &["aerie-types"]),
+    ("aerie-identity", &["aerie-types"]),
+    ("aerie-dht-proto", &["aerie-types"]),
+    ("aerie-vpn-proto", &["aerie-types"]),
+    (
+        "aerie-dht",
+        &["aerie-dht-proto", "aerie-identity", "aerie-config", "aerie-types"],
+    ),
+    (
+        "aerie-overlay",
+        &["aerie-identity", "aerie-config", "aerie-types"],
+    ),
+    (
+        "aerie-vpn",
+        &["aerie-vpn-proto", "aerie-identity", "aerie-config", "aerie-types"],
+    ),
+    ("aerie-condor", &["aerie-identity", "aerie-config", "aerie-types"]),
+    ("aerie-portal", &["aerie-identity", "aerie-config", "aerie-types"]),
+    (
+        "aerie",
+        &[
+            "aerie-condor",
+            "aerie-config",
+            "aerie-dht",
+            "aerie-dht-proto",
+            "aerie-identity",
+            "aerie-overlay",
+            "aerie-portal",
+            "aerie-types",
+            "aerie-vpn",
+            "aerie-vpn-proto",
+        ],
+    ),
+    ("aerie-lab", &[]),
+    (
+        "aerie-sim",
+        &["aerie-dht-proto", "aerie-vpn-proto", "aerie-types"],
+    ),
+    ("aerie-scenarios", &["aerie-lab"]),
+    ("xtask", &["aerie-lab"]),
+];
+
+/// What a package without runtime, socket, file or clock has no use for.
+const IMPURE: [&str; 7] = ["libc", "mio", "nix", "reqwest", "rusqlite", "socket2", "tokio"];
+
+/// The normal and build dependencies of every package.
+#[derive(Debug, Default)]
+pub(super) struct Graph {
+    /// The workspace's packages, by name, with their folders.
+    members: BTreeMap<String, PathBuf>,
+    /// Dependencies by package id.
+    edges: BTreeMap<String, BTreeSet<String>>,
+    names: BTreeMap<String, String>,
+}
+
+impl Graph {
+    pub(super) fn read(metadata: &Value) -> Result<Self> {
+        let mut graph = Self::default();
+        let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+        let members: BTreeSet<_> = list(&metadata["workspace_members"])
+            .iter()
+            .map(text)
+            .collect::<Result<_>>()?;
+        for package in list(&metadata["packages"]) {
+            let (id, name) = (text(&package["id"])?, text(&package["name"])?);
+            if members.contains(&id) {
+                let manifest = PathBuf::from(text(&package["manifest_path"])?);
+                graph.members.insert(
+                    name.clone(),
+                    manifest.parent().unwrap_or(Path::new("")).to_owned(),
+                );
+            }
+            graph.names.insert(id, name);
+        }
+        for node in list(&metadata["resolve"]["nodes"]) {
+            let mut edges = BTreeSet::new();
+            for dep in list(&node["deps"]) {
+                if list(&dep["dep_kinds"]).iter().any(|kind| kind["kind"] != "dev") {
+                    edges.insert(text(&dep["pkg"])?);
+                }
+            }
+            graph.edges.insert(text(&node["id"])?, edges);
+        }
+        Ok(graph)
+    }
+
+    /// The protocol crates with their folders.
+    pub(super) fn protocol_crates(&self) -> impl Iterator<Item = (&str, &Path)> {
+        let members = self
+            .members
+            .iter()
+            .map(|(name, folder)| (name.as_str(), folder.as_path()));
+        members.filter(|(name, _)| name.ends_with("-proto"))
+    }
+
+    fn direct(&self, id: &str) -> impl Iterator<Item = &String> {
+        self.edges.get(id).into_iter().flatten()
+    }
+
+    fn name<'a>(&'a self, id: &'a str) -> &'a str {
+        self.names.get(id).map_or(id, String::as_str)
+    }
+
+    fn member_ids(&self) -> impl Iterator<Item = (&String, &String)> {
+        self.names
+            .iter()
+            .filter(|(_, name)| self.members.contains_key(*name))
+    }
+
+    /// The shortest chain of dependencies from a package to each that it reaches.
+    fn reached(&self, from: &str) -> BTreeMap<String, Vec<String>> {
+        let mut chains = BTreeMap::from([(from.to_owned(), Vec::new())]);
+        let mut queue = std::collections::VecDeque::from([from.to_owned()]);
+        while let Some(id) = queue.pop_front() {
+            let chain = chains.get(&id).cloned().unwrap_or_default();
+            for next in self.direct(&id) {
+                if !chains.contains_key(next) {
+                    let longer = chain
+                        .iter()
+                        .cloned()
+                        .chain([self.name(next).to_owned()])
+                        .collect();
+                    chains.insert(next.clone(), longer);
+                    queue.push_back(next.clone());
+                }
+            }
+        }
+        chains
+    }
+}
+
+fn text(value: &Value) -> Result<String> {
+    value
+        .as_str()
+        .map(str::to_owned)
+        .with_context(|| format!("cargo metadata has {value} where a text is expected"))
+}
+
+/// Dependencies between the workspace's packages point downward only.
+pub(super) fn directions(graph: &Graph) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (id, name) in graph.member_ids() {
+        let Some((_, allowed)) = DIRECTIONS.iter().find(|(package, _)| package == name) else {
+            findings.push(Finding::Error(format!(
+                "package {name} has no place in the order of dependencies; give it one in xtask/src/tidy/deps.rs"
+            )));
+            continue;
+        };
+        for dep in graph.direct(id).map(|id| graph.name(id)) {
+            if graph.members.contains_key(dep) && !allowed.contains(&dep) {
+                let allowed = if allowed.is_empty() {
+                    "none".to_owned()
+                } else {
+                    allowed.join(", ")
+                };
+                findings.push(Finding::Error(format!(
+                    "{name} depends on {dep}; of the workspace it may depend on {allowed}"
+                )));
+            }
+        }
+    }
+    findings
+}
+
+/// The protocol crates and the shared types reach no runtime, socket, file or clock.
+pub(super) fn purity(graph: &Graph) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (id, name) in graph.member_ids() {
+        if !name.ends_with("-proto") && name != "aerie-types" {
+            continue;
+        }
+        for (reached, chain) in graph.reached(id) {
+            if IMPURE.contains(&graph.name(&reached)) {
+                findings.push(Finding::Error(format!(
+                    "{name} has to be pure and reaches {} (by {}); turn off the feature that brings it in",
+                    graph.name(&reached),
+                    chain.join(" -> ")
+                )));
+            }
+        }
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// A workspace whose packages depend on others as told: (name, dependency, kind of dependency).
+    fn graph(members: &[&str], deps: &[(&str, &str, Value)]) -> Graph {
+        let names: BTreeSet<_> = members
+            .iter()
+            .copied()
+            .chain(deps.iter().flat_map(|(from, to, _)| [*from, *to]))
+            .collect();
+        let packages: Vec<_> = names
+            .iter()
+            .map(|name| json!({ "id": format!("id:{name}"), "name": name, "manifest_path": format!("/w/{name}/Cargo.toml") }))
+            .collect();
+        let nodes: Vec<_> = names
+            .iter()
+            .map(|name| {
+                let deps: Vec<_> = deps
+                    .iter()
+                    .filter(|(from, _, _)| from == name)
+                    .map(
+                        |(_, to, kind)| json!({ "pkg": format!("id:{to}"), "dep_kinds": [{ "kind": kind }] }),
+                    )
+                    .collect();
+                json!({ "id": format!("id:{name}"), "deps": deps })
+            })
+            .collect();
+        let ids: Vec<_> = members.iter().map(|name| format!("id:{name}")).collect();
+        Graph::read(&json!({ "workspace_members": ids, "packages": packages, "resolve": { "nodes": nodes } }))
+            .unwrap()
+    }
+
+    fn one_error(findings: &[Finding]) -> &str {
+        match findings {
+            [Finding::Error(text)] => text,
+            other => panic!("not one error: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_dependency_that_points_upward_is_an_error() {
+        let members = ["aerie-types", "aerie-dht", "aerie-overlay"];
+        let good = graph(&members, &[("aerie-dht", "aerie-types", Value::Null)]);
+        assert_eq!(directions(&good), []);
+        let bad = graph(&members, &[("aerie-dht", "aerie-overlay", Value::Null)]);
+        assert!(one_error(&directions(&bad)).starts_with("aerie-dht depends on aerie-overlay"));
+    }
+
+    #[test]
+    fn a_package_without_a_place_is_an_error() {
+        assert!(one_error(&directions(&graph(&["aerie-new"], &[]))).contains("aerie-new has no place"));
+    }
+
+    #[test]
+    fn a_protocol_crate_that_reaches_a_runtime_is_an_error_that_names_the_way() {
+        let members = ["aerie-dht-proto", "aerie-dht"];
+        let deps = [
+            ("aerie-dht-proto", "helper", Value::Null),
+            ("helper", "tokio", Value::Null),
+            ("aerie-dht", "tokio", Value::Null),
+        ];
+        let findings = purity(&graph(&members, &deps));
+        assert!(
+            one_error(&findings).contains("reaches tokio (by helper -> tokio)"),
+            "{findings:?}"
+        );
+    }
+
+    #[test]
+    fn what_only_tests_use_does_not_count() {
+        let deps = [
+            ("aerie-vpn-proto", "tokio", json!("dev")),
+            ("aerie-vpn-proto", "aerie-vpn", json!("dev")),
+        ];
+        let graph = graph(&["aerie-vpn-proto", "aerie-vpn"], &deps);
+        assert_eq!(purity(&graph), []);
+        assert_eq!(directions(&graph), []);
+    }
+}

@@ -1,0 +1,144 @@
+//! The programs that the checks need, installed where they are absent.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use aerie_lab::cache;
+use anyhow::{Result, ensure};
+
+use crate::steps::call;
+
+/// Debian packages of the lab and of tests that compare with other people's tools.
+const PACKAGES: [&str; 10] = [
+    "debian-archive-keyring",
+    "dosfstools",
+    "iproute2",
+    "iputils-ping",
+    "jq",
+    "mmdebstrap",
+    "mtools",
+    "nftables",
+    "openssl",
+    "zip",
+];
+
+/// Cargo's sub-commands that are not part of Rust.
+const CARGO_TOOLS: [&str; 2] = ["cargo-nextest", "cargo-deny"];
+
+/// Installs the Debian packages that are absent. Without root it only says which.
+pub(crate) fn debian_packages() -> Result<()> {
+    let absent: Vec<_> = PACKAGES
+        .into_iter()
+        .filter(|package| !is_installed(package))
+        .collect();
+    if absent.is_empty() {
+        return Ok(());
+    }
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "some packages are absent; as root: apt-get install {}",
+        absent.join(" ")
+    );
+    if !has_lists(Path::new("/var/lib/apt/lists")) {
+        call(apt(&["update"]))?;
+    }
+    let install: Vec<_> = ["install", "--no-install-recommends"]
+        .into_iter()
+        .chain(absent)
+        .collect();
+    // Lists that are too old name packages that the archive has no longer.
+    call(apt(&install)).or_else(|_| call(apt(&["update"])).and_then(|()| call(apt(&install))))
+}
+
+fn apt(args: &[&str]) -> Command {
+    let mut command = Command::new("apt-get");
+    command
+        .args(["-qq", "-y"])
+        .args(args)
+        .env("DEBIAN_FRONTEND", "noninteractive");
+    command
+}
+
+fn is_installed(package: &str) -> bool {
+    Command::new("dpkg-query")
+        .args(["-W", "-f=${db:Status-Abbrev}", package])
+        .stderr(Stdio::null())
+        .output()
+        .is_ok_and(|output| output.stdout.starts_with(b"ii"))
+}
+
+fn has_lists(dir: &Path) -> bool {
+    std::fs::read_dir(dir).is_ok_and(|entries| {
+        entries
+            .filter_map(Result::ok)
+            .any(|entry| entry.file_name().to_string_lossy().contains("_Packages"))
+    })
+}
+
+/// Installs Rust's own components and cargo's sub-commands that are absent, the latter into the cache.
+pub(crate) fn cargo_tools() -> Result<()> {
+    for component in ["clippy", "rustfmt"] {
+        if !runs(&format!("cargo-{}", component.trim_start_matches("rust"))) {
+            let mut command = Command::new("rustup");
+            command.args(["component", "add", component]);
+            call(command)?;
+        }
+    }
+    for tool in CARGO_TOOLS {
+        if runs(tool) || tool_path(tool)?.is_file() {
+            continue;
+        }
+        let mut command = Command::new("cargo");
+        command
+            .args(["install", "--locked", "--quiet", tool, "--root"])
+            .arg(tools_dir()?);
+        call(command)?;
+    }
+    Ok(())
+}
+
+/// `cargo <tool>`, found on the path or in the cache.
+pub(crate) fn cargo(tool: &str) -> Result<Command> {
+    let name = format!("cargo-{tool}");
+    let mut command = if runs(&name) {
+        Command::new("cargo")
+    } else {
+        Command::new(tool_path(&name)?)
+    };
+    command.arg(tool).current_dir(crate::root());
+    Ok(command)
+}
+
+fn runs(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
+}
+
+fn tools_dir() -> Result<PathBuf> {
+    Ok(cache::cache_dir()?.join("tools"))
+}
+
+fn tool_path(tool: &str) -> Result<PathBuf> {
+    Ok(tools_dir()?.join("bin").join(tool))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_without_package_lists_is_recognised() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!has_lists(dir.path()));
+        std::fs::write(dir.path().join("lock"), "").unwrap();
+        assert!(!has_lists(dir.path()));
+        std::fs::write(dir.path().join("m_dists_x_main_binary-amd64_Packages"), "").unwrap();
+        assert!(has_lists(dir.path()));
+    }
+
+    #[test]
+    fn programs_are_looked_up_on_the_path() {
+        assert!(runs("sh"));
+        assert!(!runs("no-such-program-anywhere"));
+    }
+}
