@@ -19,6 +19,7 @@
 //! - [`network`], [`nat`]: the internet, the routers and what they do to packets
 //! - [`node`], [`service`]: machines, disks and what runs on them
 //! - [`metadata`]: a cloud's metadata service
+//! - [`pool`]: HTCondor jobs as a person submits them
 //! - [`rootfs`], [`mirror`], [`cache`]: the nodes' root file system, built once
 //! - [`state`]: what is written down of each lab, and the removal of what a crash left
 //! - [`wait`]: waiting for something with a message that tells why it did not come
@@ -31,6 +32,7 @@ pub mod nat;
 pub mod netns;
 pub mod network;
 pub mod node;
+pub mod pool;
 pub mod process;
 pub mod rootfs;
 pub mod service;
