@@ -1,0 +1,74 @@
+//! File names that survive every carrier.
+
+use super::{MAX_NAME_BYTES, SPEC_FILE};
+use crate::error::Error;
+
+/// How much of a refused name is shown.
+const MAX_SHOWN: usize = 80;
+
+/// The name, checked. The spec's own name is accepted in any case, since FAT tools change it.
+pub(super) fn checked(name: &str) -> Result<String, Error> {
+    if name.eq_ignore_ascii_case(SPEC_FILE) {
+        return Ok(SPEC_FILE.to_owned());
+    }
+    match fault(name) {
+        None => Ok(name.to_owned()),
+        Some(reason) => Err(Error::FileName {
+            name: name.escape_debug().take(MAX_SHOWN).collect(),
+            reason,
+        }),
+    }
+}
+
+/// What operating systems leave behind in folders: never part of a bundle.
+pub(super) fn is_clutter(name: &str) -> bool {
+    name.starts_with('.') || name.starts_with('_') || name.ends_with('~') || name.is_empty()
+}
+
+fn fault(name: &str) -> Option<&'static str> {
+    if name.is_empty() || name.len() > MAX_NAME_BYTES {
+        return Some("it is empty or too long");
+    }
+    if name.contains(['/', '\\']) {
+        return Some("it names a place in another folder");
+    }
+    if !name
+        .bytes()
+        .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
+    {
+        return Some("it has a character that is not allowed");
+    }
+    if !name.as_bytes()[0].is_ascii_alphanumeric() {
+        return Some("it begins with a sign");
+    }
+    name.ends_with('.').then_some("it ends with a dot")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_leaves_the_bundle_is_refused() {
+        for bad in [
+            "../etc/passwd",
+            "/etc/passwd",
+            "a/b",
+            "a\\b",
+            "",
+            ".",
+            "..",
+            "a.",
+            "-rf",
+            "a b",
+            "ä",
+        ] {
+            assert!(checked(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_spec_is_known_in_any_case() {
+        assert_eq!(checked("AERIE.TOML").unwrap(), SPEC_FILE);
+    }
+}

@@ -1,0 +1,217 @@
+//! What a spec means, in words: for `aerie config check`.
+
+use std::fmt::Write as _;
+
+use aerie_types::Role;
+use serde::Serialize;
+
+use crate::bundle::{Bundle, SPEC_FILE};
+use crate::spec::{Spec, VERSION};
+
+/// A spec without its secrets, for `--json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Summary {
+    /// The schema's version.
+    pub version: i64,
+    /// The grid's name.
+    pub grid: String,
+    /// The grid's id.
+    pub grid_id: String,
+    /// The hash of its CA's certificate.
+    pub ca_hash: String,
+    /// Its virtual range.
+    pub range: String,
+    /// The portals.
+    pub enrol_urls: Vec<String>,
+    /// Whether there is a join token.
+    pub has_token: bool,
+    /// The name wished for.
+    pub node: Option<String>,
+    /// The roles.
+    pub roles: Vec<Role>,
+    /// The user group.
+    pub group: Option<String>,
+    /// Members with open ports.
+    pub bootstrap: Vec<String>,
+    /// Whether there is a rendezvous secret.
+    pub has_rendezvous_secret: bool,
+    /// Members of the shared public overlay.
+    pub public_bootstrap: Vec<String>,
+    /// The overlay's port; 0 for any.
+    pub listen_port: u16,
+    /// The tunnel's port; 0 for any.
+    pub vpn_port: u16,
+    /// The MTU in bytes, where it is given.
+    pub mtu: Option<u16>,
+    /// See [`Condor`](crate::Condor).
+    pub prefer_group: bool,
+    /// See [`Condor`](crate::Condor).
+    pub allow_election: bool,
+    /// What is no mistake but will most likely surprise.
+    pub warnings: Vec<String>,
+}
+
+impl Spec {
+    /// The spec without its secrets.
+    #[must_use]
+    pub fn summary(&self) -> Summary {
+        let texts = |list: &[crate::BootstrapAddr]| list.iter().map(ToString::to_string).collect();
+        Summary {
+            version: VERSION,
+            grid: self.grid.name.to_string(),
+            grid_id: self.grid.id().to_string(),
+            ca_hash: self.grid.ca_hash.to_string(),
+            range: self.grid.range.to_string(),
+            enrol_urls: self.enrol.urls.iter().map(ToString::to_string).collect(),
+            has_token: self.enrol.token.is_some(),
+            node: self.node.name.as_ref().map(ToString::to_string),
+            roles: self.node.roles.iter().collect(),
+            group: self.node.group.as_ref().map(ToString::to_string),
+            bootstrap: texts(&self.overlay.bootstrap),
+            has_rendezvous_secret: self.overlay.rendezvous_secret.is_some(),
+            public_bootstrap: texts(&self.overlay.public_bootstrap),
+            listen_port: self.overlay.listen_port,
+            vpn_port: self.vpn.port,
+            mtu: self.vpn.mtu,
+            prefer_group: self.condor.prefer_group,
+            allow_election: self.condor.allow_election,
+            warnings: self.warnings(),
+        }
+    }
+
+    /// What is no mistake but will most likely surprise, each with what to do.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        let roles = self.node.roles;
+        if self.enrol.token.is_none() {
+            warnings.push(
+                "enrol.token is not set: a machine that has not enrolled yet cannot join; make a token with \
+                 'aerie token create'"
+                    .to_owned(),
+            );
+        }
+        let alone = self.overlay.bootstrap.is_empty() && self.overlay.rendezvous_secret.is_none();
+        if alone && !roles.contains(Role::Relay) {
+            warnings.push(
+                "overlay.bootstrap is empty and there is no rendezvous_secret: outside its own LAN this machine \
+                 finds no other; name a member with an open port"
+                    .to_owned(),
+            );
+        }
+        if self.overlay.rendezvous_secret.is_some() && self.overlay.public_bootstrap.is_empty() {
+            warnings.push(
+                "overlay.rendezvous_secret is of no use without overlay.public_bootstrap: name a member of the \
+                 shared public overlay"
+                    .to_owned(),
+            );
+        }
+        if roles.contains(Role::Relay) && (self.overlay.listen_port == 0 || self.vpn.port == 0) {
+            warnings.push(
+                "a relay needs ports that do not change: set overlay.listen_port and vpn.port".to_owned(),
+            );
+        }
+        warnings
+    }
+}
+
+/// A good spec in words, with its warnings and the bundle's other files. Shows no secret.
+#[must_use]
+pub fn explain(spec: &Spec, bundle: Option<&Bundle>) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: &str| {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{name:<10} {value}");
+    };
+    let list = |addresses: &[crate::BootstrapAddr]| match addresses {
+        [] => "none".to_owned(),
+        some => some
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join("\n           "),
+    };
+    let port = |port: u16, protocols: &str| match port {
+        0 => format!("any free port ({protocols})"),
+        port => format!("port {port} ({protocols})"),
+    };
+    line("Version", &VERSION.to_string());
+    line("Grid", &format!("{} (id {})", spec.grid.name, spec.grid.id()));
+    line("CA", &format!("pinned by SHA-256 {}", spec.grid.ca_hash));
+    line(
+        "Range",
+        &format!("{}, {} addresses", spec.grid.range, spec.grid.range.capacity()),
+    );
+    let urls: Vec<&str> = spec.enrol.urls.iter().map(|url| url.as_str()).collect();
+    line("Enrols at", &urls.join(", "));
+    line(
+        "Token",
+        if spec.enrol.token.is_some() {
+            "given (not shown)"
+        } else {
+            "none"
+        },
+    );
+    let name = spec
+        .node
+        .name
+        .as_ref()
+        .map_or("chosen at enrolment", |name| name.as_str());
+    line("Node", name);
+    for role in spec.node.roles.iter() {
+        line("Role", &format!("{role}: {}", meaning(role)));
+    }
+    line(
+        "Group",
+        spec.node
+            .group
+            .as_ref()
+            .map_or("that of the token", |group| group.as_str()),
+    );
+    line("Bootstrap", &list(&spec.overlay.bootstrap));
+    if spec.overlay.rendezvous_secret.is_some() {
+        line(
+            "Rendezvous",
+            "in the shared public overlay (secret given, not shown)",
+        );
+        line("Public", &list(&spec.overlay.public_bootstrap));
+    }
+    line("Overlay", &port(spec.overlay.listen_port, "TCP and UDP"));
+    let mtu = spec
+        .vpn
+        .mtu
+        .map_or("measured MTU".to_owned(), |mtu| format!("MTU {mtu} bytes"));
+    line("Tunnel", &format!("{}, {mtu}", port(spec.vpn.port, "UDP")));
+    let prefer = if spec.condor.prefer_group {
+        "a manager of its own group first"
+    } else {
+        "any manager"
+    };
+    let election = if spec.condor.allow_election {
+        "may be elected manager"
+    } else {
+        "no election of managers"
+    };
+    line("HTCondor", &format!("{prefer}; {election}"));
+    for (name, bytes) in bundle
+        .into_iter()
+        .flat_map(Bundle::files)
+        .filter(|(name, _)| *name != SPEC_FILE)
+    {
+        line("Extra file", &format!("{name}, {} bytes", bytes.len()));
+    }
+    for warning in spec.warnings() {
+        line("Warning", &warning);
+    }
+    text
+}
+
+fn meaning(role: Role) -> &'static str {
+    match role {
+        Role::Manager => "runs the pool's collector and negotiator",
+        Role::Submit => "queues jobs (schedd) and runs some",
+        Role::Worker => "runs jobs (startd)",
+        Role::Client => "has the tools only",
+        Role::Relay => "has open ports and helps others to connect",
+    }
+}
