@@ -338,6 +338,15 @@ fn intervals(knobs: &mut Knobs) {
         ("MASTER_BACKOFF_CONSTANT", "1"),
         ("MASTER_BACKOFF_CEILING", "60"),
     ]);
+    knobs.heading(
+        "Nothing waits for a manager that is silent. The schedd would block for 40 s to ask a lost negotiator for a\n\
+         cycle, which is due within seconds anyway; one that failed is tried again soon after it is back.",
+    );
+    knobs.set_all(&[
+        ("SCHEDD_SEND_RESCHEDULE", "False"),
+        ("DEAD_COLLECTOR_MAX_AVOIDANCE_TIME", "20"),
+        ("QUERY_TIMEOUT", "10"),
+    ]);
     knobs.heading("Frequent ads are kept small: one ad per slot says all, without the daemons' statistics.");
     knobs.set_all(&[
         ("ENABLE_STARTD_DAEMON_AD", "False"),

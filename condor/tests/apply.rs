@@ -1,5 +1,10 @@
 //! Which action leads from one plan to the next, and that a host gets there.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test's helper may panic as the test itself does"
+)]
+
 mod common;
 
 use std::net::Ipv4Addr;

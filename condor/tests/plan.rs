@@ -1,5 +1,10 @@
 //! What a plan holds for each role, and what it never holds.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test's helper may panic as the test itself does"
+)]
+
 mod common;
 
 use std::collections::BTreeMap;

@@ -21,12 +21,12 @@ impl Process {
     /// The running process with this number.
     pub(super) fn running(pid: u32) -> Option<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let (state, started) = parse_stat(&stat)?;
+        let stat = Stat::parse(&stat)?;
         // A zombie has ended; only its parent has not asked yet.
-        (state != 'Z' && state != 'X').then_some(())?;
+        (stat.state != 'Z' && stat.state != 'X').then_some(())?;
         Some(Self {
             pid,
-            started,
+            started: stat.started,
             boot: boot_id(),
         })
     }
@@ -48,23 +48,24 @@ impl Process {
     /// The process of this program that shares our view of the file system, if there is one: another node's in a
     /// container of the same machine is none of ours.
     pub(super) fn find(program: &str) -> Option<Self> {
-        let view = |pid: &str| {
-            Some((
-                fs::read_link(format!("/proc/{pid}/ns/mnt")).ok()?,
-                fs::read_link(format!("/proc/{pid}/root")).ok()?,
-            ))
-        };
-        let ours = view("self")?;
-        fs::read_dir("/proc")
-            .ok()?
-            .flatten()
-            .filter_map(|entry| entry.file_name().into_string().ok())
-            .filter(|pid| pid.bytes().all(|b| b.is_ascii_digit()))
-            .filter(|pid| {
-                fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim_end() == program)
-            })
-            .filter(|pid| view(pid).as_ref() == Some(&ours))
+        of_our_view()
+            .filter(|pid| comm(pid).is_some_and(|comm| comm == program))
             .find_map(|pid| Self::running(pid.parse().ok()?))
+    }
+
+    /// Processes of these programs that share our view of the file system and whose parent is none of `parent`'s:
+    /// what remains when their parent was killed.
+    pub(super) fn orphans(programs: &[&str], parent: &str) -> Vec<Self> {
+        let is_orphan = |pid: &String| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok();
+            let stat = stat.as_deref().and_then(Stat::parse);
+            stat.is_some_and(|stat| comm(&stat.parent).is_none_or(|comm| comm != parent))
+        };
+        of_our_view()
+            .filter(|pid| comm(pid).is_some_and(|comm| programs.contains(&comm.as_str())))
+            .filter(is_orphan)
+            .filter_map(|pid| Self::running(pid.parse().ok()?))
+            .collect()
     }
 
     /// Reads what [`Self::encode`] wrote; `None` if it is not that, or names a process that has ended.
@@ -78,12 +79,47 @@ impl Process {
     }
 }
 
-fn parse_stat(stat: &str) -> Option<(char, u64)> {
-    // The program's name stands in brackets and may hold anything, brackets too.
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
-    let state = fields.next()?.chars().next()?;
-    let started = fields.nth(18)?.parse().ok()?;
-    Some((state, started))
+/// What is needed of proc(5)'s `stat`.
+struct Stat {
+    state: char,
+    parent: String,
+    started: u64,
+}
+
+impl Stat {
+    fn parse(text: &str) -> Option<Self> {
+        // The program's name stands in brackets and may hold anything, brackets too.
+        let mut fields = text.rsplit_once(')')?.1.split_whitespace();
+        Some(Self {
+            state: fields.next()?.chars().next()?,
+            parent: fields.next()?.to_owned(),
+            started: fields.nth(17)?.parse().ok()?,
+        })
+    }
+}
+
+/// The numbers of the processes that see the same file system as we do.
+fn of_our_view() -> impl Iterator<Item = String> {
+    let view = |pid: &str| {
+        Some((
+            fs::read_link(format!("/proc/{pid}/ns/mnt")).ok()?,
+            fs::read_link(format!("/proc/{pid}/root")).ok()?,
+        ))
+    };
+    let ours = view("self");
+    fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|pid| pid.bytes().all(|b| b.is_ascii_digit()))
+        .filter(move |pid| ours.is_some() && view(pid) == ours)
+}
+
+/// The program's name as the kernel keeps it: its first 15 bytes.
+fn comm(pid: &str) -> Option<String> {
+    let comm = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    Some(comm.trim_end().to_owned())
 }
 
 fn boot_id() -> String {
@@ -120,7 +156,26 @@ mod tests {
 
     #[test]
     fn a_name_with_brackets_does_not_shift_the_fields() {
-        let stat = format!("7 (a) Z (b) S {} 4242 0", "1 ".repeat(18).trim_end());
-        assert_eq!(parse_stat(&stat), Some(('S', 4242)));
+        let stat = format!("7 (a) Z (b) S 33 {} 4242 0", "1 ".repeat(17).trim_end());
+        let stat = Stat::parse(&stat).unwrap();
+        assert_eq!(
+            (stat.state, stat.parent.as_str(), stat.started),
+            ('S', "33", 4242)
+        );
+    }
+
+    #[test]
+    fn a_child_of_a_living_parent_is_no_orphan() {
+        let mut child = std::process::Command::new("sleep").arg("30").spawn().unwrap();
+        let is_listed = |parent: &str| {
+            let orphans = Process::orphans(&["sleep"], parent);
+            orphans.iter().any(|orphan| orphan.pid == child.id())
+        };
+        let us = comm("self").unwrap();
+        let as_child = is_listed(&us);
+        let as_orphan = is_listed("some-other-parent");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!as_child && as_orphan);
     }
 }

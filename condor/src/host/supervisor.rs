@@ -61,6 +61,20 @@ pub(super) struct Config {
     pub(super) condor_config: Option<PathBuf>,
 }
 
+/// The daemons by the names that the kernel keeps of them (15 bytes). Those whose master was killed notice it only
+/// after a while, and hold its port and slots until then.
+const DAEMONS: [&str; 6] = [
+    "condor_startd",
+    "condor_schedd",
+    "condor_collecto",
+    "condor_negotiat",
+    "condor_shared_p",
+    "condor_procd",
+];
+
+/// How long orphans of a killed master may take to end before they are killed.
+const ORPHAN_LIMIT: Duration = Duration::from_secs(3);
+
 /// Sends commands to the task.
 pub(super) struct Supervisor {
     commands: mpsc::Sender<Ask>,
@@ -184,7 +198,7 @@ impl Task {
                     }
                 } => {
                     self.restart_at = None;
-                    if let Err(error) = self.launch() {
+                    if let Err(error) = self.launch().await {
                         tracing::error!(%error, "condor_master cannot be started");
                         self.pause();
                     }
@@ -220,7 +234,7 @@ impl Task {
             return Ok(());
         }
         self.restart_at = None;
-        self.launch()?;
+        self.launch().await?;
         let Some(running) = &mut self.running else {
             return Ok(());
         };
@@ -233,7 +247,8 @@ impl Task {
         }
     }
 
-    fn launch(&mut self) -> Result<(), Error> {
+    async fn launch(&mut self) -> Result<(), Error> {
+        end_orphans().await;
         let output = |source| Error::File {
             what: "write",
             path: self.config.output.clone(),
@@ -339,6 +354,33 @@ impl Task {
             what,
             log: self.config.log.clone(),
         }
+    }
+}
+
+/// Ends what a killed master has left: a second startd beside it would offer the same machine twice.
+async fn end_orphans() {
+    let until = Instant::now() + ORPHAN_LIMIT;
+    let mut signal = Signal::SIGQUIT;
+    loop {
+        let orphans = Process::orphans(&DAEMONS, MASTER);
+        if orphans.is_empty() {
+            return;
+        }
+        for orphan in &orphans {
+            // One that has just ended is what is wanted.
+            let _ = orphan.signal(signal);
+        }
+        if Instant::now() > until {
+            if signal == Signal::SIGKILL {
+                tracing::error!(
+                    count = orphans.len(),
+                    "daemons of a lost condor_master cannot be killed"
+                );
+                return;
+            }
+            signal = Signal::SIGKILL;
+        }
+        sleep(Duration::from_millis(200)).await;
     }
 }
 

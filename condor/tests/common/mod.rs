@@ -1,6 +1,10 @@
 //! Intents for the tests.
 
-#![allow(dead_code, unreachable_pub)]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test binary uses its part of this module"
+)]
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
