@@ -1,5 +1,6 @@
 //! The project's own commands: `cargo xtask test`, `tidy`, `prepush`, `demo`.
 
+mod demo;
 mod steps;
 mod test;
 mod tidy;
@@ -24,6 +25,8 @@ enum Command {
     Test(test::Args),
     /// Run what is quick, before a push: everything of `test` but the licences and the lab.
     Prepush,
+    /// Show a whole grid: sites behind NATs, nodes that join by themselves, jobs, a manager that dies.
+    Demo(demo::Args),
     /// Check the structure: directions of dependencies, purity of the protocol crates, lengths of files.
     Tidy,
 }
@@ -42,6 +45,7 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Test(args) => test::run(&args),
         Command::Prepush => test::prepush(),
+        Command::Demo(args) => demo::run(&args),
         Command::Tidy => tidy::run(),
     }
 }

@@ -159,6 +159,14 @@ impl Place {
         }
     }
 
+    /// Tells places apart.
+    pub(crate) fn key(&self) -> String {
+        match self {
+            Self::Internet => "internet".to_owned(),
+            Self::Site(site) => site.0.wan.to_string(),
+        }
+    }
+
     fn router(&self, shared: &Shared) -> NetNs {
         match self {
             Self::Internet => shared.internet.bare.net(),

@@ -19,12 +19,16 @@
 //! - [`network`], [`nat`]: the internet, the routers and what they do to packets
 //! - [`node`], [`service`]: machines, disks and what runs on them
 //! - [`metadata`]: a cloud's metadata service
+//! - [`grid`]: a whole grid, built through the `aerie` command
+//! - [`campus`]: the grid of the demonstration
 //! - [`pool`]: HTCondor jobs as a person submits them
 //! - [`rootfs`], [`mirror`], [`cache`]: the nodes' root file system, built once
 //! - [`state`]: what is written down of each lab, and the removal of what a crash left
 //! - [`wait`]: waiting for something with a message that tells why it did not come
 
 pub mod cache;
+pub mod campus;
+pub mod grid;
 mod lab;
 pub mod metadata;
 pub mod mirror;

@@ -1,0 +1,584 @@
+//! A grid in a lab, built through the `aerie` command alone, as a person would.
+//!
+//! One node on the internet, the *hub*, has the grid's CA, serves enrolment and is the grid's first member and
+//! relay. Every other node gets a blob made there, in one of the forms in which a machine can be given one, and
+//! runs the daemon. Nothing here knows more of Aerie than its command line and its JSON.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+
+use crate::lab::{Lab, Place};
+use crate::metadata::Metadata;
+use crate::node::Node;
+use crate::service::Service;
+
+/// The path of the program in each node.
+pub const AERIE: &str = "/usr/bin/aerie";
+
+/// The hub's name.
+pub const HUB: &str = "hub";
+
+/// The folder of the grid's CA and database on the hub.
+pub const PORTAL_DIR: &str = "/var/lib/aerie-portal";
+
+/// The daemon's overlay port, as shipped.
+const OVERLAY_PORT: u16 = 4001;
+
+/// The enrolment service's port.
+const PORTAL_PORT: u16 = 8443;
+
+/// How long a join may take before a test gives it up; the promise is much shorter.
+pub const READY_LIMIT: Duration = Duration::from_secs(90);
+
+/// Where the `aerie` program under test is: `$AERIE_BIN`, else `debug/aerie` of the folder in which cargo built
+/// the running program.
+///
+/// # Errors
+/// When there is none.
+pub fn aerie_binary() -> Result<PathBuf> {
+    let path = match std::env::var_os("AERIE_BIN").filter(|path| !path.is_empty()) {
+        Some(path) => PathBuf::from(path),
+        None => {
+            // <target>/<profile>/deps/<test> or <target>/<profile>/<program>
+            let own = std::env::current_exe()?;
+            let folders = own.ancestors().skip(1);
+            let found = folders
+                .take(2)
+                .map(|folder| folder.join("aerie"))
+                .find(|path| path.is_file());
+            found.context("no aerie program is built; run 'cargo build -p aerie' or set AERIE_BIN")?
+        }
+    };
+    ensure!(path.is_file(), "there is no aerie program at {}", path.display());
+    Ok(path)
+}
+
+/// In which form a node gets its blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Delivery {
+    /// A TOML file named on the command line.
+    #[default]
+    File,
+    /// A zip archive named on the command line.
+    Zip,
+    /// A folder named on the command line.
+    Dir,
+    /// A floppy image in the drive.
+    Floppy,
+    /// User-data of the cloud at 169.254.169.254.
+    UserData,
+}
+
+/// A node that shall join.
+#[derive(Debug, Clone, Default)]
+pub struct Join {
+    /// Its name.
+    pub name: String,
+    /// Where it is.
+    pub place: Place,
+    /// Its user group.
+    pub group: String,
+    /// Its roles, joined by commas.
+    pub roles: String,
+    /// How it gets its blob.
+    pub delivery: Delivery,
+    /// Further options of `aerie up`.
+    pub options: Vec<String>,
+    /// Environment of the daemon.
+    pub env: Vec<(String, String)>,
+}
+
+impl Join {
+    /// A node by name, place, group and roles, with a blob in a file.
+    #[must_use]
+    pub fn new(name: &str, place: impl Into<Place>, group: &str, roles: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            place: place.into(),
+            group: group.to_owned(),
+            roles: roles.to_owned(),
+            ..Self::default()
+        }
+    }
+
+    /// With its blob in another form.
+    #[must_use]
+    pub fn by(mut self, delivery: Delivery) -> Self {
+        self.delivery = delivery;
+        self
+    }
+
+    /// With an option more of `aerie up`.
+    #[must_use]
+    pub fn option(mut self, option: &str) -> Self {
+        self.options.push(option.to_owned());
+        self
+    }
+
+    /// With its clock off by so much, such as `+1d` (libfaketime's notation). Monotonic time is right.
+    #[must_use]
+    pub fn clock(mut self, offset: &str) -> Self {
+        let library = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1".to_owned();
+        self.env.push(("LD_PRELOAD".to_owned(), library));
+        self.env.push(("FAKETIME".to_owned(), offset.to_owned()));
+        self.env
+            .push(("FAKETIME_DONT_FAKE_MONOTONIC".to_owned(), "1".to_owned()));
+        self
+    }
+}
+
+/// How far a stage of joining is.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Stage {
+    /// Its name: source, certificate, overlay, address, names, managers, pool, and others.
+    pub stage: String,
+    /// done, waiting, failed or off.
+    pub state: String,
+    /// Milliseconds that it took.
+    pub ms: Option<u64>,
+    /// What it found, or what it waits for.
+    #[serde(default)]
+    pub reason: String,
+    /// What a person can do.
+    #[serde(default)]
+    pub hint: String,
+}
+
+/// A manager as a member knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Manager {
+    /// Its node name.
+    pub node: String,
+    /// Whether the member reports to it.
+    pub primary: bool,
+    /// Whether it answers.
+    pub alive: bool,
+}
+
+/// What `aerie status --json` says.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Status {
+    /// The node's name.
+    pub node: String,
+    /// The member's peer id.
+    #[serde(default)]
+    pub peer: String,
+    /// Its virtual address, while it holds one.
+    pub addr: Option<String>,
+    /// Whether every stage is done.
+    pub ready: bool,
+    /// Milliseconds from the daemon's start until it was ready.
+    #[serde(default)]
+    pub ready_ms: Option<u64>,
+    /// The stages in their order.
+    pub stages: Vec<Stage>,
+    /// The managers it knows.
+    #[serde(default)]
+    pub managers: Vec<Manager>,
+}
+
+impl Status {
+    /// A stage by name.
+    #[must_use]
+    pub fn stage(&self, name: &str) -> Option<&Stage> {
+        self.stages.iter().find(|stage| stage.stage == name)
+    }
+
+    /// The stage at which the node is: the first that is neither done nor off.
+    #[must_use]
+    pub fn pending(&self) -> Option<&Stage> {
+        self.stages
+            .iter()
+            .find(|stage| !matches!(stage.state.as_str(), "done" | "off"))
+    }
+
+    /// The stages that are not done, as one line.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let stages = self
+            .stages
+            .iter()
+            .filter(|stage| !matches!(stage.state.as_str(), "done" | "off"));
+        let lines = stages.map(|s| format!("{} {}: {} ({})", s.stage, s.state, s.reason, s.hint));
+        lines.collect::<Vec<_>>().join("; ")
+    }
+}
+
+/// What `aerie peers --json` says of one member.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Peer {
+    /// Its node name.
+    pub node: String,
+    /// Its virtual address, if known.
+    pub addr: Option<String>,
+    /// The overlay's connection: direct, relayed or none.
+    pub overlay: String,
+    /// The tunnel's path.
+    pub path: String,
+    /// Round trip in milliseconds.
+    pub rtt_ms: Option<f64>,
+    /// Why the path is not direct.
+    pub why: String,
+}
+
+/// A node that runs the daemon.
+#[derive(Debug)]
+pub struct Member {
+    /// The machine.
+    pub node: Node,
+    argv: Vec<String>,
+    env: Vec<(String, String)>,
+    daemon: Mutex<Option<Service>>,
+}
+
+impl Member {
+    fn new(node: Node, argv: Vec<String>, env: Vec<(String, String)>) -> Self {
+        Self {
+            node,
+            argv,
+            env,
+            daemon: Mutex::new(None),
+        }
+    }
+
+    /// Starts the daemon, again with the options of its first start.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(&self) -> Result<()> {
+        let argv: Vec<_> = self.argv.iter().map(String::as_str).collect();
+        let env: Vec<_> = self
+            .env
+            .iter()
+            .map(|(key, value)| (key.as_str(), value.as_str()))
+            .collect();
+        let daemon = self.node.spawn("root", "aerie", &argv, &env)?;
+        *self.daemon.lock().unwrap_or_else(PoisonError::into_inner) = Some(daemon);
+        Ok(())
+    }
+
+    /// The running daemon.
+    ///
+    /// # Errors
+    /// When none was started.
+    pub fn daemon(&self) -> Result<Service> {
+        let daemon = self.daemon.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        daemon.with_context(|| format!("no daemon was started on {}", self.node.name()))
+    }
+
+    /// What the daemon says of itself.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn status(&self) -> Result<Status> {
+        let text = self.node.run("root", &[AERIE, "status", "--json"])?;
+        serde_json::from_str(&text).with_context(|| format!("on {}, status said: {text}", self.node.name()))
+    }
+
+    /// The members that it knows.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn peers(&self) -> Result<Vec<Peer>> {
+        let text = self.node.run("root", &[AERIE, "peers", "--json"])?;
+        serde_json::from_str(&text).with_context(|| format!("on {}, peers said: {text}", self.node.name()))
+    }
+
+    /// Its virtual address.
+    ///
+    /// # Errors
+    /// When it holds none.
+    pub fn addr(&self) -> Result<String> {
+        let status = self.status()?;
+        let pending = status.summary();
+        status
+            .addr
+            .with_context(|| format!("{} has no address: {pending}", self.node.name()))
+    }
+
+    /// Pings a name or address through the virtual network with the system's own `ping`.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn ping(&self, target: &str) -> Result<()> {
+        self.node
+            .run("alice", &["ping", "-c1", "-W2", target])
+            .map(|_| ())
+    }
+
+    /// The primary manager as it sees it.
+    ///
+    /// # Errors
+    /// When it has none.
+    pub fn primary(&self) -> Result<String> {
+        let managers = self.status()?.managers;
+        let primary = managers.iter().find(|manager| manager.primary);
+        Ok(primary
+            .with_context(|| format!("{} has no primary manager", self.node.name()))?
+            .node
+            .clone())
+    }
+}
+
+/// A grid.
+#[derive(Debug)]
+pub struct Grid<'a> {
+    lab: &'a Lab,
+    /// Its name.
+    pub name: String,
+    /// The member that serves enrolment, founder and relay.
+    pub hub: Member,
+    portal: Mutex<Service>,
+    clouds: Mutex<BTreeMap<String, Metadata>>,
+}
+
+impl<'a> Grid<'a> {
+    /// Boots the hub, creates the grid with its groups, serves enrolment, and starts the hub's daemon as founder.
+    /// Returns when the hub has its address.
+    ///
+    /// # Errors
+    /// When a command fails or the hub does not get so far; the message holds the ends of the logs.
+    pub fn found(lab: &'a Lab, name: &str, range: Option<&str>, groups: &[&str]) -> Result<Self> {
+        let node = lab.node(HUB, Place::Internet)?;
+        let mut create = vec![AERIE, "grid", "create", name, "--dir", PORTAL_DIR];
+        create.extend(range.into_iter().flat_map(|range| ["--range", range]));
+        node.run("root", &create)?;
+        for group in groups {
+            node.run(
+                "root",
+                &[AERIE, "grid", "group", "add", group, "--dir", PORTAL_DIR],
+            )?;
+        }
+        let portal = serve_portal(&node)?;
+        let group = groups.first().context("a grid needs a group for its hub")?;
+        let blob = "/root/hub.toml";
+        make_blob(&node, group, "relay", HUB, "toml", blob, false)?;
+        let external = node.addr().to_string();
+        let argv = [
+            AERIE,
+            "up",
+            "--config",
+            blob,
+            "--founder",
+            "--external",
+            &external,
+        ]
+        .map(str::to_owned);
+        let hub = Member::new(node, argv.into(), Vec::new());
+        hub.start()?;
+        let grid = Self {
+            lab,
+            name: name.to_owned(),
+            hub,
+            portal: Mutex::new(portal),
+            clouds: Mutex::default(),
+        };
+        grid.wait_for(&grid.hub, READY_LIMIT, "its address", |status| {
+            status.addr.is_some()
+        })?;
+        Ok(grid)
+    }
+
+    /// A node's full name.
+    #[must_use]
+    pub fn fqdn(&self, node: &str) -> String {
+        format!("{node}.{}.grid", self.name)
+    }
+
+    /// Boots a node, gives it a blob and starts its daemon. Does not wait for it.
+    ///
+    /// # Errors
+    /// When a command fails.
+    pub fn join(&self, join: &Join) -> Result<Member> {
+        let node = self.lab.node(&join.name, join.place.clone())?;
+        self.join_node(node, join)
+    }
+
+    /// As [`Grid::join`], for a node that is booted already.
+    ///
+    /// # Errors
+    /// When a command fails.
+    pub fn join_node(&self, node: Node, join: &Join) -> Result<Member> {
+        let form = match join.delivery {
+            Delivery::File => "toml",
+            Delivery::Zip => "zip",
+            Delivery::Dir => "dir",
+            Delivery::Floppy => "floppy",
+            Delivery::UserData => "user-data",
+        };
+        let made = format!("/root/{}.{form}", join.name);
+        make_blob(
+            &self.hub.node,
+            &join.group,
+            &join.roles,
+            &join.name,
+            form,
+            &made,
+            true,
+        )?;
+        let mut argv = vec![AERIE.to_owned(), "up".to_owned()];
+        match join.delivery {
+            Delivery::File | Delivery::Zip => {
+                node.put("/etc/aerie/blob", &self.hub.node.get(&made)?)?;
+                argv.extend(["--config", "/etc/aerie/blob"].map(str::to_owned));
+            }
+            Delivery::Dir => {
+                let names = self.hub.node.run("root", &["ls", &made])?;
+                for name in names.lines() {
+                    let bytes = self.hub.node.get(&format!("{made}/{name}"))?;
+                    node.put(&format!("/etc/aerie/blob.d/{name}"), &bytes)?;
+                }
+                argv.extend(["--config", "/etc/aerie/blob.d"].map(str::to_owned));
+            }
+            Delivery::Floppy => {
+                node.put("/var/lib/floppy.img", &self.hub.node.get(&made)?)?;
+                argv.extend(["--floppy", "/var/lib/floppy.img"].map(str::to_owned));
+            }
+            Delivery::UserData => {
+                let bytes = self.hub.node.get(&made)?;
+                let mut clouds = self.clouds.lock().unwrap_or_else(PoisonError::into_inner);
+                // One service a place: a place is told by its gateway.
+                let key = join.place.key();
+                if !clouds.contains_key(&key) {
+                    clouds.insert(key.clone(), self.lab.metadata(join.place.clone())?);
+                }
+                if let Some(cloud) = clouds.get(&key) {
+                    cloud.set_user_data(node.addr(), bytes);
+                }
+            }
+        }
+        argv.extend(join.options.iter().cloned());
+        let member = Member::new(node, argv, join.env.clone());
+        member.start()?;
+        Ok(member)
+    }
+
+    /// Waits until a member's status is as wished. A failure tells the stages that are not done and the ends of
+    /// all logs.
+    ///
+    /// # Errors
+    /// When the time ran out, or the member's daemon ended.
+    pub fn wait_for(
+        &self,
+        member: &Member,
+        limit: Duration,
+        what: &str,
+        wished: impl Fn(&Status) -> bool,
+    ) -> Result<Status> {
+        let name = member.node.name();
+        self.lab.wait_until(limit, &format!("{name} to have {what}"), || {
+            let status = member.status()?;
+            if wished(&status) {
+                return Ok(Some(status));
+            }
+            Err(anyhow::anyhow!("{}", status.summary()))
+        })
+    }
+
+    /// Waits until every one of the members is ready.
+    ///
+    /// # Errors
+    /// As [`Grid::wait_for`].
+    pub fn wait_ready<'m>(&self, members: impl IntoIterator<Item = &'m Member>) -> Result<()> {
+        for member in members {
+            self.wait_for(member, READY_LIMIT, "every stage done", |status| status.ready)?;
+        }
+        Ok(())
+    }
+
+    /// Revokes a node's credentials.
+    ///
+    /// # Errors
+    /// When the command fails.
+    pub fn revoke(&self, name: &str) -> Result<()> {
+        self.hub.node.run(
+            "root",
+            &[AERIE, "grid", "revoke", "node", name, "--dir", PORTAL_DIR],
+        )?;
+        Ok(())
+    }
+
+    /// Ends the enrolment service.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn stop_portal(&self) -> Result<()> {
+        self.portal.lock().unwrap_or_else(PoisonError::into_inner).kill9()
+    }
+
+    /// Serves enrolment again.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_portal(&self) -> Result<()> {
+        let portal = serve_portal(&self.hub.node)?;
+        *self.portal.lock().unwrap_or_else(PoisonError::into_inner) = portal;
+        Ok(())
+    }
+}
+
+fn serve_portal(hub: &Node) -> Result<Service> {
+    let (listen, san) = (format!("0.0.0.0:{PORTAL_PORT}"), hub.addr().to_string());
+    let argv = [
+        AERIE, "portal", "serve", "--dir", PORTAL_DIR, "--listen", &listen, "--san", &san,
+    ];
+    hub.spawn("root", "portal", &argv, &[])
+}
+
+fn make_blob(
+    hub: &Node,
+    group: &str,
+    roles: &str,
+    name: &str,
+    form: &str,
+    out: &str,
+    bootstrap: bool,
+) -> Result<()> {
+    let ip = hub.addr();
+    let url = format!("https://{ip}:{PORTAL_PORT}");
+    let entries = [
+        format!("/ip4/{ip}/udp/{OVERLAY_PORT}/quic-v1"),
+        format!("/ip4/{ip}/tcp/{OVERLAY_PORT}"),
+    ];
+    let mut argv = vec![
+        AERIE, "grid", "blob", "--dir", PORTAL_DIR, "--group", group, "--role", roles,
+    ];
+    argv.extend([
+        "--user", "alice", "--name", name, "--url", &url, "--as", form, "--out", out,
+    ]);
+    if bootstrap {
+        argv.extend(entries.iter().flat_map(|entry| ["--bootstrap", entry]));
+    }
+    hub.run("root", &argv).map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_names_the_stage_at_which_a_node_is() {
+        let text = r#"{"node": "w1", "addr": null, "ready": false, "stages": [
+            {"stage": "source", "state": "done", "ms": 12},
+            {"stage": "tunnel", "state": "off", "ms": null},
+            {"stage": "certificate", "state": "waiting", "ms": null, "reason": "no answer", "hint": "look"}]}"#;
+        let status: Status = serde_json::from_str(text).unwrap();
+        assert_eq!(status.pending().unwrap().stage, "certificate");
+        assert_eq!(status.summary(), "certificate waiting: no answer (look)");
+    }
+
+    #[test]
+    fn a_wrong_clock_leaves_monotonic_time_alone() {
+        let join = Join::new("w1", Place::Internet, "chem", "worker").clock("+1d");
+        assert!(
+            join.env
+                .iter()
+                .any(|(key, value)| key == "FAKETIME_DONT_FAKE_MONOTONIC" && value == "1")
+        );
+    }
+}
