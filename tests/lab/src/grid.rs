@@ -262,6 +262,12 @@ impl Member {
         Ok(())
     }
 
+    /// The same daemon's options on another machine, such as one with a copy of its disk.
+    #[must_use]
+    pub fn on(&self, node: Node) -> Self {
+        Self::new(node, self.argv.clone(), self.env.clone())
+    }
+
     /// The running daemon.
     ///
     /// # Errors

@@ -1,1 +1,57 @@
-//! Placeholder.
+//! What happens to a whole grid: each scenario is a test here, on real nodes in the lab, driven through the `aerie`
+//! command as a person would. This library has what the scenarios share.
+//!
+//! - `tests/assembly.rs`: a grid comes together across NATs and runs jobs
+//! - `tests/faults.rs`: daemons and managers die, the enrolment service is away
+//! - `tests/trust.rs`: credentials are revoked, disks are copied
+//! - `tests/hosts.rs`: machines that are not as they should be
+
+use std::time::Duration;
+
+use aerie_lab::grid::{AERIE, Grid, Join, Member, aerie_binary};
+use aerie_lab::{Lab, Place};
+use anyhow::{Result, anyhow};
+
+/// The group of the small grids' nodes.
+pub const GROUP: &str = "chem";
+
+/// Long enough for what should take seconds, on a machine that does a hundred things beside.
+pub const SOON: Duration = Duration::from_secs(60);
+
+/// A lab whose nodes have the `aerie` program.
+///
+/// # Errors
+/// When there is no program, or no right to make a lab.
+pub fn lab(name: &str) -> Result<Lab> {
+    Lab::builder(name).bind(aerie_binary()?, AERIE).start()
+}
+
+/// A grid with only its hub.
+///
+/// # Errors
+/// As [`Grid::found`].
+pub fn small_grid<'a>(lab: &'a Lab) -> Result<Grid<'a>> {
+    Grid::found(lab, "lab", None, &[GROUP])
+}
+
+/// Lets nodes join at once and waits until all are ready: their names and roles, all at one place.
+///
+/// # Errors
+/// When one of them does not become ready.
+pub fn join_all<const N: usize>(
+    grid: &Grid<'_>,
+    place: &Place,
+    nodes: [(&str, &str); N],
+) -> Result<[Member; N]> {
+    let members: Vec<Member> = std::thread::scope(|scope| {
+        let threads = nodes.map(|(name, roles)| {
+            scope.spawn(move || grid.join(&Join::new(name, place.clone(), GROUP, roles)))
+        });
+        let joined = threads
+            .into_iter()
+            .map(|thread| thread.join().map_err(|_| anyhow!("a join panicked"))?);
+        joined.collect::<Result<_>>()
+    })?;
+    grid.wait_ready(&members)?;
+    members.try_into().map_err(|_| anyhow!("a node is missing"))
+}
