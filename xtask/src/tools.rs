@@ -77,11 +77,17 @@ fn has_lists(dir: &Path) -> bool {
 
 /// Installs Rust's own components and cargo's sub-commands that are absent, the latter into the cache.
 pub(crate) fn cargo_tools() -> Result<()> {
-    for component in ["clippy", "rustfmt"] {
-        if !runs(&format!("cargo-{}", component.trim_start_matches("rust"))) {
-            let mut command = Command::new("rustup");
-            command.args(["component", "add", component]);
-            call(command)?;
+    for (component, command) in [("clippy", "clippy"), ("rustfmt", "fmt")] {
+        // Rustup has a program of each name even where the component is absent; it fails then.
+        let mut version = Command::new("cargo");
+        version
+            .args([command, "--version"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        if !version.status().is_ok_and(|status| status.success()) {
+            let mut add = Command::new("rustup");
+            add.args(["component", "add", component]);
+            call(add)?;
         }
     }
     for tool in CARGO_TOOLS {

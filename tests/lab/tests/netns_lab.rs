@@ -1,7 +1,7 @@
 //! The lab itself: NATs behave as their names say, nodes boot and run commands, nothing is left behind.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-use std::io::{Read, Write};
+use std::io::{BufRead, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
@@ -420,4 +420,49 @@ fn what_a_crashed_lab_left_is_reaped_and_a_kept_one_is_not() {
     assert!(kept.in_use());
     state::remove(&kept).unwrap();
     assert!(find(&id).is_none() && find(&running.id()).is_some());
+}
+
+/// Set for the process that makes a lab and is killed.
+const VICTIM: &str = "LAB_TEST_VICTIM";
+
+#[test]
+fn a_lab_ends_with_its_process_however_that_ends() {
+    if std::env::var_os(VICTIM).is_some() {
+        let lab = Lab::new("victim").unwrap();
+        let node = lab
+            .node("w1", &lab.site("home", Nat::PortRestricted).unwrap())
+            .unwrap();
+        node.spawn("alice", "sleeper", &["sleep", "1000"], &[]).unwrap();
+        println!("victim {}", lab.id());
+        loop {
+            std::thread::park();
+        }
+    }
+    let name = "a_lab_ends_with_its_process_however_that_ends";
+    let mut victim = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture"])
+        .env(VICTIM, "1")
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = std::io::BufReader::new(victim.stdout.take().unwrap()).lines();
+    let id = lines
+        .map(Result::unwrap)
+        .find_map(|line| line.split_once("victim ").map(|(_, id)| id.to_owned()))
+        .unwrap();
+    let lab = state::labs()
+        .unwrap()
+        .into_iter()
+        .find(|lab| lab.id == id)
+        .unwrap();
+    let processes: Vec<_> = lab.holders.iter().chain(lab.nodes.values()).copied().collect();
+    assert!(processes.len() == 3 && processes.iter().all(|process| process.alive()));
+    victim.kill().unwrap();
+    victim.wait().unwrap();
+    wait_until(Duration::from_secs(10), "the lab's processes to end", || {
+        Ok((!processes.iter().any(|process| process.alive())).then_some(()))
+    })
+    .unwrap();
+    state::reap().unwrap();
+    assert!(!state::run_dir().join(&id).exists());
 }
