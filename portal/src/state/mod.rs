@@ -1,0 +1,299 @@
+//! The state directory of a grid and its rules.
+
+mod enrol;
+mod issue;
+mod revoke;
+mod store;
+mod tokens;
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use aerie_identity::{GridCa, RevokedBy, ServerCertificate, SignedRevocations, Verifier};
+use aerie_types::{GridId, GridName, GroupName, NodeName, PeerId, Roles, UserName, VirtualRange, WallMillis};
+use rusqlite::{OptionalExtension, params};
+
+use crate::Error;
+use store::{Store, millis, name, next_serial, sql};
+
+pub use enrol::{Enrolled, IssuedUser, RENEWAL_GRACE, USER_LIFETIME};
+pub use revoke::Target;
+pub use tokens::{NewToken, TokenInfo, TokenRequest};
+
+const DATABASE: &str = "portal.sqlite";
+
+/// One grid's state directory, open.
+///
+/// All methods block for as long as a write to the disk takes; call them off the async threads. Times are
+/// arguments, so that the caller's clock counts.
+pub struct Portal {
+    dir: PathBuf,
+    ca: GridCa,
+    /// Knows no revocations: those are asked of the database within each transaction.
+    verifier: Verifier,
+    store: Store,
+}
+
+/// What a grid is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GridInfo {
+    /// Its name.
+    pub name: GridName,
+    /// Its id.
+    pub id: GridId,
+    /// The SHA-256 of its CA's certificate.
+    pub ca_hash: [u8; 32],
+    /// Its CA's certificate.
+    pub ca_pem: String,
+    /// Its virtual range.
+    pub range: VirtualRange,
+}
+
+/// A user group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupInfo {
+    /// Its name.
+    pub name: GroupName,
+    /// When it was added.
+    pub created_at: WallMillis,
+    /// How many nodes it has.
+    pub nodes: u64,
+    /// Whether it is revoked.
+    pub revoked: bool,
+}
+
+/// A node that enrolled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeInfo {
+    /// Its name.
+    pub name: NodeName,
+    /// Its member id.
+    pub peer: PeerId,
+    /// Its owner.
+    pub user: UserName,
+    /// Its owner's group.
+    pub group: GroupName,
+    /// What it may do.
+    pub roles: Roles,
+    /// The serial number of its newest certificates.
+    pub serial: u64,
+    /// When it enrolled first.
+    pub enrolled_at: WallMillis,
+    /// When its newest certificates were issued.
+    pub issued_at: WallMillis,
+    /// When they end.
+    pub not_after: WallMillis,
+    /// Whether it, its user or its group is revoked.
+    pub revoked: Option<RevokedBy>,
+}
+
+impl Portal {
+    /// Makes a grid in a folder that holds none.
+    ///
+    /// # Errors
+    /// [`Error::GridExists`], or what the disk refuses.
+    pub fn create_grid(
+        dir: &Path,
+        name: GridName,
+        range: VirtualRange,
+        now: WallMillis,
+    ) -> Result<Self, Error> {
+        if let Some(ca) = GridCa::load(dir)? {
+            return Err(Error::GridExists {
+                dir: dir.to_owned(),
+                name: ca.name().clone(),
+            });
+        }
+        GridCa::create(name, range, now)?.save(dir)?;
+        Self::open(dir, now)
+    }
+
+    /// Opens a grid's folder. A database that is missing is made, empty: all its tokens and names are then gone.
+    ///
+    /// # Errors
+    /// [`Error::NoGrid`], [`Error::MixedGrids`], or what the disk refuses.
+    pub fn open(dir: &Path, now: WallMillis) -> Result<Self, Error> {
+        let ca = GridCa::load(dir)?.ok_or_else(|| Error::NoGrid { dir: dir.to_owned() })?;
+        let portal = Self {
+            dir: dir.to_owned(),
+            verifier: ca.verifier()?,
+            store: Store::open(&dir.join(DATABASE))?,
+            ca,
+        };
+        portal.found(now)?;
+        Ok(portal)
+    }
+
+    /// The folder.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// What the grid is.
+    #[must_use]
+    pub fn grid(&self) -> GridInfo {
+        GridInfo {
+            name: self.ca.name().clone(),
+            id: self.ca.grid_id(),
+            ca_hash: self.ca.ca_hash(),
+            ca_pem: self.ca.ca_pem(),
+            range: self.ca.range(),
+        }
+    }
+
+    /// Adds a user group.
+    ///
+    /// # Errors
+    /// [`Error::GroupExists`], or what the disk refuses.
+    pub fn add_group(&self, group: &GroupName, now: WallMillis) -> Result<(), Error> {
+        self.store.write(|tx| {
+            let added = tx
+                .execute(
+                    "INSERT OR IGNORE INTO groups (name, created_at) VALUES (?1, ?2)",
+                    params![group.as_str(), sql(now.0)],
+                )
+                .map_err(Error::database("add a group"))?;
+            if added == 0 {
+                return Err(Error::GroupExists(group.clone()));
+            }
+            Ok(())
+        })
+    }
+
+    /// Every group, by name.
+    ///
+    /// # Errors
+    /// What the database refuses.
+    pub fn list_groups(&self) -> Result<Vec<GroupInfo>, Error> {
+        const QUERY: &str = "SELECT name, created_at,
+            (SELECT count(*) FROM nodes WHERE nodes.grp = groups.name),
+            EXISTS (SELECT 1 FROM revocations r WHERE r.kind = 'group' AND r.name = groups.name AND r.active)
+            FROM groups ORDER BY name";
+        self.store.list("list groups", QUERY, |row| {
+            Ok(GroupInfo {
+                name: name(row, 0)?,
+                created_at: millis(row, 1)?,
+                nodes: row.get::<_, i64>(2)?.unsigned_abs(),
+                revoked: row.get(3)?,
+            })
+        })
+    }
+
+    /// Every node that ever enrolled, by name.
+    ///
+    /// # Errors
+    /// What the database refuses.
+    pub fn list_nodes(&self) -> Result<Vec<NodeInfo>, Error> {
+        const QUERY: &str =
+            "SELECT n.name, peer, user, grp, roles, serial, enrolled_at, issued_at, not_after,
+            (SELECT r.kind FROM revocations r WHERE r.active AND (
+                (r.kind = 'node' AND r.name = n.name) OR (r.kind = 'user' AND r.name = n.user)
+                OR (r.kind = 'group' AND r.name = n.grp)) ORDER BY r.kind = 'node' DESC, r.kind DESC LIMIT 1),
+            EXISTS (SELECT 1 FROM revocations r WHERE r.active AND r.kind = 'serial' AND r.name = n.serial)
+            FROM nodes n ORDER BY n.name";
+        self.store.list("list nodes", QUERY, |row| {
+            let by: Option<String> = row.get(9)?;
+            let serial_revoked: bool = row.get(10)?;
+            Ok(NodeInfo {
+                name: name(row, 0)?,
+                peer: PeerId(row.get(1)?),
+                user: name(row, 2)?,
+                group: name(row, 3)?,
+                roles: store::roles(row, 4)?,
+                serial: row.get::<_, i64>(5)?.unsigned_abs(),
+                enrolled_at: millis(row, 6)?,
+                issued_at: millis(row, 7)?,
+                not_after: millis(row, 8)?,
+                revoked: match by.as_deref() {
+                    Some("node") => Some(RevokedBy::Node),
+                    Some("user") => Some(RevokedBy::User),
+                    Some(_) => Some(RevokedBy::Group),
+                    None => serial_revoked.then_some(RevokedBy::Serial),
+                },
+            })
+        })
+    }
+
+    /// The newest signed revocation list. A grid has one from its first day.
+    ///
+    /// # Errors
+    /// What the database refuses.
+    pub fn revocations(&self) -> Result<SignedRevocations, Error> {
+        let bytes: Vec<u8> = self
+            .store
+            .read(|conn| conn.query_row("SELECT list FROM grid", [], |row| row.get(0)))
+            .map_err(Error::database("read the revocation list"))?;
+        Ok(SignedRevocations::decode(&bytes)?)
+    }
+
+    /// Issues a TLS certificate for the portal's own server.
+    ///
+    /// # Errors
+    /// [`aerie_identity::Error::Issue`] for a name that cannot stand in a certificate, or what the disk refuses.
+    pub fn issue_server(
+        &self,
+        names: &[String],
+        now: WallMillis,
+        lifetime: Duration,
+    ) -> Result<ServerCertificate, Error> {
+        for name in names {
+            if name.parse::<IpAddr>().is_err() && !is_dns_name(name) {
+                return Err(Error::Invalid {
+                    what: format!("the server's name '{name}'"),
+                    reason: "write a DNS name or an IP address, without port",
+                });
+            }
+        }
+        let serial = self.store.write(|tx| next_serial(tx, now))?;
+        Ok(self.ca.issue_server(names, serial, now, lifetime)?)
+    }
+
+    /// Writes the one row that says whose database this is, or checks it.
+    fn found(&self, now: WallMillis) -> Result<(), Error> {
+        let id = self.ca.grid_id().to_string();
+        self.store.write(|tx| {
+            let present: Option<String> = tx
+                .query_row("SELECT id FROM grid", [], |row| row.get(0))
+                .optional()
+                .map_err(Error::database("read the grid's id"))?;
+            match present {
+                Some(present) if present == id => Ok(()),
+                Some(_) => Err(Error::MixedGrids {
+                    dir: self.dir.clone(),
+                }),
+                None => {
+                    tx.execute(
+                        "INSERT INTO grid (one, id, created_at, last_serial, last_list, list)
+                         VALUES (1, ?1, ?2, 0, 0, x'')",
+                        params![id, sql(now.0)],
+                    )
+                    .map_err(Error::database("write the grid's id"))?;
+                    self.sign_list(tx, now).map(drop)
+                }
+            }
+        })
+    }
+}
+
+impl std::fmt::Debug for Portal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Portal")
+            .field("dir", &self.dir)
+            .field("grid", &self.ca.grid_id())
+            .finish_non_exhaustive()
+    }
+}
+
+fn is_dns_name(name: &str) -> bool {
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    name.len() <= 253 && name.split('.').all(label)
+}
