@@ -95,6 +95,17 @@ pub(super) fn decode_base64(text: &[u8]) -> Result<Zeroizing<Vec<u8>>, Error> {
 
 /// The error for bytes that are none of ours: names what they are where that is known.
 pub(super) fn why_unrecognised(bytes: &[u8]) -> Error {
+    if bytes.is_empty() {
+        return Error::Empty { form: Form::Toml };
+    }
+    match foreign(bytes) {
+        Some(what) => Error::Foreign { what },
+        None => Error::Unrecognised { size: bytes.len() },
+    }
+}
+
+/// What some bytes are by their head, where that is known and not ours.
+fn foreign(bytes: &[u8]) -> Option<&'static str> {
     const KNOWN: [(&[u8], &str); 7] = [
         (b"#cloud-config", "a cloud-init configuration"),
         (b"#include", "a cloud-init include list"),
@@ -104,14 +115,9 @@ pub(super) fn why_unrecognised(bytes: &[u8]) -> Error {
         (b"-----BEGIN", "a PEM file"),
         (b"<", "a web page or XML document"),
     ];
-    if bytes.is_empty() {
-        return Error::Empty { form: Form::Toml };
-    }
     let start = bytes.trim_ascii_start();
-    match KNOWN.iter().find(|(head, _)| start.starts_with(head)) {
-        Some((_, what)) => Error::Foreign { what },
-        None => Error::Unrecognised { size: bytes.len() },
-    }
+    let known = KNOWN.iter().find(|(head, _)| start.starts_with(head));
+    known.map(|(_, what)| *what)
 }
 
 fn is_base64(bytes: &[u8]) -> bool {
@@ -136,7 +142,7 @@ fn is_spec(bytes: &[u8]) -> bool {
         line.strip_prefix(key)
             .is_some_and(|rest| rest.trim_start().starts_with('='))
     };
-    !text.trim_start().starts_with("#cloud-config")
+    foreign(bytes).is_none()
         && text.lines().map(str::trim).any(|line| {
             sets(line, "version")
                 || ["[grid]", "[enrol]", "[node]", "[overlay]"]

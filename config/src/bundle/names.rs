@@ -22,7 +22,8 @@ pub(super) fn checked(name: &str) -> Result<String, Error> {
 
 /// What operating systems leave behind in folders: never part of a bundle.
 pub(super) fn is_clutter(name: &str) -> bool {
-    name.starts_with('.') || name.starts_with('_') || name.ends_with('~') || name.is_empty()
+    let leads_elsewhere = name.contains(['/', '\\']);
+    !leads_elsewhere && (name.is_empty() || name.starts_with(['.', '_']) || name.ends_with('~'))
 }
 
 fn fault(name: &str) -> Option<&'static str> {

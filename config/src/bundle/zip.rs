@@ -53,11 +53,7 @@ impl Bundle {
         for index in 0..archive.len() {
             let entry = archive.by_index(index).map_err(damaged)?;
             let name = entry.name().map_err(damaged)?.into_owned();
-            let last = name.rsplit('/').next().unwrap_or_default();
-            if entry.is_dir()
-                || name.starts_with("__MACOSX/")
-                || (!name.contains('/') && names::is_clutter(last))
-            {
+            if entry.is_dir() || name.starts_with("__MACOSX/") || names::is_clutter(&name) {
                 continue;
             }
             if is_image(&name) {

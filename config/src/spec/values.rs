@@ -1,6 +1,7 @@
 //! Values of the spec that no other part of Aerie defines.
 
 use std::fmt;
+use std::num::NonZeroU16;
 use std::str::FromStr;
 
 use aerie_types::{GridId, PeerId};
@@ -99,11 +100,13 @@ impl FromStr for EnrolUrl {
         if uri.scheme_str() != Some("https") {
             return refuse("it does not begin with https://");
         }
+        let host = uri.host().unwrap_or_default();
         let authority = uri.authority().map(|a| a.as_str()).unwrap_or_default();
-        if uri.host().unwrap_or_default().is_empty() || authority.contains('@') {
+        if host.is_empty() || authority.contains('@') {
             return refuse("it needs a host and no user");
         }
-        if authority.ends_with(':') || (uri.port().is_some() && uri.port_u16().is_none_or(|port| port == 0)) {
+        let port = authority.strip_prefix(host).unwrap_or_default().strip_prefix(':');
+        if port.is_some_and(|port| port.parse::<NonZeroU16>().is_err()) {
             return refuse("its port is not a number from 1 to 65535");
         }
         if text.contains(['?', '#']) {

@@ -1,0 +1,409 @@
+//! The text of `aerie.toml`: what is accepted, and how each mistake is told.
+
+use aerie_config::{
+    BootstrapAddr, CaHash, Condor, Enrol, Error, Grid, MAX_SPEC_BYTES, Node, Overlay, RendezvousSecret,
+    SecretText, Spec, Vpn,
+};
+use aerie_types::{Role, Roles, VirtualRange};
+use proptest::prelude::*;
+
+use crate::common::{CA_HASH, PEER, TOKEN, changed, full, minimal, refusal};
+
+#[test]
+fn a_minimal_spec_has_the_defaults() {
+    let spec = Spec::parse(&minimal()).unwrap();
+    assert_eq!(spec.grid.name.as_str(), "chem");
+    assert_eq!(spec.grid.id().to_string(), &CA_HASH[..32]);
+    assert_eq!(spec.node.roles, Roles::from(Role::Worker));
+    assert_eq!(spec.node.name, None);
+    assert_eq!(spec.overlay, Overlay::default());
+    assert_eq!((spec.overlay.listen_port, spec.vpn.port), (4001, 4242));
+    assert_eq!(spec.condor, Condor::default());
+    assert!(spec.condor.prefer_group && !spec.condor.allow_election);
+}
+
+#[test]
+fn a_full_spec_has_every_value() {
+    let spec = Spec::parse(&full()).unwrap();
+    assert_eq!(spec.node.name.unwrap().as_str(), "w1");
+    assert_eq!(spec.node.roles.to_string(), "manager,relay");
+    assert_eq!(spec.node.group.unwrap().as_str(), "biochem");
+    assert_eq!(spec.enrol.urls.len(), 2);
+    assert_eq!(spec.enrol.token.unwrap().expose(), TOKEN);
+    assert_eq!(spec.overlay.bootstrap[0].peer().to_string(), PEER);
+    assert_eq!(spec.overlay.rendezvous_secret.unwrap().expose(), [0xab; 32]);
+    assert_eq!(spec.overlay.listen_port, 4101);
+    assert_eq!((spec.vpn.port, spec.vpn.mtu), (4343, Some(1280)));
+    assert!(!spec.condor.prefer_group && spec.condor.allow_election);
+}
+
+#[test]
+fn an_unknown_key_is_told_with_its_line_and_the_nearest_known_one() {
+    let text = changed("listen_port = 4101", "listen_prt = 4101");
+    assert_eq!(
+        refusal(&text),
+        "aerie.toml, line 18: overlay.listen_prt is not a known key: did you mean 'listen_port'?"
+    );
+    assert!(refusal(&changed("prefer_group", "prefer-Group")).contains("did you mean 'prefer_group'?"));
+}
+
+#[test]
+fn a_key_in_the_wrong_table_is_told_where_it_belongs() {
+    let text = changed("[node]\n", "[node]\nmtu = 1400\n");
+    let message = refusal(&text);
+    assert!(
+        message.contains("line 11: node.mtu is not known here: 'mtu' belongs below [vpn]"),
+        "{message}"
+    );
+}
+
+#[test]
+fn an_unknown_table_is_told_with_the_nearest_known_one() {
+    let message = refusal(&format!("{}[overlai]\nlisten_port = 1\n", minimal()));
+    assert!(
+        message.contains("line 11: overlai is not a known key: did you mean 'overlay'?"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_key_like_no_known_one_is_told_what_there_is() {
+    let message = refusal(&changed("[vpn]\n", "[vpn]\nxyzzyplugh = 1\n"));
+    assert!(
+        message.contains("vpn.xyzzyplugh is not a known key: known are port, mtu"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_wrong_type_is_told_with_what_it_should_be() {
+    for (from, to, said) in [
+        (
+            "listen_port = 4101",
+            "listen_port = \"4101\"",
+            "overlay.listen_port must be a whole number, but is text",
+        ),
+        (
+            "prefer_group = false",
+            "prefer_group = \"no\"",
+            "must be true or false, without quotes, but is text",
+        ),
+        (
+            "name = \"chem\"",
+            "name = 7",
+            "grid.name must be text in quotes, but is a whole number",
+        ),
+        (
+            "roles = [\"manager\", \"relay\"]",
+            "roles = \"manager\"",
+            "node.roles must be a list in square brackets",
+        ),
+        (
+            "\"relay\"]",
+            "4]",
+            "must hold texts in quotes, but its entry 2 is a whole number",
+        ),
+        (
+            "mtu = 1280",
+            "mtu = 1280.5",
+            "vpn.mtu must be a whole number, but is a number with a fraction",
+        ),
+    ] {
+        let message = refusal(&changed(from, to));
+        assert!(
+            message.starts_with("aerie.toml, line ") && message.contains(said),
+            "{message}"
+        );
+    }
+    let message = refusal(
+        &minimal()
+            .replace("[node]\nroles = [\"worker\"]\n", "")
+            .replace("version = 1", "version = 1\nnode = 3"),
+    );
+    assert!(
+        message.contains("line 2: node must be a table, headed [node], but is a whole number"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_number_out_of_range_is_told_with_the_range() {
+    let message = refusal(&changed("mtu = 1280", "mtu = 100"));
+    assert!(
+        message.contains("vpn.mtu must be a number from 576 to 9000, but is 100"),
+        "{message}"
+    );
+    let message = refusal(&changed("listen_port = 4101", "listen_port = 70000"));
+    assert!(
+        message.contains("must be a number from 0 to 65535, but is 70000"),
+        "{message}"
+    );
+    let message = refusal(&changed(
+        "listen_port = 4101",
+        "listen_port = 99999999999999999999",
+    ));
+    assert!(message.contains("listen_port"), "{message}");
+}
+
+#[test]
+fn missing_keys_are_told_all_at_once_with_an_example() {
+    let message = refusal("version = 1\n[node]\n");
+    for said in [
+        "aerie.toml has 5 mistakes:",
+        "grid.name is missing: write name = ",
+        "grid.ca_hash is missing",
+        "grid.range is missing: write range = \"100.96.0.0/11\" below [grid]",
+        "enrol.urls is missing: write urls = [\"https://portal.example.org:8443\"] below [enrol]",
+        "line 2: node.roles is missing: write roles = [\"worker\"] (or manager, submit, client, relay) below [node]",
+    ] {
+        assert!(message.contains(said), "{said} in {message}");
+    }
+}
+
+#[test]
+fn an_empty_or_unknown_role_is_told_with_the_roles() {
+    let message = refusal(&changed("[\"manager\", \"relay\"]", "[]"));
+    assert!(
+        message.contains("line 12: node.roles is empty: write roles = [\"worker\"]"),
+        "{message}"
+    );
+    let message = refusal(&changed("\"manager\"", "\"manger\""));
+    assert!(
+        message.contains("node.roles entry 1 is refused: 'manger' is not a role: use manager,"),
+        "{message}"
+    );
+}
+
+#[test]
+fn another_version_is_told_before_all_else() {
+    let text = changed("version = 1", "version = 2\nbrand_new = true");
+    let error = Spec::parse(&text).unwrap_err();
+    assert!(matches!(error, Error::Version { found: 2 }));
+    let message = error.to_string();
+    assert!(
+        message.contains("has version 2, but this program reads version 1: install"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_missing_or_textual_version_is_told() {
+    let message = refusal(&changed("version = 1\n", ""));
+    assert!(
+        message.contains("line 1: version is missing: write version = 1 at the top of the file"),
+        "{message}"
+    );
+    let message = refusal(&changed("version = 1\n", "version = \"1\"\n"));
+    assert!(
+        message.contains("version must be a whole number, but is text"),
+        "{message}"
+    );
+}
+
+#[test]
+fn bad_base64_is_told() {
+    let message = refusal(&changed("q6urq6u", "q6u*q6u"));
+    assert!(
+        message.contains("line 16: overlay.rendezvous_secret must be base64, but does not decode")
+            && message.contains("head -c 32 /dev/urandom | base64"),
+        "{message}"
+    );
+    let message = refusal(&changed("q6urq6urq6urq6urq6urq6urq6urq6urq6urq6urq6s=", "q6ur"));
+    assert!(message.contains("must have 16 to 64 bytes"), "{message}");
+}
+
+#[test]
+fn a_bad_range_is_told() {
+    for (range, said) in [
+        (
+            "10.128.0.0",
+            "it is not IPv4 CIDR notation; write for example 100.96.0.0/11",
+        ),
+        ("10.128.0.1/16", "bits set behind its prefix"),
+        ("10.128.0.0/30", "too small"),
+        ("127.0.0.0/8", "reserved"),
+    ] {
+        let message = refusal(&changed("10.128.0.0/16", range));
+        assert!(
+            message.contains("line 6: grid.range is refused") && message.contains(said),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn an_id_that_is_not_the_cas_is_told() {
+    let message = refusal(&changed("id = \"0011", "id = \"1111"));
+    assert!(
+        message.contains("line 4: grid.id does not fit grid.ca_hash"),
+        "{message}"
+    );
+    let message = refusal(&changed("ca_hash = \"0011", "ca_hash = \"11"));
+    assert!(
+        message.contains("grid.ca_hash must be 64 hexadecimal digits, but it has 62"),
+        "{message}"
+    );
+}
+
+#[test]
+fn bad_addresses_are_told_with_their_place_in_the_list() {
+    let message = refusal(&changed("\"https://10.0.0.1/aerie\"", "\"http://10.0.0.1\""));
+    assert!(
+        message.contains("enrol.urls entry 2 is refused: ") || message.contains("entry 2 is no portal"),
+        "{message}"
+    );
+    assert!(message.contains("does not begin with https://"), "{message}");
+    let message = refusal(&changed(&format!("quic-v1/p2p/{PEER}"), "quic-v1"));
+    assert!(
+        message.contains("overlay.bootstrap entry 1 is no bootstrap address: it does not end with /p2p/"),
+        "{message}"
+    );
+}
+
+#[test]
+fn two_sockets_on_one_port_are_told() {
+    let message = refusal(&changed("port = 4343", "port = 4101"));
+    assert!(
+        message.contains("vpn.port is the same as overlay.listen_port (4101)"),
+        "{message}"
+    );
+    assert!(Spec::parse(&changed("port = 4343", "port = 0")).is_ok());
+}
+
+#[test]
+fn broken_toml_is_told_by_its_line_without_quoting_it() {
+    let message = refusal(&changed(
+        &format!("token = \"{TOKEN}\""),
+        &format!("token = \"{TOKEN}"),
+    ));
+    assert!(
+        message.contains("line 9: this is not valid TOML: ") && !message.contains(TOKEN),
+        "{message}"
+    );
+    let message = refusal(&format!("{}[node]\n", minimal()));
+    assert!(message.contains("line 11: this is not valid TOML: "), "{message}");
+}
+
+#[test]
+fn no_mistake_quotes_a_secret() {
+    let long = "s3cret".repeat(200);
+    let message = refusal(&changed(TOKEN, &long));
+    assert!(
+        message.contains("enrol.token is no join token: paste the whole token"),
+        "{message}"
+    );
+    assert!(!message.contains("s3cret"), "{message}");
+    let text = changed("rendezvous_secret = \"", "rendezvous_secret = \"s3cret!");
+    assert!(!refusal(&text).contains("s3cret"));
+}
+
+#[test]
+fn debug_shows_no_secret() {
+    let shown = format!("{:?}", Spec::parse(&full()).unwrap());
+    assert!(
+        shown.contains("chem") && !shown.contains(TOKEN) && !shown.contains("171, 171"),
+        "{shown}"
+    );
+}
+
+#[test]
+fn a_spec_beyond_its_limit_is_refused_unread() {
+    let text = format!("{}#{}", minimal(), "x".repeat(MAX_SPEC_BYTES));
+    assert!(refusal(&text).contains("aerie.toml is larger than 65536 bytes"));
+}
+
+#[test]
+fn a_list_beyond_its_limit_is_refused() {
+    let many = vec!["\"https://p.example.org\""; 9].join(", ");
+    let message = refusal(&changed("\"https://10.0.0.1/aerie\"", &many));
+    assert!(
+        message.contains("enrol.urls has 10 entries, and at most 8 are allowed"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_flood_of_mistakes_is_cut() {
+    let text = (0..500).fold(minimal(), |text, i| format!("{text}k{i} = 1\n"));
+    assert!(refusal(&text).lines().count() < 30);
+}
+
+#[test]
+fn deep_nesting_is_refused() {
+    let text = format!("version = 1\nx = {}{}", "[".repeat(20_000), "]".repeat(20_000));
+    assert!(Spec::parse(&text).is_err());
+}
+
+#[test]
+fn a_spec_can_forget_its_token() {
+    let spec = Spec::parse(&full()).unwrap().without_token();
+    let text = spec.to_toml();
+    assert!(!text.contains(TOKEN));
+    assert_eq!(Spec::parse(&text).unwrap(), spec);
+}
+
+fn name() -> impl Strategy<Value = String> {
+    "[a-z][a-z0-9]{0,15}"
+}
+
+fn addresses() -> impl Strategy<Value = Vec<BootstrapAddr>> {
+    let one = (any::<[u8; 4]>(), 1_u16..).prop_map(|(ip, port)| {
+        let ip = std::net::Ipv4Addr::from(ip);
+        format!("/ip4/{ip}/udp/{port}/quic-v1/p2p/{PEER}")
+            .parse()
+            .unwrap()
+    });
+    prop::collection::vec(one, 0..4)
+}
+
+fn any_spec() -> impl Strategy<Value = Spec> {
+    let grid = (name(), any::<[u8; 32]>(), any::<u8>());
+    let node = (prop::option::of(name()), 1_u8..32, prop::option::of(name()));
+    let overlay = (
+        addresses(),
+        prop::option::of(prop::collection::vec(any::<u8>(), 16..=64)),
+        addresses(),
+    );
+    let numbers = (any::<u16>(), any::<u16>(), prop::option::of(576_u16..=9000));
+    let rest = (prop::option::of("[!-~]{1,80}"), any::<bool>(), any::<bool>());
+    (grid, node, overlay, numbers, rest).prop_map(|(grid, node, overlay, numbers, rest)| {
+        let vpn_port = if numbers.0 == numbers.1 { 0 } else { numbers.1 };
+        Spec {
+            grid: Grid {
+                name: grid.0.parse().unwrap(),
+                ca_hash: CaHash(grid.1),
+                range: format!("10.{}.0.0/16", grid.2).parse::<VirtualRange>().unwrap(),
+            },
+            enrol: Enrol {
+                urls: vec!["https://portal.example.org".parse().unwrap()],
+                token: rest.0.map(SecretText::new),
+            },
+            node: Node {
+                name: node.0.map(|name| name.parse().unwrap()),
+                roles: Roles::from_bits(node.1).unwrap(),
+                group: node.2.map(|name| name.parse().unwrap()),
+            },
+            overlay: Overlay {
+                bootstrap: overlay.0,
+                rendezvous_secret: overlay.1.map(|bytes| RendezvousSecret::new(bytes).unwrap()),
+                public_bootstrap: overlay.2,
+                listen_port: numbers.0,
+            },
+            vpn: Vpn {
+                port: vpn_port,
+                mtu: numbers.2,
+            },
+            condor: Condor {
+                prefer_group: rest.1,
+                allow_election: rest.2,
+            },
+        }
+    })
+}
+
+proptest! {
+    #[test]
+    fn every_spec_reads_back_from_its_text(spec in any_spec()) {
+        prop_assert_eq!(Spec::parse(&spec.to_toml()).unwrap(), spec);
+    }
+}
