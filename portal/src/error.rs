@@ -46,6 +46,18 @@ pub enum Error {
         /// The grid in it.
         name: GridName,
     },
+    /// The folder has a CA but no database.
+    #[error(
+        "{} has the CA of the grid '{name}' but no database; restore it from a backup. Only if no node ever \
+         enrolled, run `aerie grid create` with the same name and range once more",
+        dir.display()
+    )]
+    NoDatabase {
+        /// The state directory.
+        dir: PathBuf,
+        /// The CA's grid.
+        name: GridName,
+    },
     /// CA and database in the folder are of different grids.
     #[error("the CA and the database in {} are of different grids; restore both from the same backup", dir.display())]
     MixedGrids {
@@ -53,20 +65,22 @@ pub enum Error {
         dir: PathBuf,
     },
     /// A name that is not in the database.
-    #[error("there is no {kind} '{name}'; `{list}` shows what there is")]
+    #[error("there is no {kind} '{name}'; {hint}")]
     Unknown {
         /// Group, token, node or user.
         kind: &'static str,
         /// The name.
         name: String,
-        /// The command that lists them.
-        list: &'static str,
+        /// How to find the right one.
+        hint: &'static str,
     },
     /// A group that is there already.
     #[error("the group '{0}' exists already")]
     GroupExists(GroupName),
     /// A token for somebody who is revoked.
-    #[error("the {kind} '{name}' is revoked; reinstate it first with `aerie grid reinstate {kind} {name}`")]
+    #[error(
+        "the {kind} '{name}' is revoked and gets no tokens until it is reinstated; choose another {kind}"
+    )]
     Revoked {
         /// Group or user.
         kind: &'static str,

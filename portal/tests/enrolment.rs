@@ -1,5 +1,11 @@
 //! Nodes and a portal over real HTTPS on loopback, with real keys.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
+
 mod support;
 
 use std::collections::BTreeSet;

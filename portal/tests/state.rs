@@ -1,5 +1,11 @@
 //! The state directory without a network: its rules, and what survives a crash.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
+
 mod support;
 
 use std::collections::BTreeSet;
@@ -62,6 +68,26 @@ fn a_folder_without_a_grid_or_with_one_already_says_what_to_do() {
 }
 
 #[test]
+fn a_lost_database_is_not_replaced_by_an_empty_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let grid = create(dir.path(), "chem").grid();
+    for suffix in ["", "-wal", "-shm"] {
+        let _ = std::fs::remove_file(dir.path().join(format!("portal.sqlite{suffix}")));
+    }
+    let message = Portal::open(dir.path(), now()).unwrap_err().to_string();
+    assert!(message.contains("restore it from a backup"), "{message}");
+    assert!(!dir.path().join("portal.sqlite").exists());
+
+    // The same as a creation that was cut off: by name, it is carried on with the same CA.
+    let other = Portal::create_grid(dir.path(), "bio".parse().unwrap(), grid.range, now());
+    assert!(matches!(other, Err(Error::GridExists { .. })));
+    let portal = Portal::create_grid(dir.path(), grid.name.clone(), grid.range, now()).unwrap();
+    assert_eq!(portal.grid(), grid);
+    let again = Portal::create_grid(dir.path(), grid.name, grid.range, now());
+    assert!(matches!(again, Err(Error::GridExists { .. })));
+}
+
+#[test]
 fn a_database_of_another_grid_is_refused() {
     let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     drop(create(a.path(), "chem"));
@@ -77,7 +103,8 @@ fn a_database_of_another_grid_is_refused() {
 fn unusable_tokens_are_not_made() {
     let dir = tempfile::tempdir().unwrap();
     let portal = create(dir.path(), "chem");
-    let cases: [(&str, fn(&mut aerie_portal::TokenRequest)); 5] = [
+    type Edit = fn(&mut aerie_portal::TokenRequest);
+    let cases: [(&str, Edit); 5] = [
         ("no group 'bio'", |t| t.group = "bio".parse().unwrap()),
         ("at least one of", |t| t.roles = Roles::NONE),
         ("at least one node", |t| t.uses = 0),

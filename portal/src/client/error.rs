@@ -142,7 +142,7 @@ fn certificate_reason(error: &CertificateError) -> (String, bool) {
             false,
         ),
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => (
-            "its certificate is for other names; restart the portal with this URL's host among its names"
+            "its certificate is for other names; restart `aerie portal serve` with this URL's host as `--san`"
                 .to_owned(),
             false,
         ),

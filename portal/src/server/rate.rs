@@ -10,7 +10,8 @@ const BURST: u32 = 200;
 /// How long it takes until one request more is allowed: 20 a second are what the disk can commit without effort.
 const REFILL: Duration = Duration::from_millis(50);
 
-/// Most addresses remembered. Beyond that the one that was idle longest is forgotten, which can only be too kind.
+/// Most addresses remembered. Beyond that the idle ones are forgotten, or where most are busy, all of them: too kind
+/// for a moment, but cheap, and whoever owns that many addresses is not held by this limit anyway.
 const MAX_ADDRESSES: usize = 4096;
 
 /// A leaky bucket for each address.
@@ -44,14 +45,9 @@ impl RateLimit {
 
     fn forget(&mut self, now: Instant) {
         self.empty_at.retain(|_, empty_at| *empty_at > now);
-        if self.empty_at.len() >= MAX_ADDRESSES
-            && let Some(first) = self
-                .empty_at
-                .iter()
-                .min_by_key(|(_, at)| **at)
-                .map(|(address, _)| *address)
-        {
-            self.empty_at.remove(&first);
+        // Half of the room must be free afterwards, or every further address would cost a walk over the map.
+        if self.empty_at.len() > MAX_ADDRESSES / 2 {
+            self.empty_at.clear();
         }
     }
 }

@@ -10,9 +10,9 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use aerie_identity::{GridCa, RevokedBy, ServerCertificate, SignedRevocations, Verifier};
+use aerie_identity::{CLOCK_SKEW, GridCa, RevokedBy, ServerCertificate, SignedRevocations, Verifier};
 use aerie_types::{GridId, GridName, GroupName, NodeName, PeerId, Roles, UserName, VirtualRange, WallMillis};
-use rusqlite::{OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::Error;
 use store::{Store, millis, name, next_serial, sql};
@@ -99,29 +99,58 @@ impl Portal {
         range: VirtualRange,
         now: WallMillis,
     ) -> Result<Self, Error> {
-        if let Some(ca) = GridCa::load(dir)? {
-            return Err(Error::GridExists {
+        let exists = |ca: &GridCa| Error::GridExists {
+            dir: dir.to_owned(),
+            name: ca.name().clone(),
+        };
+        let ca = match GridCa::load(dir)? {
+            // A creation that was interrupted between the CA and the database is carried on.
+            Some(ca) if *ca.name() == name && ca.range() == range => ca,
+            Some(ca) => return Err(exists(&ca)),
+            None => {
+                let ca = GridCa::create(name, range, now)?;
+                ca.save(dir)?;
+                ca
+            }
+        };
+        let portal = Self::over(dir, ca)?;
+        if portal.found(now)? {
+            Ok(portal)
+        } else {
+            Err(exists(&portal.ca))
+        }
+    }
+
+    /// Opens a grid's folder, and warns in the log if this machine's clock went back since it was last used.
+    ///
+    /// # Errors
+    /// [`Error::NoGrid`], [`Error::NoDatabase`], [`Error::MixedGrids`], or what the disk refuses.
+    pub fn open(dir: &Path, now: WallMillis) -> Result<Self, Error> {
+        let ca = GridCa::load(dir)?.ok_or_else(|| Error::NoGrid { dir: dir.to_owned() })?;
+        // An empty database in the place of a lost one would give the names of members to others.
+        if !dir.join(DATABASE).exists() {
+            return Err(Error::NoDatabase {
                 dir: dir.to_owned(),
                 name: ca.name().clone(),
             });
         }
-        GridCa::create(name, range, now)?.save(dir)?;
-        Self::open(dir, now)
-    }
-
-    /// Opens a grid's folder. A database that is missing is made, empty: all its tokens and names are then gone.
-    ///
-    /// # Errors
-    /// [`Error::NoGrid`], [`Error::MixedGrids`], or what the disk refuses.
-    pub fn open(dir: &Path, now: WallMillis) -> Result<Self, Error> {
-        let ca = GridCa::load(dir)?.ok_or_else(|| Error::NoGrid { dir: dir.to_owned() })?;
-        let portal = Self {
-            dir: dir.to_owned(),
-            verifier: ca.verifier()?,
-            store: Store::open(&dir.join(DATABASE))?,
-            ca,
+        let portal = Self::over(dir, ca)?;
+        let Some((id, last)) = portal.store.read(founded)? else {
+            return Err(Error::NoDatabase {
+                dir: dir.to_owned(),
+                name: portal.ca.name().clone(),
+            });
         };
-        portal.found(now)?;
+        if id != portal.ca.grid_id().to_string() {
+            return Err(Error::MixedGrids { dir: dir.to_owned() });
+        }
+        let behind = last.since(now);
+        if behind > CLOCK_SKEW {
+            tracing::warn!(
+                seconds = behind.as_secs(),
+                "this machine's clock is behind the newest certificate issued here; check the clock"
+            );
+        }
         Ok(portal)
     }
 
@@ -250,31 +279,40 @@ impl Portal {
         Ok(self.ca.issue_server(names, serial, now, lifetime)?)
     }
 
-    /// Writes the one row that says whose database this is, or checks it.
-    fn found(&self, now: WallMillis) -> Result<(), Error> {
-        let id = self.ca.grid_id().to_string();
-        self.store.write(|tx| {
-            let present: Option<String> = tx
-                .query_row("SELECT id FROM grid", [], |row| row.get(0))
-                .optional()
-                .map_err(Error::database("read the grid's id"))?;
-            match present {
-                Some(present) if present == id => Ok(()),
-                Some(_) => Err(Error::MixedGrids {
-                    dir: self.dir.clone(),
-                }),
-                None => {
-                    tx.execute(
-                        "INSERT INTO grid (one, id, created_at, last_serial, last_list, list)
-                         VALUES (1, ?1, ?2, 0, 0, x'')",
-                        params![id, sql(now.0)],
-                    )
-                    .map_err(Error::database("write the grid's id"))?;
-                    self.sign_list(tx, now).map(drop)
-                }
-            }
+    fn over(dir: &Path, ca: GridCa) -> Result<Self, Error> {
+        Ok(Self {
+            dir: dir.to_owned(),
+            verifier: ca.verifier()?,
+            store: Store::open(&dir.join(DATABASE))?,
+            ca,
         })
     }
+
+    /// Writes the one row that says whose database this is. `false` if it is there already.
+    fn found(&self, now: WallMillis) -> Result<bool, Error> {
+        self.store.write(|tx| {
+            if founded(tx)?.is_some() {
+                return Ok(false);
+            }
+            tx.execute(
+                "INSERT INTO grid (one, id, created_at, last_serial, last_list, list)
+                 VALUES (1, ?1, ?2, 0, 0, x'')",
+                params![self.ca.grid_id().to_string(), sql(now.0)],
+            )
+            .map_err(Error::database("write the grid's id"))?;
+            self.sign_list(tx, now)?;
+            Ok(true)
+        })
+    }
+}
+
+/// The grid that the database is of, and the last serial, which is the time of the last issue.
+fn founded(conn: &Connection) -> Result<Option<(String, WallMillis)>, Error> {
+    conn.query_row("SELECT id, last_serial FROM grid", [], |row| {
+        Ok((row.get(0)?, millis(row, 1)?))
+    })
+    .optional()
+    .map_err(Error::database("read the grid's id"))
 }
 
 impl std::fmt::Debug for Portal {

@@ -205,9 +205,9 @@ fn unknown(target: &Target) -> Error {
             Target::Serial(_) => "serial number",
         },
         name: target.name(),
-        list: match target {
-            Target::Group(_) => "aerie group list",
-            _ => "aerie grid nodes",
+        hint: match target {
+            Target::Group(_) => "`aerie grid group list` shows the groups",
+            _ => "`aerie grid nodes` shows nodes, users and serial numbers",
         },
     }
 }

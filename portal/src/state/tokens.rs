@@ -82,7 +82,7 @@ impl Portal {
                 return Err(Error::Unknown {
                     kind: "group",
                     name: group.to_owned(),
-                    list: "aerie group list",
+                    hint: "`aerie grid group list` shows the groups, `aerie grid group add` adds one",
                 });
             }
             for (kind, name) in [("group", group), ("user", user)] {
@@ -158,7 +158,7 @@ impl Portal {
                 return Err(Error::Unknown {
                     kind: "token",
                     name: id.to_owned(),
-                    list: "aerie token list",
+                    hint: "a token's id has eight hexadecimal digits",
                 });
             }
             Ok(())
