@@ -1,6 +1,7 @@
 # Boots a node: runs in fresh namespaces, mounts the node's disk over the shared root file system, makes what a
 # kernel and systemd would have made, goes inside, and becomes $LAB_BECOME.
 #   LAB_LOWER  the shared root file system        LAB_DISK  folder with upper, work and merged
+#   LAB_CONTROLLERS  of its control groups
 #   LAB_NAME   the node's name                    LAB_BIND  lines 'file on the host<TAB>path inside'
 set -eu
 # /proc is still the host's: the number is that by which the host knows this process.
@@ -22,6 +23,13 @@ done
 
 mount -t proc -o nosuid,nodev,noexec proc proc
 mount -t sysfs -o ro,nosuid,nodev,noexec sysfs sys
+if [ -n "$LAB_CONTROLLERS" ]; then
+    mount -t tmpfs -o mode=755 tmpfs sys/fs/cgroup
+    for controller in $LAB_CONTROLLERS; do
+        mkdir "sys/fs/cgroup/$controller"
+        mount -t cgroup -o "$controller" cgroup "sys/fs/cgroup/$controller"
+    done
+fi
 mount -t tmpfs -o mode=755,nosuid tmpfs run
 mount -t tmpfs -o mode=1777,nosuid,nodev tmpfs tmp
 mount -t tmpfs -o mode=755,nosuid tmpfs dev

@@ -64,6 +64,7 @@ impl Builder {
         let internet = Internet::start(&dir.join("logs/internet.log"), self.keep)?;
         clean_up.disarm();
         let shared = Shared {
+            id: state.id.clone(),
             dir: dir.clone(),
             keep: self.keep,
             binds: self.binds,
@@ -102,6 +103,7 @@ impl Drop for RemoveOnError<'_> {
 /// What the lab and the handles of its parts share.
 #[derive(Debug)]
 pub(crate) struct Shared {
+    pub(crate) id: String,
     pub(crate) dir: PathBuf,
     pub(crate) keep: bool,
     pub(crate) binds: Vec<(PathBuf, String)>,
@@ -292,7 +294,7 @@ impl Lab {
     /// The lab's id.
     #[must_use]
     pub fn id(&self) -> String {
-        lock(&self.shared.state).id.clone()
+        self.shared.id.clone()
     }
 
     /// The folder of the lab's disks and logs.
@@ -439,7 +441,7 @@ pub fn enter_command(lab: &State, name: &str, user: &str, argv: &[String]) -> Re
         .get(name)
         .with_context(|| format!("the lab '{}' has no node '{name}'; it has {}", lab.name, names()))?;
     ensure!(init.alive(), "the node '{name}' of the lab '{}' is off", lab.name);
-    let mut command = node::enter(init.pid);
+    let mut command = node::enter(&lab.id, name, *init);
     if argv.is_empty() {
         node::as_user(&mut command, user, &["bash", "-l"]);
     } else {

@@ -28,6 +28,7 @@
 
 pub mod cache;
 pub mod campus;
+mod cgroup;
 pub mod grid;
 mod lab;
 pub mod metadata;

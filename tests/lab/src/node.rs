@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::cgroup;
 use crate::lab::{Place, Shared};
 use crate::netns::NetNs;
 use crate::network::{Lease, Port};
@@ -133,7 +134,8 @@ impl Node {
             .iter()
             .map(|(from, to)| format!("{}\t{to}\n", from.display()))
             .collect();
-        let mut command = Command::new("unshare");
+        let controllers = cgroup::make(&inner.shared.id, &inner.name);
+        let mut command = cgroup::command(&inner.shared.id, &inner.name, "unshare");
         command
             .args([
                 "--net",
@@ -141,12 +143,12 @@ impl Node {
                 "--pid",
                 "--uts",
                 "--ipc",
+                "--cgroup",
                 "--fork",
                 "--kill-child",
-                "sh",
-                "-c",
-                BOOT,
             ])
+            .args(["sh", "-c", BOOT])
+            .env("LAB_CONTROLLERS", controllers.join(" "))
             .env("LAB_LOWER", inner.shared.rootfs()?)
             .env("LAB_DISK", &inner.disk)
             .env("LAB_NAME", &inner.name)
@@ -188,6 +190,11 @@ impl Node {
         Ok(NetNs::of(self.init()?.pid))
     }
 
+    /// A command that goes on inside the node.
+    fn enter(&self) -> Result<Command> {
+        Ok(enter(&self.0.shared.id, &self.0.name, self.init()?))
+    }
+
     /// Its first process.
     fn init(&self) -> Result<Process> {
         match &*lock(&self.0.running) {
@@ -210,7 +217,7 @@ impl Node {
     /// As [`Node::exec`].
     pub fn exec_for(&self, limit: Duration, user: &str, argv: &[&str], input: &[u8]) -> Result<Output> {
         let seconds = format!("{:.1}", limit.as_secs_f64());
-        let mut command = enter(self.init()?.pid);
+        let mut command = self.enter()?;
         command.args(["timeout", "--kill-after=2", &seconds]);
         as_user(&mut command, user, argv);
         let mut child = command
@@ -273,7 +280,7 @@ impl Node {
     pub fn spawn(&self, user: &str, name: &str, argv: &[&str], env: &[(&str, &str)]) -> Result<Service> {
         let path = self.0.shared.log(&format!("{}.{name}", self.name()));
         let log = File::options().create(true).append(true).open(&path)?;
-        let mut command = enter(self.init()?.pid);
+        let mut command = self.enter()?;
         let mut whole = Vec::new();
         let assignments: Vec<_> = env.iter().map(|(key, value)| format!("{key}={value}")).collect();
         if !assignments.is_empty() {
@@ -319,10 +326,7 @@ impl Node {
     /// # Errors
     /// When it cannot be read.
     pub fn get(&self, path: &str) -> Result<Vec<u8>> {
-        let output = enter(self.init()?.pid)
-            .args(["cat", path])
-            .stdin(Stdio::null())
-            .output()?;
+        let output = self.enter()?.args(["cat", path]).stdin(Stdio::null()).output()?;
         ensure!(
             output.status.success(),
             "cannot read {path} on {}: {}",
@@ -394,10 +398,20 @@ impl Node {
     }
 }
 
-/// The command that goes on inside the node whose first process this is.
-pub(crate) fn enter(pid: i32) -> Command {
-    let mut command = Command::new("nsenter");
-    command.args(["-t", &pid.to_string(), "-m", "-u", "-i", "-n", "-p", "--"]);
+/// A command that goes on inside the node of a lab whose first process this is.
+pub(crate) fn enter(lab: &str, name: &str, init: Process) -> Command {
+    let mut command = cgroup::command(lab, name, "nsenter");
+    command.args([
+        "-t",
+        &init.pid.to_string(),
+        "-m",
+        "-u",
+        "-i",
+        "-n",
+        "-p",
+        "-C",
+        "--",
+    ]);
     command
 }
 

@@ -15,7 +15,7 @@ use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::process::Process;
-use crate::{cache, wait};
+use crate::{cache, cgroup, wait};
 
 /// One lab as its state file tells it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,6 +96,7 @@ pub fn remove(lab: &State) -> Result<()> {
     wait::wait_until(Duration::from_secs(10), "the lab's processes to end", || {
         Ok((!lab.processes().any(Process::alive)).then_some(()))
     })?;
+    cgroup::remove(&lab.id)?;
     remove_dir(&run_dir().join(&lab.id))
 }
 
