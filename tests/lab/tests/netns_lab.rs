@@ -252,6 +252,12 @@ fn a_node_is_a_machine_of_its_own() {
         !mounts.contains(" /mnt"),
         "it sees the host's file systems: {mounts}"
     );
+    let groups = node.run("root", &["cat", "/proc/self/cgroup"]).unwrap();
+    let own = |line: &&str| ["memory", "freezer", "pids"].contains(&line.split(':').nth(1).unwrap());
+    assert!(
+        groups.lines().filter(own).all(|line| line.ends_with(":/")),
+        "its control groups are shared: {groups}"
+    );
     let failure = node
         .run("root", &["sh", "-c", "echo why >&2; exit 3"])
         .unwrap_err()
@@ -367,6 +373,11 @@ fn a_lab_leaves_nothing_behind() {
     drop(node);
     drop(lab);
     assert!(!dir.exists());
+    assert!(
+        !std::path::Path::new("/sys/fs/cgroup/memory/aerie-lab")
+            .join(&id)
+            .exists()
+    );
     assert!(processes.iter().all(|process| !process.alive()));
     let mine = Process::own();
     wait_until(Duration::from_secs(5), "the end of every child", || {
