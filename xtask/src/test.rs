@@ -29,7 +29,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     quick(&mut steps)?;
     steps.step("licences and sources", |_| {
         let mut deny = tools::cargo("deny")?;
-        deny.args(["--workspace", "check", "bans", "licenses", "sources"]);
+        deny.args([
+            "--log-level=error",
+            "--workspace",
+            "check",
+            "bans",
+            "licenses",
+            "sources",
+        ]);
         call(deny)
     })?;
     if !args.no_lab {
