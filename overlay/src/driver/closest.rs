@@ -1,0 +1,101 @@
+//! Which members are closest to a key.
+//!
+//! In a small grid everybody is connected to everybody, so the connected members are the answer and the network is
+//! not asked. Otherwise Kademlia locates, and what it finds is merged with the connected members: a look-up asks for
+//! twenty, never names the node itself, and can miss somebody whom this node knows.
+
+use std::collections::{BTreeMap, HashMap};
+
+use aerie_types::{Key, PeerId};
+use libp2p::kad::{self, GetClosestPeersError, GetClosestPeersOk, PeerInfo, QueryId, QueryResult};
+use tokio::sync::oneshot;
+
+use super::Driver;
+use crate::config::{CLOSEST, MAX_QUERIES};
+use crate::peer::{from_libp2p, to_libp2p};
+
+#[derive(Default)]
+pub(super) struct Queries {
+    closest: HashMap<QueryId, (Key, oneshot::Sender<Vec<PeerId>>)>,
+    finding: BTreeMap<PeerId, QueryId>,
+}
+
+impl Driver {
+    pub(super) fn closest(&mut self, key: Key, reply: oneshot::Sender<Vec<PeerId>>) {
+        let small = self.live.len() < CLOSEST && !self.has_untried();
+        if small || self.live.is_empty() || self.queries.closest.len() >= MAX_QUERIES {
+            let _ = reply.send(self.nearest(key, std::iter::empty()));
+            return;
+        }
+        let query = self.swarm.behaviour_mut().kad.get_closest_peers(key.0.to_vec());
+        self.queries.closest.insert(query, (key, reply));
+    }
+
+    /// Looks the addresses of a member up in the network. `false` if there is nobody to ask.
+    pub(super) fn find(&mut self, peer: PeerId) -> bool {
+        if self.live.is_empty() || self.queries.finding.len() >= MAX_QUERIES {
+            return false;
+        }
+        if !self.queries.finding.contains_key(&peer) {
+            let query = self.swarm.behaviour_mut().kad.get_closest_peers(to_libp2p(peer));
+            self.queries.finding.insert(peer, query);
+        }
+        true
+    }
+
+    pub(super) fn on_kad(&mut self, event: kad::Event) {
+        let kad::Event::OutboundQueryProgressed {
+            id,
+            result: QueryResult::GetClosestPeers(result),
+            step,
+            ..
+        } = event
+        else {
+            return;
+        };
+        let (Ok(GetClosestPeersOk { peers, .. }) | Err(GetClosestPeersError::Timeout { peers, .. })) = result;
+        if !step.last {
+            return;
+        }
+        for found in &peers {
+            self.learn_found(found);
+        }
+        if let Some((key, reply)) = self.queries.closest.remove(&id) {
+            let found = peers.iter().filter_map(|found| from_libp2p(&found.peer_id));
+            let _ = reply.send(self.nearest(key, found));
+        }
+        let sought = self.queries.finding.iter().find(|(_, query)| **query == id);
+        if let Some(peer) = sought.map(|(peer, _)| *peer) {
+            self.queries.finding.remove(&peer);
+            self.found(peer);
+        }
+    }
+
+    fn learn_found(&mut self, found: &PeerInfo) {
+        if let Some(peer) = from_libp2p(&found.peer_id) {
+            for addr in &found.addrs {
+                self.learn(peer, addr.clone(), true);
+            }
+        }
+    }
+
+    /// Whether a member was learned of and not dialled to the end yet.
+    fn has_untried(&self) -> bool {
+        self.book.iter().any(|(peer, entry)| entry.is_fresh() && !self.live.contains_key(&peer))
+    }
+
+    fn nearest(&self, key: Key, found: impl Iterator<Item = PeerId>) -> Vec<PeerId> {
+        let position = key.position();
+        let mut peers: Vec<_> = self
+            .live
+            .keys()
+            .copied()
+            .chain(found)
+            .filter(|peer| *peer != self.local)
+            .map(|peer| (position.distance(&peer.position()), peer))
+            .collect();
+        peers.sort_unstable();
+        peers.dedup();
+        peers.into_iter().take(CLOSEST).map(|(_, peer)| peer).collect()
+    }
+}

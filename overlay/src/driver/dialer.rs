@@ -1,0 +1,351 @@
+//! Dials members that are due, each in two stages:
+//!
+//! ```text
+//!   due ──► direct addresses at once ──┬─ reached ──► done
+//!                 │ 400 ms             └─ failed ─┐
+//!                 ▼                               ▼
+//!           relayed addresses (stated by the member, and a guess through each connected relay)
+//!                 │ failed                        │ reached ──► done; hole punching takes over
+//!                 ▼
+//!           pause, doubled each time
+//! ```
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use aerie_types::{PeerId, Role};
+use libp2p::Multiaddr;
+use libp2p::multiaddr::Protocol;
+use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
+use libp2p::swarm::{ConnectionId, DialError};
+use libp2p::core::transport::TransportError;
+
+use super::{Driver, is_direct};
+use crate::admission::{Refusal, find_rejection};
+use crate::config::CLOSEST;
+use crate::peer::{from_libp2p, is_dialable, is_relayed, relay_of, to_libp2p};
+use crate::stats::Counters;
+
+/// The head start of direct addresses over relayed ones.
+const HEAD_START: Duration = Duration::from_millis(400);
+
+/// Members dialled at once. More would only contend for the line.
+const MAX_ATTEMPTS: usize = 24;
+
+/// Connected relays through which an unreachable member is looked for without being told.
+const MAX_GUESSES: usize = 3;
+
+/// Bootstrap addresses without a peer id, and the longest pause between dials of one.
+const MAX_UNNAMED: usize = 32;
+const UNNAMED_PAUSE: Duration = Duration::from_secs(30);
+
+#[derive(Default)]
+pub(super) struct Dials {
+    connections: BTreeMap<ConnectionId, PeerId>,
+    attempts: BTreeMap<PeerId, Attempt>,
+    unnamed: Vec<Unnamed>,
+}
+
+struct Attempt {
+    pending: usize,
+    relayed_at: Option<Instant>,
+    refused: bool,
+}
+
+/// A bootstrap address that does not say who is there.
+struct Unnamed {
+    addr: Multiaddr,
+    dialling: Option<ConnectionId>,
+    leads_to: Option<PeerId>,
+    pause: Duration,
+    next: Instant,
+}
+
+impl Dials {
+    pub(super) fn add_unnamed(&mut self, addr: Multiaddr, now: Instant, jitter: f64) {
+        if self.unnamed.len() < MAX_UNNAMED && self.unnamed.iter().all(|known| known.addr != addr) {
+            self.unnamed.push(Unnamed {
+                addr,
+                dialling: None,
+                leads_to: None,
+                pause: Duration::from_millis(500),
+                next: now + Duration::from_millis(150).mul_f64(jitter),
+            });
+        }
+    }
+
+    pub(super) fn hurry(&mut self, now: Instant, jitter: f64) {
+        for unnamed in &mut self.unnamed {
+            unnamed.pause = Duration::from_millis(500);
+            unnamed.next = unnamed.next.min(now + Duration::from_millis(500).mul_f64(jitter));
+        }
+    }
+
+    pub(super) fn is_dialling(&self, peer: PeerId) -> bool {
+        self.attempts.contains_key(&peer)
+    }
+}
+
+impl Driver {
+    /// Notes an address that somebody stated. `locally` says that whoever did is on this machine.
+    pub(super) fn learn(&mut self, peer: PeerId, addr: Multiaddr, locally: bool) -> bool {
+        let through_self = relay_of(&addr) == Some(self.local);
+        if peer == self.local || through_self || !is_dialable(&addr, locally, self.config.virtual_range) {
+            return false;
+        }
+        self.book.learn(peer, addr, Instant::now(), rand::random())
+    }
+
+    /// Dials who is due, as far as there is room, and moves attempts on to their second stage.
+    pub(super) fn dial_due(&mut self, now: Instant) {
+        self.dial_unnamed(now);
+        let mut neighbours = None;
+        for peer in self.book.due(now) {
+            if self.dials.attempts.len() >= MAX_ATTEMPTS {
+                break;
+            }
+            if self.live.contains_key(&peer) || self.dials.is_dialling(peer) {
+                continue;
+            }
+            let pinned = self.book.get(peer).is_some_and(|entry| entry.pinned);
+            if !pinned && self.live.len() + self.dials.attempts.len() >= self.config.max_members {
+                let neighbours = neighbours.get_or_insert_with(|| self.neighbours());
+                let wanted = neighbours.iter().take(CLOSEST).any(|wanted| *wanted == peer);
+                if !wanted {
+                    continue;
+                }
+            }
+            self.dial(peer, now);
+        }
+        let due = |attempt: &Attempt| attempt.relayed_at.is_some_and(|at| at <= now);
+        let second: Vec<_> =
+            self.dials.attempts.iter().filter(|(_, attempt)| due(attempt)).map(|(peer, _)| *peer).collect();
+        for peer in second {
+            self.dial_relayed(peer, now);
+        }
+    }
+
+    /// All members known to be there, connected or not, nearest to this node first.
+    pub(super) fn neighbours(&self) -> Vec<PeerId> {
+        let here = self.local.position();
+        let mut known: Vec<_> = self
+            .book
+            .iter()
+            .filter(|(peer, entry)| entry.is_fresh() || self.live.contains_key(peer))
+            .map(|(peer, _)| (here.distance(&peer.position()), peer))
+            .collect();
+        known.sort_unstable();
+        known.into_iter().map(|(_, peer)| peer).collect()
+    }
+
+    /// Begins to dial a member.
+    pub(super) fn dial(&mut self, peer: PeerId, now: Instant) {
+        if self.live.contains_key(&peer) || self.dials.is_dialling(peer) {
+            return;
+        }
+        let direct: Vec<_> = self
+            .book
+            .get(peer)
+            .map(|entry| entry.addrs.iter().filter(|addr| is_direct(addr)).cloned().collect())
+            .unwrap_or_default();
+        let relayed_at = if direct.is_empty() { now } else { now + HEAD_START };
+        self.dials.attempts.insert(
+            peer,
+            Attempt {
+                pending: 0,
+                relayed_at: Some(relayed_at),
+                refused: false,
+            },
+        );
+        if direct.is_empty() {
+            self.dial_relayed(peer, now);
+        } else {
+            self.start(peer, direct);
+        }
+    }
+
+    fn dial_relayed(&mut self, peer: PeerId, now: Instant) {
+        let Some(attempt) = self.dials.attempts.get_mut(&peer) else { return };
+        attempt.relayed_at = None;
+        if !self.live.contains_key(&peer) {
+            let addrs = self.relayed_addrs(peer);
+            if !addrs.is_empty() {
+                self.start(peer, addrs);
+            }
+        }
+        self.conclude(peer, now);
+    }
+
+    fn start(&mut self, peer: PeerId, addrs: Vec<Multiaddr>) {
+        // The second stage begins while the first is under way, and Kademlia may be dialling the same member.
+        let condition = PeerCondition::Disconnected;
+        let opts = DialOpts::peer_id(to_libp2p(peer)).addresses(addrs).condition(condition).build();
+        let id = opts.connection_id();
+        match self.swarm.dial(opts) {
+            Ok(()) => {
+                Counters::add(&self.counters().dials);
+                self.dials.connections.insert(id, peer);
+                if let Some(attempt) = self.dials.attempts.get_mut(&peer) {
+                    attempt.pending += 1;
+                }
+            }
+            Err(error) => tracing::debug!(peer = %peer.short(), %error, "not dialled"),
+        }
+    }
+
+    /// Relayed addresses of the member: those it stated, and a guess through each connected relay.
+    fn relayed_addrs(&self, peer: PeerId) -> Vec<Multiaddr> {
+        let mut addrs: Vec<Multiaddr> = self
+            .book
+            .get(peer)
+            .map(|entry| entry.addrs.iter().filter(|addr| is_relayed(addr)).cloned().collect())
+            .unwrap_or_default();
+        let named: Vec<_> = addrs.iter().filter_map(relay_of).collect();
+        let guesses = self
+            .live
+            .iter()
+            .filter(|(relay, live)| {
+                **relay != peer
+                    && !named.contains(relay)
+                    && live.has_direct()
+                    && live.credential.roles.contains(Role::Relay)
+            })
+            .filter_map(|(relay, _)| self.circuit_through(*relay))
+            .take(MAX_GUESSES);
+        addrs.extend(guesses);
+        addrs
+    }
+
+    /// `<relay's address>/p2p/<relay>/p2p-circuit`, by an address at which this node reaches the relay directly.
+    pub(super) fn circuit_through(&self, relay: PeerId) -> Option<Multiaddr> {
+        let live = self.live.get(&relay)?;
+        let dialled = live.connections.values().find(|link| link.dialled && !link.relayed);
+        let base = match dialled {
+            Some(link) => link.remote.clone(),
+            None => self.book.get(relay)?.addrs.iter().find(|addr| is_direct(addr))?.clone(),
+        };
+        let base = crate::peer::without_target(base);
+        Some(base.with(Protocol::P2p(to_libp2p(relay))).with(Protocol::P2pCircuit))
+    }
+
+    /// A dial was established or failed; its attempt may be over.
+    pub(super) fn dial_ended(&mut self, id: ConnectionId, now: Instant) {
+        if let Some(peer) = self.dials.connections.remove(&id) {
+            if let Some(attempt) = self.dials.attempts.get_mut(&peer) {
+                attempt.pending = attempt.pending.saturating_sub(1);
+            }
+            self.conclude(peer, now);
+        }
+    }
+
+    fn conclude(&mut self, peer: PeerId, now: Instant) {
+        let Some(attempt) = self.dials.attempts.get_mut(&peer) else { return };
+        if self.live.contains_key(&peer) {
+            self.dials.attempts.remove(&peer);
+            return;
+        }
+        if attempt.pending > 0 {
+            return;
+        }
+        if attempt.relayed_at.is_some() && !attempt.refused {
+            // Every direct address failed already: no need for a head start.
+            self.dial_relayed(peer, now);
+            return;
+        }
+        let refused = attempt.refused;
+        self.dials.attempts.remove(&peer);
+        Counters::add(&self.counters().dial_failures);
+        if refused {
+            self.book.refused(peer, now, rand::random());
+        } else {
+            self.book.failed(peer, now, rand::random());
+        }
+        self.swarm.behaviour_mut().kad.remove_peer(&to_libp2p(peer));
+        self.not_reached(peer, refused);
+    }
+
+    pub(super) fn on_dial_error(&mut self, id: ConnectionId, peer: Option<libp2p::PeerId>, error: &DialError) {
+        let now = Instant::now();
+        let peer = peer.as_ref().and_then(from_libp2p);
+        let mut refused = false;
+        match error {
+            DialError::Transport(errors) => {
+                for (addr, error) in errors {
+                    let TransportError::Other(error) = error else { continue };
+                    if let Some(rejected) = find_rejection(error) {
+                        refused |= !matches!(rejected.reason, Refusal::Broken(_) | Refusal::Stalled);
+                        let (who, reason) = (rejected.peer.or(peer), rejected.reason.clone());
+                        self.refused(Some(addr.clone()), who, reason);
+                    }
+                }
+                tracing::debug!(?peer, %error, "not reached");
+            }
+            DialError::WrongPeerId { address, .. } | DialError::LocalPeerId { address } => {
+                if let Some(peer) = peer {
+                    self.wrong_peer(peer, address.clone(), now);
+                }
+            }
+            DialError::Denied { cause } => {
+                if let Some(reason) = cause.downcast_ref::<Refusal>() {
+                    refused = true;
+                    self.refused(None, peer, reason.clone());
+                }
+            }
+            DialError::NoAddresses | DialError::DialPeerConditionFalse(_) | DialError::Aborted => {}
+        }
+        if refused
+            && let Some(attempt) = peer.and_then(|peer| self.dials.attempts.get_mut(&peer))
+        {
+            attempt.refused = true;
+        }
+        self.dial_ended(id, now);
+        self.unnamed_ended(id, None, now);
+    }
+
+    /// Somebody else is at the address. Behind a bootstrap address that may well be a member, enrolled anew.
+    fn wrong_peer(&mut self, peer: PeerId, addr: Multiaddr, now: Instant) {
+        let pinned = self.book.get(peer).is_some_and(|entry| entry.pinned);
+        if pinned {
+            self.dials.add_unnamed(crate::peer::without_target(addr), now, rand::random());
+        } else {
+            self.book.strike(peer, &addr);
+        }
+    }
+
+    fn dial_unnamed(&mut self, now: Instant) {
+        let live = &self.live;
+        let mut due = Vec::new();
+        for (index, unnamed) in self.dials.unnamed.iter().enumerate() {
+            let connected = unnamed.leads_to.is_some_and(|peer| live.contains_key(&peer));
+            if !connected && unnamed.dialling.is_none() && unnamed.next <= now {
+                due.push(index);
+            }
+        }
+        for index in due {
+            let unnamed = &mut self.dials.unnamed[index];
+            let opts = DialOpts::unknown_peer_id().address(unnamed.addr.clone()).build();
+            unnamed.next = now + unnamed.pause.mul_f64(0.5 + rand::random::<f64>());
+            unnamed.pause = (unnamed.pause * 2).min(UNNAMED_PAUSE);
+            let id = opts.connection_id();
+            match self.swarm.dial(opts) {
+                Ok(()) => {
+                    unnamed.dialling = Some(id);
+                    Counters::add(&self.counters().dials);
+                }
+                Err(error) => tracing::debug!(%error, "a bootstrap address was not dialled"),
+            }
+        }
+    }
+
+    /// A dial of a bootstrap address ended, at this member if it was established.
+    pub(super) fn unnamed_ended(&mut self, id: ConnectionId, at: Option<PeerId>, now: Instant) {
+        if let Some(unnamed) = self.dials.unnamed.iter_mut().find(|unnamed| unnamed.dialling == Some(id)) {
+            unnamed.dialling = None;
+            if at.is_some() {
+                unnamed.leads_to = at;
+                unnamed.pause = Duration::from_millis(500);
+                unnamed.next = now + UNNAMED_PAUSE;
+            }
+        }
+    }
+}

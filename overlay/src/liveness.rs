@@ -1,0 +1,393 @@
+//! Notices that a member has vanished without a word.
+//!
+//! Every connection carries two long-lived substreams, one opened by each side. On its own a side sends eight bytes
+//! and expects them back:
+//!
+//! ```text
+//!            interval over                     echo
+//!   Idle ───────────────────► Waiting ─────────────────────► Idle   (round-trip time reported)
+//!     ▲      or asked to         │ timeout          │ 2 x timeout
+//!     │                          ▼                  ▼
+//!     └── echo ──────────────── Late ────────────► Dead             (the driver closes the connection)
+//! ```
+//!
+//! A probe that *arrives* proves as much as an echo, so whoever receives one puts its own off, at most four times in
+//! a row: in a quiet grid one side of each connection probes. With many connections the interval grows in steps, so
+//! that a node sends the same number of probes in any grid; a member that declares somebody dead tells the others,
+//! and they probe at once.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use futures::{AsyncReadExt, AsyncWriteExt, FutureExt};
+use libp2p::core::transport::PortUse;
+use libp2p::core::upgrade::ReadyUpgrade;
+use libp2p::core::{Endpoint, Multiaddr};
+use libp2p::swarm::handler::{ConnectionEvent, FullyNegotiatedInbound, FullyNegotiatedOutbound};
+use libp2p::swarm::{
+    ConnectionClosed, ConnectionDenied, ConnectionHandler, ConnectionHandlerEvent, ConnectionId, FromSwarm,
+    NetworkBehaviour, NotifyHandler, Stream, SubstreamProtocol, THandler, THandlerInEvent, THandlerOutEvent,
+    ToSwarm,
+};
+use libp2p::{PeerId, StreamProtocol};
+use tokio::time::{Instant, Sleep};
+
+/// Up to this many connections are probed at the configured interval.
+const FULL_RATE_CONNECTIONS: usize = 8;
+
+/// How often in a row a side lets the other's probe stand for its own.
+const MAX_PUT_OFF: u8 = 4;
+
+/// A probe answered less than this ago is not repeated on somebody's suspicion.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// The bytes of a probe and of its echo.
+const PROBE: usize = 8;
+
+#[derive(Debug)]
+pub(crate) enum Event {
+    Alive { peer: PeerId, rtt: Duration },
+    Dead { peer: PeerId, connection: ConnectionId },
+}
+
+pub(crate) struct Behaviour {
+    protocol: StreamProtocol,
+    interval: Duration,
+    timeout: Duration,
+    connections: BTreeMap<ConnectionId, PeerId>,
+    step: u32,
+    actions: VecDeque<ToSwarm<Event, Ask>>,
+}
+
+/// What the behaviour asks of a connection's handler.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Ask {
+    Probe,
+    Interval(Duration),
+}
+
+impl Behaviour {
+    pub(crate) fn new(protocol: StreamProtocol, interval: Duration, timeout: Duration) -> Self {
+        Self {
+            protocol,
+            interval,
+            timeout,
+            connections: BTreeMap::new(),
+            step: 1,
+            actions: VecDeque::new(),
+        }
+    }
+
+    /// Probes all connections of the peer at once.
+    pub(crate) fn probe(&mut self, peer: PeerId) {
+        for (connection, of) in &self.connections {
+            if *of == peer {
+                self.actions.push_back(ask(peer, *connection, Ask::Probe));
+            }
+        }
+    }
+
+    fn adapt(&mut self) {
+        let step = step(self.connections.len());
+        if step != self.step {
+            self.step = step;
+            let interval = self.interval * step;
+            for (connection, peer) in &self.connections {
+                self.actions.push_back(ask(*peer, *connection, Ask::Interval(interval)));
+            }
+        }
+    }
+
+    fn handler(&mut self, connection: ConnectionId, peer: PeerId) -> Handler {
+        self.connections.insert(connection, peer);
+        self.adapt();
+        Handler::new(self.protocol.clone(), self.interval * self.step, self.timeout)
+    }
+}
+
+fn ask(peer: PeerId, connection: ConnectionId, event: Ask) -> ToSwarm<Event, Ask> {
+    ToSwarm::NotifyHandler {
+        peer_id: peer,
+        handler: NotifyHandler::One(connection),
+        event,
+    }
+}
+
+/// By how much the interval is stretched: the next power of two of the connections per full rate.
+fn step(connections: usize) -> u32 {
+    let step = connections.div_ceil(FULL_RATE_CONNECTIONS).max(1).next_power_of_two();
+    u32::try_from(step).unwrap_or(u32::MAX)
+}
+
+impl NetworkBehaviour for Behaviour {
+    type ConnectionHandler = Handler;
+    type ToSwarm = Event;
+
+    fn handle_established_inbound_connection(
+        &mut self,
+        connection: ConnectionId,
+        peer: PeerId,
+        _: &Multiaddr,
+        _: &Multiaddr,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        Ok(self.handler(connection, peer))
+    }
+
+    fn handle_established_outbound_connection(
+        &mut self,
+        connection: ConnectionId,
+        peer: PeerId,
+        _: &Multiaddr,
+        _: Endpoint,
+        _: PortUse,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        Ok(self.handler(connection, peer))
+    }
+
+    fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
+        match event {
+            FromSwarm::ConnectionClosed(ConnectionClosed { connection_id, .. }) => {
+                self.connections.remove(&connection_id);
+                self.adapt();
+            }
+            // A behaviour behind this one denied the connection that this one had counted.
+            FromSwarm::ListenFailure(failure) => {
+                self.connections.remove(&failure.connection_id);
+            }
+            FromSwarm::DialFailure(failure) => {
+                self.connections.remove(&failure.connection_id);
+            }
+            _ => {}
+        }
+    }
+
+    fn on_connection_handler_event(
+        &mut self,
+        peer: PeerId,
+        connection: ConnectionId,
+        event: THandlerOutEvent<Self>,
+    ) {
+        self.actions.push_back(ToSwarm::GenerateEvent(match event {
+            Found::Alive(rtt) => Event::Alive { peer, rtt },
+            Found::Dead => Event::Dead { peer, connection },
+        }));
+    }
+
+    fn poll(&mut self, _: &mut Context<'_>) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
+        self.actions.pop_front().map_or(Poll::Pending, Poll::Ready)
+    }
+}
+
+/// What a handler found out.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Found {
+    Alive(Duration),
+    Dead,
+}
+
+pub(crate) struct Handler {
+    protocol: StreamProtocol,
+    interval: Duration,
+    timeout: Duration,
+    /// When idle: the next probe. While one is under way: when the connection counts as dead.
+    timer: Pin<Box<Sleep>>,
+    outbound: Outbound,
+    inbound: Option<BoxFuture<'static, io::Result<Stream>>>,
+    answered: Option<Instant>,
+    put_off: u8,
+    dead: bool,
+}
+
+enum Outbound {
+    None,
+    Opening,
+    Idle(Stream),
+    Waiting(BoxFuture<'static, io::Result<(Stream, Duration)>>),
+}
+
+impl Handler {
+    fn new(protocol: StreamProtocol, interval: Duration, timeout: Duration) -> Self {
+        Self {
+            protocol,
+            interval,
+            timeout,
+            timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
+            outbound: Outbound::None,
+            inbound: None,
+            answered: None,
+            put_off: 0,
+            dead: false,
+        }
+    }
+
+    fn set_timer(&mut self, from_now: Duration) {
+        self.timer.as_mut().reset(Instant::now() + from_now);
+    }
+
+    fn is_idle(&self) -> bool {
+        matches!(self.outbound, Outbound::None | Outbound::Idle(_))
+    }
+
+    fn poll_inbound(&mut self, cx: &mut Context<'_>) {
+        while let Some(echo) = &mut self.inbound {
+            match echo.poll_unpin(cx) {
+                Poll::Pending => return,
+                Poll::Ready(Err(_)) => self.inbound = None,
+                Poll::Ready(Ok(stream)) => {
+                    self.inbound = Some(echo_one(stream).boxed());
+                    if self.is_idle() && self.answered.is_some() && self.put_off < MAX_PUT_OFF {
+                        self.put_off += 1;
+                        self.set_timer(self.interval + self.interval / 4);
+                    }
+                }
+            }
+        }
+    }
+}
+
+type HandlerPoll = Poll<ConnectionHandlerEvent<ReadyUpgrade<StreamProtocol>, (), Found>>;
+
+impl ConnectionHandler for Handler {
+    type FromBehaviour = Ask;
+    type ToBehaviour = Found;
+    type InboundProtocol = ReadyUpgrade<StreamProtocol>;
+    type OutboundProtocol = ReadyUpgrade<StreamProtocol>;
+    type InboundOpenInfo = ();
+    type OutboundOpenInfo = ();
+
+    fn listen_protocol(&self) -> SubstreamProtocol<ReadyUpgrade<StreamProtocol>> {
+        SubstreamProtocol::new(ReadyUpgrade::new(self.protocol.clone()), ())
+    }
+
+    fn on_behaviour_event(&mut self, ask: Ask) {
+        match ask {
+            Ask::Interval(interval) => {
+                self.interval = interval;
+                let soonest = Instant::now() + interval;
+                if self.is_idle() && self.timer.deadline() > soonest {
+                    self.timer.as_mut().reset(soonest);
+                }
+            }
+            Ask::Probe => {
+                if self.is_idle() && self.answered.is_none_or(|at| at.elapsed() > FRESH) {
+                    self.set_timer(Duration::ZERO);
+                }
+            }
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> HandlerPoll {
+        self.poll_inbound(cx);
+        loop {
+            match std::mem::replace(&mut self.outbound, Outbound::None) {
+                Outbound::Waiting(mut probe) => match probe.poll_unpin(cx) {
+                    Poll::Ready(Ok((stream, rtt))) => {
+                        self.outbound = Outbound::Idle(stream);
+                        self.answered = Some(Instant::now());
+                        self.put_off = 0;
+                        self.dead = false;
+                        self.set_timer(self.interval);
+                        return Poll::Ready(ConnectionHandlerEvent::NotifyBehaviour(Found::Alive(rtt)));
+                    }
+                    // The stream broke, not the connection: a new one is opened at the next interval.
+                    Poll::Ready(Err(_)) => self.set_timer(self.interval.min(self.timeout)),
+                    Poll::Pending => {
+                        self.outbound = Outbound::Waiting(probe);
+                        return self.poll_deadline(cx);
+                    }
+                },
+                Outbound::Opening => {
+                    self.outbound = Outbound::Opening;
+                    return self.poll_deadline(cx);
+                }
+                Outbound::Idle(stream) => {
+                    if self.timer.as_mut().poll(cx).is_pending() {
+                        self.outbound = Outbound::Idle(stream);
+                        return Poll::Pending;
+                    }
+                    self.set_timer(self.timeout * 2);
+                    self.outbound = Outbound::Waiting(probe_once(stream).boxed());
+                }
+                Outbound::None => {
+                    if self.timer.as_mut().poll(cx).is_pending() {
+                        return Poll::Pending;
+                    }
+                    self.set_timer(self.timeout * 2);
+                    self.outbound = Outbound::Opening;
+                    return Poll::Ready(ConnectionHandlerEvent::OutboundSubstreamRequest {
+                        protocol: SubstreamProtocol::new(ReadyUpgrade::new(self.protocol.clone()), ()),
+                    });
+                }
+            }
+        }
+    }
+
+    fn on_connection_event(
+        &mut self,
+        event: ConnectionEvent<'_, Self::InboundProtocol, Self::OutboundProtocol>,
+    ) {
+        match event {
+            ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound { protocol: mut stream, .. }) => {
+                stream.ignore_for_keep_alive();
+                self.inbound = Some(echo_one(stream).boxed());
+            }
+            ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound { protocol: mut stream, .. }) => {
+                stream.ignore_for_keep_alive();
+                self.outbound = Outbound::Waiting(probe_once(stream).boxed());
+            }
+            ConnectionEvent::DialUpgradeError(_) => {
+                self.outbound = Outbound::None;
+                self.set_timer(self.interval.min(self.timeout));
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Handler {
+    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> HandlerPoll {
+        if !self.dead && self.timer.as_mut().poll(cx).is_ready() {
+            self.dead = true;
+            return Poll::Ready(ConnectionHandlerEvent::NotifyBehaviour(Found::Dead));
+        }
+        Poll::Pending
+    }
+}
+
+async fn probe_once(mut stream: Stream) -> io::Result<(Stream, Duration)> {
+    let begun = Instant::now();
+    let sent: [u8; PROBE] = rand::random();
+    stream.write_all(&sent).await?;
+    stream.flush().await?;
+    let mut echo = [0; PROBE];
+    stream.read_exact(&mut echo).await?;
+    if echo != sent {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    Ok((stream, begun.elapsed()))
+}
+
+async fn echo_one(mut stream: Stream) -> io::Result<Stream> {
+    let mut probe = [0; PROBE];
+    stream.read_exact(&mut probe).await?;
+    stream.write_all(&probe).await?;
+    stream.flush().await?;
+    Ok(stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_probes_of_a_node_do_not_grow_with_the_grid() {
+        let per_interval = |connections: usize| connections as f64 / f64::from(step(connections));
+        assert!((1..=64).all(|connections| per_interval(connections) <= 8.0));
+        assert_eq!([step(0), step(8), step(9), step(17), step(64)], [1, 1, 2, 4, 8]);
+    }
+}

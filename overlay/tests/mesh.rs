@@ -1,0 +1,195 @@
+//! Members find each other, keep each other, and carry what they are given.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use aerie_identity::NodeKeys;
+use aerie_overlay::{Multiaddr, Protocol, RequestError, Topic};
+use aerie_types::{Key, PeerId, Role};
+use common::{Grid, Node, QUIC, Seen, TCP, eventually, now};
+
+/// A relay and this many workers that know only the relay, started all at once.
+async fn mesh(grid: &Grid, workers: usize) -> Vec<Node> {
+    let relay = grid.relay("relay").await;
+    let bootstrap = relay.full_addrs();
+    let names: Vec<_> = (0..workers).map(|n| format!("w{n}")).collect();
+    let starts = names.iter().map(|name| grid.worker(name, &[TCP, QUIC], &bootstrap));
+    let mut nodes = futures::future::join_all(starts).await;
+    nodes.push(relay);
+    nodes
+}
+
+async fn all_connected(nodes: &[Node]) {
+    for node in nodes {
+        eventually("everybody is connected to everybody", || async {
+            (node.member_ids().await.len() == nodes.len() - 1).then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn twelve_members_mesh_from_one_bootstrap_address() {
+    let grid = Grid::new("chem");
+    let begun = Instant::now();
+    let mut nodes = mesh(&grid, 11).await;
+    all_connected(&nodes).await;
+    println!("12 members meshed in {} ms", begun.elapsed().as_millis());
+
+    // Everybody agrees with the exclusive-or distance about who is closest, and never names itself.
+    let all: BTreeSet<PeerId> = nodes.iter().map(Node::peer).collect();
+    for n in 0..20_u8 {
+        let key = Key::of("test", &[&[n]]);
+        let mut order: Vec<_> = all.iter().copied().collect();
+        order.sort_by_key(|peer| key.position().distance(&peer.position()));
+        for node in &nodes {
+            let expected: Vec<_> = order.iter().copied().filter(|peer| *peer != node.peer()).collect();
+            assert_eq!(node.handle.closest(key).await.unwrap(), expected);
+        }
+    }
+
+    // A message reaches all the others, signed by its author.
+    let author = nodes[0].peer();
+    nodes[0].handle.publish(Topic::Sets, b"hello".to_vec()).unwrap();
+    for node in &mut nodes[1..] {
+        node.sees("gossip", |seen| *seen == Seen::Gossip(author, b"hello".to_vec())).await;
+    }
+
+    // One leaves; all notice at once, and nobody names it any more.
+    let gone = nodes.remove(3);
+    let begun = Instant::now();
+    gone.handle.shutdown().await;
+    for node in &mut nodes {
+        node.sees_down(gone.peer()).await;
+        let closest = node.handle.closest(Key::of("test", &[b"x"])).await.unwrap();
+        assert!(!closest.contains(&gone.peer()) && closest.len() == 10);
+    }
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn requests_of_each_protocol_are_answered_in_any_number() {
+    let grid = Grid::new("chem");
+    let mut a = grid.worker("a", &[TCP], &[]).await;
+    let b = grid.worker("b", &[TCP], &a.full_addrs()).await;
+    // Sent before the members are connected: they wait for it.
+    let large = vec![7; 900 * 1024];
+    assert_eq!(b.handle.request(a.peer(), Protocol::Control, large.clone()).await, Ok(large));
+    for protocol in Protocol::ALL {
+        let calls = (0..50_u8).map(|n| b.handle.request(a.peer(), protocol, vec![1, n]));
+        for (n, answer) in (0..50).zip(futures::future::join_all(calls).await) {
+            assert_eq!(answer, Ok(vec![n, 1]));
+        }
+        a.sees("request", |seen| *seen == Seen::Request(b.peer(), protocol)).await;
+    }
+    let oversized = b.handle.request(a.peer(), Protocol::Dht, vec![0; 2 * 1024 * 1024]).await;
+    assert!(matches!(oversized, Err(RequestError::TooLarge { .. })));
+    assert_eq!(b.handle.request(b.peer(), Protocol::Dht, vec![]).await, Err(RequestError::ToSelf));
+}
+
+#[tokio::test]
+async fn a_request_to_a_member_that_nobody_knows_fails_with_the_reason() {
+    let grid = Grid::new("chem");
+    let a = grid.worker("a", &[TCP], &[]).await;
+    let mut b = grid.worker("b", &[TCP], &a.full_addrs()).await;
+    b.sees_up(a.peer()).await;
+    let nobody = NodeKeys::generate().unwrap().peer_id();
+    let answer = b.handle.request(nobody, Protocol::Dht, vec![1]).await;
+    assert!(matches!(answer, Err(RequestError::Unreachable(_))), "{answer:?}");
+}
+
+#[tokio::test]
+async fn a_renewed_credential_reaches_connected_members() {
+    let grid = Grid::new("chem");
+    let mut a = grid.worker("a", &[TCP], &[]).await;
+    let keys = NodeKeys::generate().unwrap();
+    let first = grid.enrol_at(keys, "b", Role::Worker, 5, now());
+    let mut config = grid.config(&first, &[TCP]);
+    config.bootstrap = a.full_addrs();
+    let b = grid.start(config, &first).await;
+    a.sees_up(b.peer()).await;
+    assert_eq!(a.handle.credential(b.peer()).unwrap().serial, 5);
+    let second = grid.enrol_at(first.keys, "b", Role::Manager, 6, now());
+    b.own.send(Arc::new(second.der)).unwrap();
+    a.sees("renewal", |seen| *seen == Seen::Renewed(b.peer(), 6)).await;
+    let members = a.handle.members().await.unwrap();
+    assert!(members[0].credential.roles.contains(Role::Manager));
+    assert_eq!(members[0].connections.len(), 1, "without a new connection");
+}
+
+#[tokio::test]
+async fn a_member_that_comes_back_is_connected_again_by_those_who_knew_it() {
+    let grid = Grid::new("chem");
+    let a = grid.worker("a", &[TCP], &[]).await;
+    let addr = a.addrs[0].to_string();
+    let enrolled = grid.enrol("b", Role::Worker);
+    let mut config = grid.config(&enrolled, &[TCP]);
+    config.bootstrap = a.full_addrs();
+    let mut b = grid.start(config, &enrolled).await;
+    b.sees_up(a.peer()).await;
+    let known = b.handle.known_addrs().await.unwrap();
+    assert_eq!(known[0].0, a.peer());
+    a.handle.shutdown().await;
+    b.sees_down(a.peer()).await;
+    // A later start of another member of the same address: the bootstrap address leads to somebody new.
+    let c = grid.worker("c", &[&addr], &[]).await;
+    b.sees_up(c.peer()).await;
+    // And from what was remembered alone, without bootstrap addresses.
+    let enrolled = grid.enrol("d", Role::Worker);
+    let mut config = grid.config(&enrolled, &[]);
+    config.known = b.handle.known_addrs().await.unwrap();
+    let mut d = grid.start(config, &enrolled).await;
+    d.sees_up(c.peer()).await;
+}
+
+#[tokio::test]
+async fn a_member_that_falls_silent_is_noticed_by_unanswered_probes() {
+    let grid = Grid::new("chem");
+    let a = grid.worker("a", &[TCP], &[]).await;
+    let (proxy, silence) = proxy(&a.addrs[0]).await;
+    let enrolled = grid.enrol("b", Role::Worker);
+    let mut config = grid.config(&enrolled, &[]);
+    config.bootstrap = vec![proxy];
+    config.probe_interval = Duration::from_millis(300);
+    config.probe_timeout = Duration::from_millis(400);
+    let mut b = grid.start(config, &enrolled).await;
+    b.sees_up(a.peer()).await;
+    eventually("a probe was answered", || async {
+        b.handle.members().await.unwrap().first().and_then(|member| member.rtt)
+    })
+    .await;
+    silence.send(true).unwrap();
+    let begun = Instant::now();
+    b.sees_down(a.peer()).await;
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert_eq!(b.handle.stats().dead_connections, 1);
+}
+
+/// Forwards TCP to the address until told to swallow everything without closing anything.
+async fn proxy(to: &Multiaddr) -> (Multiaddr, tokio::sync::watch::Sender<bool>) {
+    use libp2p::multiaddr::Protocol::Tcp;
+    let port = to.iter().find_map(|part| if let Tcp(port) = part { Some(port) } else { None }).unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = format!("/ip4/127.0.0.1/tcp/{}", listener.local_addr().unwrap().port()).parse().unwrap();
+    let (silence, silent) = tokio::sync::watch::channel(false);
+    tokio::spawn(async move {
+        while let Ok((mut inner, _)) = listener.accept().await {
+            let mut silent = silent.clone();
+            tokio::spawn(async move {
+                let mut outer = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+                let told = async { silent.wait_for(|silent| *silent).await.is_ok() };
+                let silenced = tokio::select! {
+                    _ = tokio::io::copy_bidirectional(&mut inner, &mut outer) => false,
+                    told = told => told,
+                };
+                if silenced {
+                    std::future::pending::<()>().await;
+                }
+            });
+        }
+    });
+    (addr, silence)
+}
