@@ -39,7 +39,9 @@ pub enum Error {
         form: Form,
     },
     /// A disk or image without a FAT file system.
-    #[error("the floppy has no FAT file system: {reason}; make it with 'aerie blob --floppy' or 'mformat'")]
+    #[error(
+        "the floppy has no FAT file system: {reason}; make it with 'aerie grid blob --as floppy' or 'mformat'"
+    )]
     NotFat {
         /// What stands there instead.
         reason: String,
@@ -98,7 +100,7 @@ pub enum Error {
     /// Bytes in none of the known forms.
     #[error(
         "these {size} bytes are no Aerie blob: they are neither a floppy image, a zip archive, gzip'd or \
-         base64 user-data nor an aerie.toml; hand over the blob as 'aerie blob' made it"
+         base64 user-data nor an aerie.toml; hand over the blob as 'aerie grid blob' made it"
     )]
     Unrecognised {
         /// How many bytes there are.
@@ -111,7 +113,7 @@ pub enum Error {
         what: &'static str,
     },
     /// Wrappings within wrappings beyond any sensible number.
-    #[error("the blob is wrapped more than {limit} times: hand it over as 'aerie blob' made it")]
+    #[error("the blob is wrapped more than {limit} times: hand it over as 'aerie grid blob' made it")]
     TooDeep {
         /// The limit.
         limit: usize,

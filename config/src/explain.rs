@@ -86,8 +86,8 @@ impl Spec {
         let roles = self.node.roles;
         if self.enrol.token.is_none() {
             warnings.push(
-                "enrol.token is not set: a machine that has not enrolled yet cannot join; make a token with \
-                 'aerie token create'"
+                "enrol.token is not set: a machine that has not enrolled yet cannot join; make a blob with a token by \
+                 'aerie grid blob'"
                     .to_owned(),
             );
         }
@@ -156,7 +156,7 @@ pub fn explain(spec: &Spec, bundle: Option<&Bundle>) -> String {
         .node
         .name
         .as_ref()
-        .map_or("chosen at enrolment", |name| name.as_str());
+        .map_or("named as its host is", |name| name.as_str());
     line("Node", name);
     for role in spec.node.roles.iter() {
         line("Role", &format!("{role}: {}", meaning(role)));

@@ -159,7 +159,11 @@ impl<'r, R: Read + Seek> Volume<'r, R> {
         Ok(match self.layout.kind {
             Kind::Fat12 => {
                 let pair = u16::from_le_bytes(read_array(self.disk, at(index + index / 2))?);
-                u32::from(if cluster % 2 == 0 { pair & 0xfff } else { pair >> 4 })
+                u32::from(if cluster.is_multiple_of(2) {
+                    pair & 0xfff
+                } else {
+                    pair >> 4
+                })
             }
             Kind::Fat16 => u32::from(u16::from_le_bytes(read_array(self.disk, at(index * 2))?)),
             Kind::Fat32 => u32::from_le_bytes(read_array(self.disk, at(index * 4))?) & 0x0fff_ffff,

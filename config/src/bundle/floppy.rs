@@ -5,7 +5,7 @@
 
 use std::io::{Cursor, Write as _};
 
-use fatfs::{FatType, FileSystem, FormatVolumeOptions, FsOptions};
+use fatfs::{Date, DateTime, FatType, FileSystem, FormatVolumeOptions, FsOptions, Time, TimeProvider};
 
 use super::{Bundle, Form, SPEC_FILE, Volume};
 use crate::error::Error;
@@ -34,7 +34,10 @@ impl Bundle {
         let mut image = vec![0; FLOPPY_BYTES];
         let write = |image: &mut [u8]| -> std::io::Result<()> {
             fatfs::format_volume(Cursor::new(&mut *image), geometry())?;
-            let disk = FileSystem::new(Cursor::new(&mut *image), FsOptions::new())?;
+            let disk = FileSystem::new(
+                Cursor::new(&mut *image),
+                FsOptions::new().time_provider(&FirstDay),
+            )?;
             for (name, bytes) in self.files() {
                 let mut file = disk.root_dir().create_file(name)?;
                 file.write_all(bytes)?;
@@ -52,6 +55,32 @@ impl Bundle {
     /// [`Error::Empty`], [`Error::NotFat`], [`Error::Truncated`], [`Error::Damaged`], [`Error::NoSpec`].
     pub fn from_floppy(image: &[u8]) -> Result<Self, Error> {
         Volume::open(&mut Cursor::new(image))?.bundle()
+    }
+}
+
+/// FAT's first day, as the time of every file: the image depends on the bundle alone.
+#[derive(Debug)]
+struct FirstDay;
+
+impl TimeProvider for FirstDay {
+    fn get_current_date(&self) -> Date {
+        Date {
+            year: 1980,
+            month: 1,
+            day: 1,
+        }
+    }
+
+    fn get_current_date_time(&self) -> DateTime {
+        DateTime {
+            date: self.get_current_date(),
+            time: Time {
+                hour: 0,
+                min: 0,
+                sec: 0,
+                millis: 0,
+            },
+        }
     }
 }
 

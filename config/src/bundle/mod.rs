@@ -243,7 +243,7 @@ fn carrier_too_large() -> Error {
     Error::TooLarge {
         what: "the blob".to_owned(),
         limit: MAX_CARRIER_BYTES as u64,
-        advice: "hand it over as 'aerie blob' made it",
+        advice: "hand it over as 'aerie grid blob' made it",
     }
 }
 

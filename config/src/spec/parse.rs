@@ -117,7 +117,7 @@ fn read_grid(top: &Table<'_, '_>, notes: &mut Notes<'_>) -> Option<Grid> {
         && id.value != ca_hash.value.grid_id()
     {
         let message = "does not fit grid.ca_hash: it must be that hash's first 32 digits; \
-                       copy both from 'aerie grid show', or leave the id out";
+                       copy both from a blob that 'aerie grid blob' made, or leave the id out";
         table.problem(id.line, "id", message, notes);
     }
     Some(Grid {
@@ -133,7 +133,7 @@ fn read_enrol(top: &Table<'_, '_>, notes: &mut Notes<'_>) -> Option<Enrol> {
     table.refuse_unknown(&ALL, notes);
     let token = table.text("token", notes).and_then(|token| {
         if token.value.is_empty() || token.value.len() > MAX_TOKEN_BYTES || !token.value.is_ascii() {
-            let message = "is no join token: paste the whole token as 'aerie token create' printed it";
+            let message = "is no join token: paste the whole token from the blob that 'aerie grid blob' made";
             table.problem(token.line, "token", message, notes);
             return None;
         }

@@ -42,7 +42,7 @@ impl FromStr for CaHash {
         let mut hash = [0; 32];
         hex::decode_to_slice(text, &mut hash).map_err(|_| {
             format!(
-                "must be 64 hexadecimal digits, but it has {} characters; copy it from 'aerie grid show'",
+                "must be 64 hexadecimal digits, but it has {} characters; copy it from a blob that 'aerie grid blob' made",
                 text.chars().count()
             )
         })?;
@@ -215,6 +215,7 @@ mod tests {
             "",
             "relay.example.org:4001",
             "/ip4/192.0.2.7/udp/4001/quic-v1",
+            "/ip4/192.0.2.7/udp/4001/quic-v1/p2p/12D3KooW",
             "/ip4/300.0.2.7/udp/4001/quic-v1/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN",
             "/ip4/192.0.2.7/udp/0/quic-v1/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN",
             "/unix/tmp/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN",

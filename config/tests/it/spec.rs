@@ -258,6 +258,11 @@ fn bad_addresses_are_told_with_their_place_in_the_list() {
         message.contains("overlay.bootstrap entry 1 is no bootstrap address: it does not end with /p2p/"),
         "{message}"
     );
+    let message = refusal(&changed("/ip4/192.0.2.7/udp/4001/quic-v1", "/unix/socket"));
+    assert!(
+        message.contains("overlay.bootstrap entry 1 is no bootstrap address: "),
+        "{message}"
+    );
 }
 
 #[test]
@@ -314,7 +319,7 @@ fn a_spec_beyond_its_limit_is_refused_unread() {
 
 #[test]
 fn a_list_beyond_its_limit_is_refused() {
-    let many = vec!["\"https://p.example.org\""; 9].join(", ");
+    let many = ["\"https://p.example.org\""; 9].join(", ");
     let message = refusal(&changed("\"https://10.0.0.1/aerie\"", &many));
     assert!(
         message.contains("enrol.urls has 10 entries, and at most 8 are allowed"),
