@@ -27,6 +27,9 @@ const ALIVE_LIMIT: Duration = Duration::from_secs(5);
 /// For the question whether a port is open.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 
+/// For the look-up of the machine's own name, which should be local.
+const NAME_LIMIT: Duration = Duration::from_secs(2);
+
 /// For systemd, whose unit gives `condor_master` 150 s to end.
 const SYSTEMD_LIMIT: Duration = Duration::from_secs(170);
 
@@ -121,6 +124,24 @@ impl SystemHost {
         self.run("systemctl", &args, SYSTEMD_LIMIT).await
     }
 
+    /// `condor_master` asks for the machine's own name before it opens its log, and hangs for minutes where the name
+    /// servers are out of reach.
+    async fn warn_of_slow_names(&self) {
+        let Some(name) = nix::unistd::gethostname()
+            .ok()
+            .and_then(|name| name.into_string().ok())
+        else {
+            return;
+        };
+        let lookup = tokio::net::lookup_host((name.as_str(), 0));
+        if tokio::time::timeout(NAME_LIMIT, lookup).await.is_err() {
+            tracing::warn!(
+                "the name servers do not answer for this machine's own name, and HTCondor will start late: add the \
+                 line '127.0.1.1 {name}' to /etc/hosts"
+            );
+        }
+    }
+
     async fn status(&self, manager: Option<&str>, args: &[&str], limit: Duration) -> Result<Vec<u8>, Error> {
         let pool = manager.map(|manager| ["-pool", manager]);
         let args: Vec<_> = pool
@@ -182,6 +203,9 @@ impl Host for SystemHost {
     }
 
     async fn start(&self) -> Result<(), Error> {
+        if !self.state().await?.is_up() {
+            self.warn_of_slow_names().await;
+        }
         match &self.runner {
             Runner::Child(supervisor) => supervisor.start().await,
             Runner::Systemd => self.systemctl(&["start"]).await.map(drop),
