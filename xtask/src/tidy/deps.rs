@@ -1,7 +1,9 @@
 //! Which package may depend on which, and what the protocol crates must not reach.
 //!
-//! Both are read from `cargo metadata`, so renamed, optional and transitive dependencies are seen as cargo sees
-//! them. Development dependencies are left aside: they are not part of what is built.
+//! The directions are read from `cargo metadata`. Its graph joins the features that all packages of the workspace ask
+//! for, so that a protocol crate would seem to reach whatever another package's features bring in; its purity is
+//! therefore read from `cargo tree`, which resolves one package by itself. Development dependencies are left aside:
+//! they are not part of what is built.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -101,6 +103,14 @@ impl Graph {
         Ok(graph)
     }
 
+    /// The packages that have to be pure: the protocol crates and the types that all share.
+    pub(super) fn pure(&self) -> impl Iterator<Item = &str> {
+        self.members
+            .keys()
+            .map(String::as_str)
+            .filter(|name| name.ends_with("-proto") || *name == "aerie-types")
+    }
+
     /// The protocol crates with their folders.
     pub(super) fn protocol_crates(&self) -> impl Iterator<Item = (&str, &Path)> {
         let members = self
@@ -122,27 +132,6 @@ impl Graph {
         self.names
             .iter()
             .filter(|(_, name)| self.members.contains_key(*name))
-    }
-
-    /// The shortest chain of dependencies from a package to each that it reaches.
-    fn reached(&self, from: &str) -> BTreeMap<String, Vec<String>> {
-        let mut chains = BTreeMap::from([(from.to_owned(), Vec::new())]);
-        let mut queue = std::collections::VecDeque::from([from.to_owned()]);
-        while let Some(id) = queue.pop_front() {
-            let chain = chains.get(&id).cloned().unwrap_or_default();
-            for next in self.direct(&id) {
-                if !chains.contains_key(next) {
-                    let longer = chain
-                        .iter()
-                        .cloned()
-                        .chain([self.name(next).to_owned()])
-                        .collect();
-                    chains.insert(next.clone(), longer);
-                    queue.push_back(next.clone());
-                }
-            }
-        }
-        chains
     }
 }
 
@@ -179,24 +168,29 @@ pub(super) fn directions(graph: &Graph) -> Vec<Finding> {
     findings
 }
 
-/// The protocol crates and the shared types reach no runtime, socket, file or clock.
-pub(super) fn purity(graph: &Graph) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    for (id, name) in graph.member_ids() {
-        if !name.ends_with("-proto") && name != "aerie-types" {
-            continue;
-        }
-        for (reached, chain) in graph.reached(id) {
-            if IMPURE.contains(&graph.name(&reached)) {
-                findings.push(Finding::Error(format!(
-                    "{name} has to be pure and reaches {} (by {}); turn off the feature that brings it in",
-                    graph.name(&reached),
+/// A package that has to be pure reaches no runtime, socket, file or clock. `tree` is what
+/// `cargo tree --prefix depth` prints of it: one package a line, its depth before its name.
+pub(super) fn purity(package: &str, tree: &str) -> Result<Vec<Finding>> {
+    let mut findings = BTreeMap::new();
+    let mut chain: Vec<&str> = Vec::new();
+    for line in tree.lines() {
+        let name = line.trim_start_matches(|c: char| c.is_ascii_digit());
+        let depth: usize = line[..line.len() - name.len()]
+            .parse()
+            .with_context(|| format!("cargo tree has the line '{line}' where depth and name are expected"))?;
+        let name = name.split_whitespace().next().unwrap_or_default();
+        chain.truncate(depth);
+        chain.push(name);
+        if IMPURE.contains(&name) {
+            findings.entry(name.to_owned()).or_insert_with(|| {
+                Finding::Error(format!(
+                    "{package} has to be pure and reaches {name} ({}); turn off the feature that brings it in",
                     chain.join(" -> ")
-                )));
-            }
+                ))
+            });
         }
     }
-    findings
+    Ok(findings.into_values().collect())
 }
 
 #[cfg(test)]
@@ -256,27 +250,29 @@ mod tests {
 
     #[test]
     fn a_protocol_crate_that_reaches_a_runtime_is_an_error_that_names_the_way() {
-        let members = ["aerie-dht-proto", "aerie-dht"];
-        let deps = [
-            ("aerie-dht-proto", "helper", Value::Null),
-            ("helper", "tokio", Value::Null),
-            ("aerie-dht", "tokio", Value::Null),
-        ];
-        let findings = purity(&graph(&members, &deps));
+        let tree = "0aerie-dht-proto v0.1.0 (/w)\n1serde v1.0.0\n1helper v1.0.0\n2tokio v1.0.0\n3mio v1.0.0\n\
+                    1other v2.0.0\n2tokio v1.0.0 (*)\n";
+        let findings = purity("aerie-dht-proto", tree).unwrap();
+        assert_eq!(findings.len(), 2, "{findings:?}");
         assert!(
-            one_error(&findings).contains("reaches tokio (by helper -> tokio)"),
+            one_error(&findings[1..]).contains("(aerie-dht-proto -> helper -> tokio)"),
             "{findings:?}"
         );
     }
 
     #[test]
+    fn a_protocol_crate_without_a_runtime_is_pure() {
+        let tree = "0aerie-vpn-proto v0.1.0 (/w)\n1snow v0.10.0\n2sha2 v0.11.0\n";
+        assert_eq!(purity("aerie-vpn-proto", tree).unwrap(), []);
+        assert!(purity("aerie-vpn-proto", "├── snow v0.10.0\n").is_err());
+    }
+
+    #[test]
     fn what_only_tests_use_does_not_count() {
-        let deps = [
-            ("aerie-vpn-proto", "tokio", json!("dev")),
-            ("aerie-vpn-proto", "aerie-vpn", json!("dev")),
-        ];
-        let graph = graph(&["aerie-vpn-proto", "aerie-vpn"], &deps);
-        assert_eq!(purity(&graph), []);
+        let graph = graph(
+            &["aerie-vpn-proto", "aerie-vpn"],
+            &[("aerie-vpn-proto", "aerie-vpn", json!("dev"))],
+        );
         assert_eq!(directions(&graph), []);
     }
 }
