@@ -2,6 +2,7 @@
 //! command as a person would. This library has what the scenarios share.
 //!
 //! - `tests/assembly.rs`: a grid comes together across NATs and runs jobs
+//! - `tests/nat.rs`: every pair of NATs connects
 //! - `tests/faults.rs`: daemons and managers die, the enrolment service is away
 //! - `tests/trust.rs`: credentials are revoked, disks are copied
 //! - `tests/hosts.rs`: machines that are not as they should be
