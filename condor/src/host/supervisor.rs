@@ -28,13 +28,13 @@ use crate::Error;
 use crate::plan::{FileContent, Owner};
 
 /// The program.
-const MASTER: &str = "condor_master";
+pub(super) const MASTER: &str = "condor_master";
 
 /// Commands that may wait: callers await each answer, so more than a few mean that many callers wait already.
 const QUEUE: usize = 16;
 
 /// The pause before the first new start; doubled at each failure in a row.
-const PAUSE: Duration = Duration::from_secs(1);
+pub(super) const PAUSE: Duration = Duration::from_secs(1);
 
 /// The longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
@@ -43,7 +43,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 const PROVEN: Duration = Duration::from_secs(60);
 
 /// How long a start is watched: a configuration that HTCondor refuses ends it well before.
-const SETTLE: Duration = Duration::from_millis(700);
+pub(super) const SETTLE: Duration = Duration::from_millis(700);
 
 /// How often an adopted process, of which we are not the parent, is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -52,6 +52,12 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const FAST_LIMIT: Duration = Duration::from_secs(20);
 
 pub(super) struct Config {
+    /// The program to run: [`MASTER`], but for tests.
+    pub(super) program: PathBuf,
+    /// How long a start is watched: [`SETTLE`], but for tests.
+    pub(super) settle: Duration,
+    /// The pause before the first new start: [`PAUSE`], but for tests.
+    pub(super) pause: Duration,
     /// The file that names the process.
     pub(super) pid_file: PathBuf,
     /// Where the process's own output goes (its log has the rest).
@@ -159,7 +165,8 @@ impl Running {
 
 impl Task {
     fn new(config: Config) -> Self {
-        let process = Process::load(&config.pid_file).or_else(|| Process::find(MASTER));
+        let by_name = || Process::find(config.program.file_name()?.to_str()?);
+        let process = Process::load(&config.pid_file).or_else(by_name);
         if let Some(process) = &process {
             tracing::info!(pid = process.pid, "adopted the condor_master that was running");
         }
@@ -238,7 +245,7 @@ impl Task {
         let Some(running) = &mut self.running else {
             return Ok(());
         };
-        match tokio::time::timeout(SETTLE, running.ended()).await {
+        match tokio::time::timeout(self.config.settle, running.ended()).await {
             Err(_) => Ok(()),
             Ok(how) => {
                 self.ended(&how);
@@ -248,14 +255,16 @@ impl Task {
     }
 
     async fn launch(&mut self) -> Result<(), Error> {
-        end_orphans().await;
+        if self.config.program.as_os_str() == MASTER {
+            end_orphans().await;
+        }
         let output = |source| Error::File {
             what: "write",
             path: self.config.output.clone(),
             source,
         };
         let file = std::fs::File::create(&self.config.output).map_err(output)?;
-        let mut command = Command::new(MASTER);
+        let mut command = Command::new(&self.config.program);
         command
             .arg("-f")
             .stdin(Stdio::null())
@@ -302,7 +311,11 @@ impl Task {
     }
 
     fn pause(&mut self) {
-        let pause = PAUSE.saturating_mul(1 << self.failures.min(6)).min(LONGEST_PAUSE);
+        let pause = self
+            .config
+            .pause
+            .saturating_mul(1 << self.failures.min(6))
+            .min(LONGEST_PAUSE);
         self.failures = self.failures.saturating_add(1);
         self.restart_at = Some(Instant::now() + pause);
     }
@@ -393,5 +406,97 @@ async fn ended_soon(running: &mut Running) {
                 sleep(Duration::from_millis(50)).await;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::path::Path;
+
+    use super::*;
+
+    /// A program that lasts, in the place of `condor_master`.
+    fn config(folder: &Path, script: &str) -> Config {
+        let program = folder.join("lasting");
+        std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        Config {
+            program,
+            settle: Duration::from_millis(100),
+            pause: Duration::from_millis(1),
+            pid_file: folder.join("pid.json"),
+            output: folder.join("out"),
+            log: folder.join("log"),
+            condor_config: None,
+        }
+    }
+
+    async fn pid_when(supervisor: &Supervisor, fits: impl Fn(u32) -> bool) -> u32 {
+        let give_up = std::time::Instant::now() + Duration::from_secs(20);
+        loop {
+            if let MasterState::Running { pid } = supervisor.state().await.unwrap()
+                && fits(pid)
+            {
+                return pid;
+            }
+            assert!(std::time::Instant::now() < give_up, "no such process in time");
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_process_that_is_killed_is_started_again_and_one_that_is_stopped_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let supervisor = Supervisor::spawn(config(folder.path(), "exec sleep 1000"));
+        assert_eq!(supervisor.state().await.unwrap(), MasterState::Stopped);
+        supervisor.start().await.unwrap();
+        let first = pid_when(&supervisor, |_| true).await;
+        Process::running(first).unwrap().signal(Signal::SIGKILL).unwrap();
+        let second = pid_when(&supervisor, |pid| pid != first).await;
+        let process = Process::running(second).unwrap();
+        supervisor.stop(Shutdown::Fast).await.unwrap();
+        assert!(!process.is_alive());
+        assert_eq!(supervisor.state().await.unwrap(), MasterState::Stopped);
+        assert!(!folder.path().join("pid.json").exists());
+    }
+
+    #[tokio::test]
+    async fn a_process_outlives_the_daemon_and_is_adopted_by_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = Supervisor::spawn(config(folder.path(), "exec sleep 1000"));
+        first.start().await.unwrap();
+        let pid = pid_when(&first, |_| true).await;
+        drop(first);
+        let second = Supervisor::spawn(config(folder.path(), "exec sleep 1000"));
+        assert_eq!(pid_when(&second, |_| true).await, pid);
+        second.start().await.unwrap();
+        assert_eq!(pid_when(&second, |_| true).await, pid, "no second one is started");
+        second
+            .stop(Shutdown::Graceful(Duration::from_secs(5)))
+            .await
+            .unwrap();
+        assert!(Process::running(pid).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_process_that_ends_at_once_is_an_error_that_names_its_log() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = config(folder.path(), "exit 44");
+        config.settle = Duration::from_secs(20);
+        let supervisor = Supervisor::spawn(config);
+        let message = supervisor.start().await.unwrap_err().to_string();
+        assert!(
+            message.contains("exit status: 44") && message.contains("/log"),
+            "{message}"
+        );
+        supervisor.stop(Shutdown::Fast).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_signal_to_nothing_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let supervisor = Supervisor::spawn(config(folder.path(), "exec sleep 1000"));
+        assert!(supervisor.signal(Signal::SIGHUP).await.is_err());
     }
 }

@@ -97,6 +97,9 @@ impl SystemHost {
         let runner = match config.supervision.unwrap_or_else(detected) {
             Supervision::Systemd => Runner::Systemd,
             Supervision::Child => Runner::Child(Supervisor::spawn(supervisor::Config {
+                program: supervisor::MASTER.into(),
+                settle: supervisor::SETTLE,
+                pause: supervisor::PAUSE,
                 pid_file: config.state_dir.join("condor_master.json"),
                 output: config.state_dir.join("condor_master.out"),
                 log: config.master_log.clone(),
