@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::Path;
 
-use super::{Bundle, Form, MAX_FILE_BYTES, SPEC_FILE, names, read_bounded};
+use super::{Bundle, Form, MAX_FILE_BYTES, MAX_FILES, SPEC_FILE, names, read_bounded};
 use crate::error::Error;
 
 /// How many entries of a directory are looked at: one with more is no blob.
@@ -19,19 +19,14 @@ impl Bundle {
     /// # Errors
     /// [`Error::Io`] naming the path; [`Error::NoSpec`] without a spec.
     pub fn to_dir(&self, dir: &Path) -> Result<(), Error> {
-        let Some(spec) = self.get(SPEC_FILE) else {
-            return Err(Error::NoSpec {
-                form: Form::Directory,
-                holds: self.holds(),
-            });
-        };
+        self.require_spec(Form::Directory)?;
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(dir)
             .map_err(Error::io(format!("make the folder {}", dir.display())))?;
-        let extras = self.files().filter(|(name, _)| *name != SPEC_FILE);
-        for (name, bytes) in extras.chain([(SPEC_FILE, spec)]) {
+        let (spec, extras): (Vec<_>, Vec<_>) = self.files().partition(|(name, _)| *name == SPEC_FILE);
+        for (name, bytes) in extras.into_iter().chain(spec) {
             let path = dir.join(name);
             write_atomically(dir, &path, bytes).map_err(Error::io(format!("write {}", path.display())))?;
         }
@@ -44,22 +39,23 @@ impl Bundle {
     /// [`Error::Io`], [`Error::FileName`], [`Error::TooLarge`], [`Error::NoSpec`].
     pub fn from_dir(dir: &Path) -> Result<Self, Error> {
         let reading = || Error::io(format!("read the folder {}", dir.display()));
-        let mut bundle = Self::default();
-        let mut entries = Vec::new();
-        for entry in fs::read_dir(dir).map_err(reading())? {
-            entries.push(entry.map_err(reading())?.file_name());
-            if entries.len() > MAX_ENTRIES {
-                return Err(Error::TooManyFiles);
+        let mut files = Vec::new();
+        // One more than are looked at, so that too many can be told from enough.
+        for entry in fs::read_dir(dir).map_err(reading())?.take(MAX_ENTRIES + 1) {
+            let entry = entry.map_err(reading())?.file_name();
+            let name = entry.to_string_lossy().into_owned();
+            let path = dir.join(entry);
+            if !names::is_clutter(&name) && fs::metadata(&path).is_ok_and(|meta| meta.is_file()) {
+                files.push((name, path));
             }
         }
-        entries.sort();
-        for entry in entries {
-            let name = entry.to_string_lossy();
-            let path = dir.join(&entry);
-            let is_file = fs::metadata(&path).is_ok_and(|meta| meta.is_file());
-            if !is_file || names::is_clutter(&name) {
-                continue;
-            }
+        files.sort();
+        names::require_spec(Form::Directory, files.iter().map(|(name, _)| name.as_str()))?;
+        if files.len() > MAX_FILES {
+            return Err(Error::TooManyFiles);
+        }
+        let mut bundle = Self::default();
+        for (name, path) in files {
             let contents = File::open(&path)
                 .and_then(|file| read_bounded(file, MAX_FILE_BYTES))
                 .map_err(Error::io(format!("read {}", path.display())))?;
@@ -68,9 +64,9 @@ impl Bundle {
                 limit: MAX_FILE_BYTES as u64,
                 advice: "take it out of the folder",
             })?;
-            bundle.put(&name, contents)?;
+            bundle.add(&name, contents)?;
         }
-        bundle.with_spec(Form::Directory)
+        Ok(bundle)
     }
 }
 

@@ -87,16 +87,20 @@ impl<'r, R: Read + Seek> Volume<'r, R> {
 
     /// The files of the root directory as a bundle.
     pub(crate) fn bundle(&mut self) -> Result<Bundle, Error> {
-        let mut bundle = Bundle::default();
+        let mut files = Vec::new();
         for entry in self.root_entries()? {
-            let Entry::File(file) = entry else { continue };
-            if names::is_clutter(&file.name) {
-                continue;
+            match entry {
+                Entry::File(file) if !names::is_clutter(&file.name) => files.push(file),
+                _ => {}
             }
-            let contents = self.contents(&file)?;
-            bundle.put(&file.name, contents)?;
         }
-        bundle.with_spec(Form::Floppy)
+        names::require_spec(Form::Floppy, files.iter().map(|file| file.name.as_str()))?;
+        let mut bundle = Bundle::default();
+        for file in files {
+            let contents = self.contents(&file)?;
+            bundle.add(&file.name, contents)?;
+        }
+        Ok(bundle)
     }
 
     fn contents(&mut self, file: &FileEntry) -> Result<Zeroizing<Vec<u8>>, Error> {
@@ -115,7 +119,7 @@ impl<'r, R: Read + Seek> Volume<'r, R> {
             let at = self.layout.cluster_at(cluster).ok_or_else(|| {
                 damaged(format!(
                     "the file '{}' leads to cluster {cluster}, which does not exist",
-                    shown(&file.name)
+                    names::shown(&file.name)
                 ))
             })?;
             read_at(self.disk, at, piece)?;
@@ -443,8 +447,4 @@ fn damaged(reason: impl Into<String>) -> Error {
         form: Form::Floppy,
         reason: reason.into(),
     }
-}
-
-fn shown(name: &str) -> String {
-    name.escape_debug().take(64).collect()
 }

@@ -7,7 +7,7 @@ use std::io::{Cursor, Write as _};
 
 use fatfs::{Date, DateTime, FatType, FileSystem, FormatVolumeOptions, FsOptions, Time, TimeProvider};
 
-use super::{Bundle, Form, SPEC_FILE, Volume};
+use super::{Bundle, Form, Volume};
 use crate::error::Error;
 
 /// The size of a 3.5-inch high-density floppy in bytes.
@@ -25,12 +25,7 @@ impl Bundle {
     /// # Errors
     /// [`Error::NoSpec`] without a spec.
     pub fn to_floppy(&self) -> Result<Vec<u8>, Error> {
-        if self.get(SPEC_FILE).is_none() {
-            return Err(Error::NoSpec {
-                form: Form::Floppy,
-                holds: self.holds(),
-            });
-        }
+        self.require_spec(Form::Floppy)?;
         let mut image = vec![0; FLOPPY_BYTES];
         let write = |image: &mut [u8]| -> std::io::Result<()> {
             fatfs::format_volume(Cursor::new(&mut *image), geometry())?;

@@ -125,12 +125,9 @@ fn is_base64(bytes: &[u8]) -> bool {
     let symbol = |b: &u8| {
         b.is_ascii_alphanumeric() || b.is_ascii_whitespace() || matches!(b, b'+' | b'/' | b'-' | b'_' | b'=')
     };
-    // Padding stands at the end only; a setting such as 'version=1' has its sign in the middle.
-    let body = bytes.trim_ascii_end();
-    let body = body.strip_suffix(b"=").unwrap_or(body);
-    let body = body.strip_suffix(b"=").unwrap_or(body);
+    // A text of another kind, such as a few plain words, seldom decodes; what does is judged by its content.
     BASE64_HEADS.iter().any(|head| bytes.starts_with(head))
-        || (bytes.len() >= MIN_BASE64_BYTES && bytes.iter().all(symbol) && !body.contains(&b'='))
+        || (bytes.len() >= MIN_BASE64_BYTES && bytes.iter().all(symbol) && decode_base64(bytes).is_ok())
 }
 
 /// Whether some text has a line that only an `aerie.toml` has. Broken ones must be told apart from foreign ones.

@@ -91,10 +91,8 @@ impl Bundle {
     /// # Errors
     /// [`Error::NotText`], and those of [`Spec::parse`].
     pub fn spec(&self) -> Result<Spec, Error> {
-        let bytes = self.files.get(SPEC_FILE).ok_or_else(|| Error::NoSpec {
-            form: Form::Directory,
-            holds: self.holds(),
-        })?;
+        self.require_spec(Form::Directory)?;
+        let bytes = self.get(SPEC_FILE).unwrap_or_default();
         Spec::parse(std::str::from_utf8(bytes).map_err(|_| Error::NotText)?)
     }
 
@@ -203,28 +201,20 @@ impl Bundle {
         Ok(())
     }
 
-    /// This bundle if it has a spec: what each carrier's reader ends with.
-    fn with_spec(self, form: Form) -> Result<Self, Error> {
-        if self.files.contains_key(SPEC_FILE) {
-            return Ok(self);
+    /// Adds a file that a carrier holds: two of one name are one too many.
+    fn add(&mut self, name: &str, bytes: Zeroizing<Vec<u8>>) -> Result<(), Error> {
+        if self.files.contains_key(&names::checked(name)?) {
+            return Err(Error::FileName {
+                name: names::shown(name),
+                reason: "another file has the same name",
+            });
         }
-        Err(Error::NoSpec {
-            form,
-            holds: self.holds(),
-        })
+        self.put(name, bytes)
     }
 
-    fn holds(&self) -> String {
-        if self.files.is_empty() {
-            return "it holds no files".to_owned();
-        }
-        let names: Vec<&str> = self.files.keys().take(4).map(String::as_str).collect();
-        let more = if self.files.len() > names.len() {
-            " and others"
-        } else {
-            ""
-        };
-        format!("it holds {}{more}", names.join(", "))
+    /// Refuses to write a bundle that no reader would take.
+    fn require_spec(&self, form: Form) -> Result<(), Error> {
+        names::require_spec(form, self.files.keys().map(String::as_str))
     }
 }
 

@@ -1,9 +1,9 @@
 //! File names that survive every carrier.
 
-use super::{MAX_NAME_BYTES, SPEC_FILE};
+use super::{Form, MAX_NAME_BYTES, SPEC_FILE};
 use crate::error::Error;
 
-/// How much of a refused name is shown.
+/// How many characters of a name are shown.
 const MAX_SHOWN: usize = 80;
 
 /// The name, checked. The spec's own name is accepted in any case, since FAT tools change it.
@@ -14,7 +14,7 @@ pub(super) fn checked(name: &str) -> Result<String, Error> {
     match fault(name) {
         None => Ok(name.to_owned()),
         Some(reason) => Err(Error::FileName {
-            name: name.escape_debug().take(MAX_SHOWN).collect(),
+            name: shown(name),
             reason,
         }),
     }
@@ -24,6 +24,35 @@ pub(super) fn checked(name: &str) -> Result<String, Error> {
 pub(super) fn is_clutter(name: &str) -> bool {
     let leads_elsewhere = name.contains(['/', '\\']);
     !leads_elsewhere && (name.is_empty() || name.starts_with(['.', '_']) || name.ends_with('~'))
+}
+
+/// Refuses a carrier without a spec before anything of it is read: it is somebody else's, whatever it holds.
+pub(super) fn require_spec<'n>(
+    form: Form,
+    names: impl Iterator<Item = &'n str> + Clone,
+) -> Result<(), Error> {
+    const MAX_LISTED: usize = 4;
+    if names.clone().any(|name| name.eq_ignore_ascii_case(SPEC_FILE)) {
+        return Ok(());
+    }
+    let mut files = names.filter(|name| !is_clutter(name)).map(shown);
+    let mut listed: Vec<String> = files.by_ref().take(MAX_LISTED).collect();
+    if files.next().is_some() {
+        listed.push("and others".to_owned());
+    }
+    Err(Error::NoSpec {
+        form,
+        holds: if listed.is_empty() {
+            "it holds no files".to_owned()
+        } else {
+            format!("it holds {}", listed.join(", "))
+        },
+    })
+}
+
+/// A name fit for a message, whatever it is.
+pub(super) fn shown(name: &str) -> String {
+    name.escape_debug().take(MAX_SHOWN).collect()
 }
 
 fn fault(name: &str) -> Option<&'static str> {

@@ -1,12 +1,14 @@
 //! Zip archives: what the portal offers for download, and what people make by hand.
 
+use std::borrow::Cow;
 use std::io::{Cursor, Write as _};
 
+use zeroize::Zeroizing;
 use zip::result::ZipError;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipArchive, ZipWriter};
 
-use super::{Bundle, Form, MAX_CARRIER_BYTES, MAX_FILE_BYTES, SPEC_FILE, names, read_bounded};
+use super::{Bundle, Form, MAX_CARRIER_BYTES, MAX_FILE_BYTES, names, read_bounded};
 use crate::error::Error;
 
 /// How many entries are looked at, clutter included. A bundle has at most a quarter of it.
@@ -14,6 +16,8 @@ const MAX_ENTRIES: usize = 128;
 
 /// The access rights of the files within the archive: they may hold secrets.
 const FILE_MODE: u32 = 0o600;
+
+type Archive<'b> = ZipArchive<Cursor<&'b [u8]>>;
 
 impl Bundle {
     /// The bundle as a zip archive. The bytes depend on the bundle only.
@@ -45,53 +49,40 @@ impl Bundle {
 
     pub(super) fn from_zip_at(bytes: &[u8], depth: usize) -> Result<Self, Error> {
         let mut archive = ZipArchive::new(Cursor::new(bytes)).map_err(damaged)?;
+        let listed: Vec<String> = archive
+            .file_names()
+            .filter_map(Result::ok)
+            .map(Cow::into_owned)
+            .collect();
+        if let Err(no_spec) = names::require_spec(Form::Zip, listed.iter().map(String::as_str)) {
+            let image = archive
+                .file_names()
+                .position(|name| name.is_ok_and(|name| is_image(&name)));
+            let index = image.ok_or(no_spec)?;
+            return Self::open_at(
+                &entry_contents(&mut archive, index, MAX_CARRIER_BYTES)?,
+                depth + 1,
+            );
+        }
         if archive.len() > MAX_ENTRIES {
             return Err(Error::TooManyFiles);
         }
         let mut bundle = Self::default();
-        let mut image = None;
         for index in 0..archive.len() {
             let entry = archive.by_index(index).map_err(damaged)?;
             let name = entry.name().map_err(damaged)?.into_owned();
             if entry.is_dir() || name.starts_with("__MACOSX/") || names::is_clutter(&name) {
                 continue;
             }
-            if is_image(&name) {
-                image = Some(index);
-                continue;
-            }
-            let limit = MAX_FILE_BYTES;
-            match read_bounded(entry, limit) {
-                Ok(Some(contents)) => bundle.put(&name, contents)?,
-                Ok(None) => {
-                    return Err(Error::TooLarge {
-                        what: format!("the file '{}' in the zip archive", names::checked(&name)?),
-                        limit: limit as u64,
-                        advice: "leave it out",
-                    });
-                }
-                Err(error) => return Err(damaged(ZipError::Io(error))),
-            }
+            drop(entry);
+            let contents = entry_contents(&mut archive, index, MAX_FILE_BYTES)?;
+            bundle.add(&name, contents)?;
         }
-        match image {
-            Some(index) if bundle.get(SPEC_FILE).is_none() => {
-                let entry = archive.by_index(index).map_err(damaged)?;
-                let contents = read_bounded(entry, MAX_CARRIER_BYTES)
-                    .map_err(|error| damaged(ZipError::Io(error)))?
-                    .ok_or_else(super::carrier_too_large)?;
-                Self::open_at(&contents, depth + 1)
-            }
-            _ => bundle.with_spec(Form::Zip),
-        }
+        Ok(bundle)
     }
 
     fn write_zip(&self, method: CompressionMethod) -> Result<Vec<u8>, Error> {
-        if self.get(SPEC_FILE).is_none() {
-            return Err(Error::NoSpec {
-                form: Form::Zip,
-                holds: self.holds(),
-            });
-        }
+        self.require_spec(Form::Zip)?;
         let options = SimpleFileOptions::default()
             .compression_method(method)
             .last_modified_time(zip::DateTime::DEFAULT)
@@ -106,6 +97,23 @@ impl Bundle {
         };
         write().map_err(damaged)
     }
+}
+
+/// Unpacks one entry to at most `limit` bytes.
+fn entry_contents(
+    archive: &mut Archive<'_>,
+    index: usize,
+    limit: usize,
+) -> Result<Zeroizing<Vec<u8>>, Error> {
+    let entry = archive.by_index(index).map_err(damaged)?;
+    let name = names::shown(&entry.name().map_err(damaged)?);
+    read_bounded(entry, limit)
+        .map_err(|error| damaged(ZipError::Io(error)))?
+        .ok_or_else(|| Error::TooLarge {
+            what: format!("the file '{name}' in the zip archive"),
+            limit: limit as u64,
+            advice: "leave it out",
+        })
 }
 
 /// Whether an entry is a disk image that may hold the bundle, rather than a file of it.

@@ -386,14 +386,21 @@ fn a_zip_bomb_is_refused() {
     let many: Vec<(String, Vec<u8>)> = (0..5)
         .map(|i| (format!("f{i}"), vec![0; MAX_FILE_BYTES]))
         .collect();
+    let spec = minimal();
+    let spec = [(SPEC_FILE, spec.as_bytes())];
     let many: Vec<(&str, &[u8])> = many
         .iter()
         .map(|(name, bytes)| (name.as_str(), bytes.as_slice()))
         .collect();
-    assert!(message(Bundle::open(&zip_of(&many))).contains("the sum of the bundle's files is larger than"));
+    assert!(
+        message(Bundle::open(&zip_of(&[&spec, many.as_slice()].concat())))
+            .contains("the sum of the bundle's files is larger than")
+    );
     let entries: Vec<String> = (0..200).map(|i| format!("f{i}")).collect();
     let entries: Vec<(&str, &[u8])> = entries.iter().map(|name| (name.as_str(), &b""[..])).collect();
-    assert!(message(Bundle::open(&zip_of(&entries))).contains("more than 32 files"));
+    assert!(
+        message(Bundle::open(&zip_of(&[&spec, entries.as_slice()].concat()))).contains("more than 32 files")
+    );
 }
 
 #[test]
@@ -430,6 +437,76 @@ fn a_zip_without_a_spec_says_what_it_holds() {
 }
 
 #[test]
+fn a_zipped_folder_says_where_the_files_belong() {
+    let error = Bundle::open(&zip_of(&[("blob/aerie.toml", minimal().as_bytes())])).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the zip archive has no file aerie.toml: it holds blob/aerie.toml; put the blob's files at its top level"
+    );
+}
+
+#[test]
+fn a_carrier_of_somebody_elses_files_is_foreign_whatever_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("MY LETTER.DOC"), "x").unwrap();
+    fs::File::create(dir.path().join("giant"))
+        .unwrap()
+        .set_len(1 << 40)
+        .unwrap();
+    assert!(Bundle::from_dir(dir.path()).unwrap_err().is_foreign());
+
+    let mut image = vec![0; 1_474_560];
+    let options = fatfs::FormatVolumeOptions::new().bytes_per_cluster(512);
+    fatfs::format_volume(Cursor::new(&mut image), options).unwrap();
+    {
+        let disk = fatfs::FileSystem::new(Cursor::new(&mut image), fatfs::FsOptions::new()).unwrap();
+        disk.root_dir()
+            .create_file("MY LETTER.DOC")
+            .unwrap()
+            .write_all(&noise(900_000))
+            .unwrap();
+    }
+    let error = Bundle::from_floppy(&image).unwrap_err();
+    assert!(
+        error.is_foreign() && error.to_string().contains("it holds MY LETTER.DOC;"),
+        "{error}"
+    );
+
+    let archive = zip_of(&[
+        ("a b", b"x"),
+        ("../c", b"x"),
+        ("d", b"x"),
+        ("e", b"x"),
+        ("f", b"x"),
+    ]);
+    let error = Bundle::open(&archive).unwrap_err();
+    assert!(
+        error.is_foreign()
+            && error
+                .to_string()
+                .contains("it holds a b, ../c, d, e, and others;"),
+        "{error}"
+    );
+}
+
+#[test]
+fn an_image_beside_a_spec_is_a_file_like_others() {
+    let mut bundle = bundle();
+    bundle.insert("disk.img", noise(5000)).unwrap();
+    assert_eq!(Bundle::open(&bundle.to_zip().unwrap()).unwrap(), bundle);
+    assert_eq!(Bundle::open(&bundle.to_user_data().unwrap()).unwrap(), bundle);
+}
+
+#[test]
+fn two_files_of_one_name_are_refused() {
+    let archive = zip_of(&[
+        (SPEC_FILE, minimal().as_bytes()),
+        ("AERIE.TOML", full().as_bytes()),
+    ]);
+    assert!(message(Bundle::open(&archive)).contains("another file has the same name"));
+}
+
+#[test]
 fn a_cut_off_zip_is_damaged() {
     let archive = bundle().to_zip().unwrap();
     assert!(message(Bundle::open(&archive[..archive.len() / 2])).contains("the zip archive is damaged"));
@@ -456,6 +533,8 @@ fn foreign_user_data_is_named_and_passed_over() {
         ),
         ("<html>404</html>", "a web page"),
         ("hello", "no Aerie blob"),
+        ("hostname node17 role compute", "no Aerie blob"),
+        ("abcdefghijklmnopqrst", "no Aerie blob"),
     ] {
         let error = Bundle::from_user_data(text.as_bytes()).unwrap_err();
         assert!(error.is_foreign() && error.to_string().contains(what), "{error}");
