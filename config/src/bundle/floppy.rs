@@ -1,6 +1,6 @@
 //! Floppy images: 1.44 MB, FAT12, as virtual machines and the Grid Appliance take them.
 //!
-//! Images are written by the `fatfs` library, and read by [`Volume`](super::fat::Volume), which trusts nothing
+//! Images are written by the `fatfs` library, and read by [`Volume`], which trusts nothing
 //! that the image says. No mount and no kernel driver is needed for either.
 
 use std::io::{Cursor, Write as _};
