@@ -167,6 +167,9 @@ pub enum Refusal {
     /// The wished name belongs to other keys, and no other name is wanted.
     #[error("the name '{0}' belongs to another node; choose another name, or let the portal add a suffix")]
     NameTaken(NodeName),
+    /// The wished name is a role's word.
+    #[error("the name '{0}' is the word of a role, which no node may have as its name; choose another name")]
+    NameReserved(NodeName),
     /// The keys belong to a node of another name, and no other name is wanted.
     #[error(
         "these keys belong to the node '{0}' already; use that name, or remove the keys to enrol as a new node"
@@ -222,6 +225,7 @@ impl Refusal {
             Self::TokenExpired(_) => "token-expired",
             Self::TokenUsedUp { .. } => "token-used-up",
             Self::NameTaken(_) => "name-taken",
+            Self::NameReserved(_) => "name-reserved",
             Self::KeysNamed(_) => "keys-named",
             Self::NodeRevoked(_) => "node-revoked",
             Self::UserRevoked(_) => "user-revoked",

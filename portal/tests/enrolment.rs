@@ -62,6 +62,17 @@ async fn a_taken_name_gets_a_suffix_or_is_refused_where_it_must_be_exact() {
     }
     assert_eq!(names, ["w", "w-2", "w-3"]);
 
+    let word = Node::new().wish(&site.portal, "worker");
+    let member = client.enrol(&token, &word, now()).await.unwrap();
+    assert_eq!(
+        member.credential.node.as_str(),
+        "worker-2",
+        "a role's word is no node's name"
+    );
+    let exact = Node::new().request(&site.portal, "worker", true);
+    let error = client.enrol(&token, &exact, now()).await.unwrap_err();
+    assert_eq!(error.refusal_code(), Some("name-reserved"));
+
     let long = "n".repeat(40);
     for expected in [long.clone(), format!("{}-2", "n".repeat(38))] {
         let request = Node::new().wish(&site.portal, &long);

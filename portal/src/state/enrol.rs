@@ -29,6 +29,10 @@ pub const USER_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 /// The suffixes tried for a name that is taken, from `-2` on.
 const MAX_SUFFIX: u32 = 99_999;
 
+/// Names that no node gets: a certificate's identity is `name@role.<grid>.grid` and a local account's is
+/// `account@<node>.<grid>.grid`, and neither must pass for the other.
+const RESERVED: [&str; 6] = ["manager", "submit", "worker", "client", "relay", "user"];
+
 /// The room that the longest suffix takes: a hyphen and five digits.
 const SUFFIX_ROOM: usize = 6;
 
@@ -313,7 +317,7 @@ fn refuse_blocked(tx: &Transaction<'_>, user: &UserName, group: &GroupName) -> R
     Ok(())
 }
 
-/// The wished name, or where it is taken and another will do, the wished name with the first free suffix.
+/// The wished name, or where it is taken or reserved and another will do, the wished name with the first free suffix.
 fn free_name(tx: &Transaction<'_>, wish: &NodeName, exact: bool) -> Result<NodeName, Denied> {
     // Names are of lower-case letters, digits and hyphens, so that none of GLOB's own characters can occur.
     let taken: BTreeSet<String> = tx
@@ -327,8 +331,12 @@ fn free_name(tx: &Transaction<'_>, wish: &NodeName, exact: bool) -> Result<NodeN
                 .collect()
         })
         .map_err(Error::database("look for a name"))?;
-    if !taken.contains(wish.as_str()) {
+    let reserved = RESERVED.contains(&wish.as_str());
+    if !reserved && !taken.contains(wish.as_str()) {
         return Ok(wish.clone());
+    }
+    if exact && reserved {
+        return Err(Refusal::NameReserved(wish.clone()).into());
     }
     if exact {
         return Err(Refusal::NameTaken(wish.clone()).into());
