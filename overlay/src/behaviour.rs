@@ -14,9 +14,7 @@ use libp2p::swarm::{
     ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent, THandlerOutEvent,
     ToSwarm, dummy,
 };
-use libp2p::{
-    PeerId, StreamProtocol, autonat, dcutr, gossipsub, identify, kad, mdns, relay, upnp,
-};
+use libp2p::{PeerId, StreamProtocol, autonat, dcutr, gossipsub, identify, kad, mdns, relay, upnp};
 
 use crate::admission::{Gate, Refusal};
 use crate::codec::Codec;
@@ -106,7 +104,10 @@ impl Behaviour {
             control: requests(config, Protocol::Control.word())?,
             mesh: requests(config, "mesh")?,
             relay_client,
-            relay_server: config.relay.then(|| relay::Behaviour::new(local, relay_limits())).into(),
+            relay_server: config
+                .relay
+                .then(|| relay::Behaviour::new(local, relay_limits()))
+                .into(),
             dcutr: dcutr::Behaviour::new(local),
             autonat_client: autonat::v2::client::Behaviour::default(),
             autonat_server: config.relay.then(autonat::v2::server::Behaviour::default).into(),
@@ -139,7 +140,11 @@ fn setup(what: &'static str, reason: &dyn std::fmt::Display) -> Error {
 
 fn limits(config: &Config) -> connection_limits::Behaviour {
     // A relay serves everybody, whoever it keeps as its own neighbours.
-    let members = if config.relay { MAX_RESERVATIONS } else { 2 * config.max_members };
+    let members = if config.relay {
+        MAX_RESERVATIONS
+    } else {
+        2 * config.max_members
+    };
     let total = u32::try_from(members).unwrap_or(u32::MAX).saturating_mul(2);
     connection_limits::Behaviour::new(
         ConnectionLimits::default()

@@ -64,7 +64,9 @@ async fn read<T: AsyncRead + Unpin>(io: &mut T) -> io::Result<Vec<u8>> {
 }
 
 async fn write<T: AsyncWrite + Unpin>(io: &mut T, bytes: &[u8]) -> io::Result<()> {
-    let length = u32::try_from(bytes.len()).ok().filter(|length| *length as usize <= MAX_MESSAGE);
+    let length = u32::try_from(bytes.len())
+        .ok()
+        .filter(|length| *length as usize <= MAX_MESSAGE);
     let Some(length) = length else {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,

@@ -4,7 +4,9 @@ use libp2p::Multiaddr;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A transport could not be set up.
-    #[error("cannot set up the {what} of the overlay: {reason}; check the system's limits and network settings")]
+    #[error(
+        "cannot set up the {what} of the overlay: {reason}; check the system's limits and network settings"
+    )]
     Setup {
         /// Which part.
         what: &'static str,

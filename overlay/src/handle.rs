@@ -190,7 +190,15 @@ impl Overlay {
         let swarm = swarm::build(&config, &gate)?;
         let (commands, commands_in) = mpsc::channel(COMMAND_QUEUE);
         let (events, events_out) = mpsc::channel(EVENT_QUEUE);
-        let driver = Driver::new(config, local, swarm, Arc::clone(&gate), commands_in, events, renewed)?;
+        let driver = Driver::new(
+            config,
+            local,
+            swarm,
+            Arc::clone(&gate),
+            commands_in,
+            events,
+            renewed,
+        )?;
         tokio::spawn(driver.run());
         let handle = Handle {
             local,
@@ -267,7 +275,10 @@ impl Handle {
             bytes,
             reply,
         };
-        self.commands.send(command).await.map_err(|_| RequestError::Closed)?;
+        self.commands
+            .send(command)
+            .await
+            .map_err(|_| RequestError::Closed)?;
         answer.await.unwrap_or(Err(RequestError::Closed))
     }
 
@@ -309,7 +320,10 @@ impl Handle {
     /// # Errors
     /// [`Error::Closed`].
     pub async fn disconnect(&self, peer: PeerId) -> Result<(), Error> {
-        self.commands.send(Command::Disconnect(peer)).await.map_err(|_| Error::Closed)
+        self.commands
+            .send(Command::Disconnect(peer))
+            .await
+            .map_err(|_| Error::Closed)
     }
 
     /// Judges every connected member again and cuts off those who no longer belong, whom it names. To be called when
@@ -326,7 +340,10 @@ impl Handle {
     /// # Errors
     /// [`Error::Closed`].
     pub async fn dial(&self, addr: Multiaddr) -> Result<(), Error> {
-        self.commands.send(Command::Dial(addr)).await.map_err(|_| Error::Closed)
+        self.commands
+            .send(Command::Dial(addr))
+            .await
+            .map_err(|_| Error::Closed)
     }
 
     /// Where this node can be reached: its own addresses and those through relays.
@@ -358,7 +375,10 @@ impl Handle {
 
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Error> {
         let (reply, answer) = oneshot::channel();
-        self.commands.send(command(reply)).await.map_err(|_| Error::Closed)?;
+        self.commands
+            .send(command(reply))
+            .await
+            .map_err(|_| Error::Closed)?;
         answer.await.map_err(|_| Error::Closed)
     }
 }

@@ -98,7 +98,8 @@ impl Behaviour {
             self.step = step;
             let interval = self.interval * step;
             for (connection, peer) in &self.connections {
-                self.actions.push_back(ask(*peer, *connection, Ask::Interval(interval)));
+                self.actions
+                    .push_back(ask(*peer, *connection, Ask::Interval(interval)));
             }
         }
     }
@@ -120,7 +121,10 @@ fn ask(peer: PeerId, connection: ConnectionId, event: Ask) -> ToSwarm<Event, Ask
 
 /// By how much the interval is stretched: the next power of two of the connections per full rate.
 fn step(connections: usize) -> u32 {
-    let step = connections.div_ceil(FULL_RATE_CONNECTIONS).max(1).next_power_of_two();
+    let step = connections
+        .div_ceil(FULL_RATE_CONNECTIONS)
+        .max(1)
+        .next_power_of_two();
     u32::try_from(step).unwrap_or(u32::MAX)
 }
 
@@ -332,11 +336,16 @@ impl ConnectionHandler for Handler {
         event: ConnectionEvent<'_, Self::InboundProtocol, Self::OutboundProtocol>,
     ) {
         match event {
-            ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound { protocol: mut stream, .. }) => {
+            ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound {
+                protocol: mut stream, ..
+            }) => {
                 stream.ignore_for_keep_alive();
                 self.inbound = Some(echo_one(stream).boxed());
             }
-            ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound { protocol: mut stream, .. }) => {
+            ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound {
+                protocol: mut stream,
+                ..
+            }) => {
                 stream.ignore_for_keep_alive();
                 self.outbound = Outbound::Waiting(probe_once(stream).boxed());
             }

@@ -12,7 +12,10 @@ pub(crate) fn from_libp2p(peer: &libp2p::PeerId) -> Option<PeerId> {
 }
 
 /// libp2p's form of a member's id.
-#[expect(clippy::expect_used, reason = "the bytes are a well-formed identity multihash by construction")]
+#[expect(
+    clippy::expect_used,
+    reason = "the bytes are a well-formed identity multihash by construction"
+)]
 pub(crate) fn to_libp2p(peer: PeerId) -> libp2p::PeerId {
     libp2p::PeerId::from_bytes(&peer.to_multihash()).expect("a multihash of 38 bytes")
 }
@@ -20,6 +23,16 @@ pub(crate) fn to_libp2p(peer: PeerId) -> libp2p::PeerId {
 /// Whether the address goes through a relay.
 pub(crate) fn is_relayed(addr: &Multiaddr) -> bool {
     addr.iter().any(|part| part == Protocol::P2pCircuit)
+}
+
+/// Whether the address leads over TCP, as far as it goes directly.
+pub(crate) fn is_tcp(addr: &Multiaddr) -> bool {
+    addr.iter().any(|part| matches!(part, Protocol::Tcp(_)))
+}
+
+/// Whether the address leads over QUIC, as far as it goes directly.
+pub(crate) fn is_quic(addr: &Multiaddr) -> bool {
+    addr.iter().any(|part| part == Protocol::QuicV1)
 }
 
 /// The IP address at the front.

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use libp2p::core::transport::dummy::DummyTransport;
 use libp2p::core::Transport;
+use libp2p::core::transport::dummy::DummyTransport;
 use libp2p::{Swarm, SwarmBuilder, dns, noise, quic, tcp, yamux};
 
 use crate::admission::{Gate, Secured, admit_quic};
@@ -27,15 +27,18 @@ pub(crate) fn build(config: &Config, gate: &Arc<Gate>) -> Result<Swarm<Behaviour
     let quic_gate = Arc::clone(gate);
     let builder = SwarmBuilder::with_existing_identity(config.keypair.clone())
         .with_tokio()
-        .with_tcp(tcp::Config::default().nodelay(true), secured, yamux::Config::default)
+        .with_tcp(
+            tcp::Config::default().nodelay(true),
+            secured,
+            yamux::Config::default,
+        )
         .map_err(|error| setup("TCP transport", &error))?
         .with_other_transport(|keypair| {
             let mut settings = quic::Config::new(keypair);
             settings.keep_alive_interval = QUIC_KEEP_ALIVE;
             settings.max_idle_timeout = QUIC_IDLE_MILLIS;
-            quic::tokio::Transport::new(settings).and_then(move |output, point| {
-                Box::pin(admit_quic(quic_gate, output, point))
-                    as std::pin::Pin<Box<dyn Future<Output = _> + Send>>
+            quic::tokio::Transport::new(settings).and_then(move |output, _| {
+                Box::pin(admit_quic(quic_gate, output)) as std::pin::Pin<Box<dyn Future<Output = _> + Send>>
             })
         })
         .map_err(|error| setup("QUIC transport", &error))?;
@@ -61,7 +64,9 @@ pub(crate) fn build(config: &Config, gate: &Arc<Gate>) -> Result<Swarm<Behaviour
     }
     // A machine without a usable resolv.conf can still dial numbers.
     if dns::tokio::Transport::system(DummyTransport::<()>::new()).is_ok() {
-        let builder = builder.with_dns().map_err(|error| setup("name resolution", &error))?;
+        let builder = builder
+            .with_dns()
+            .map_err(|error| setup("name resolution", &error))?;
         Ok(finish!(builder))
     } else {
         tracing::warn!("the system's resolver settings are not usable; names are asked of public servers");

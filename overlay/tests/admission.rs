@@ -50,7 +50,10 @@ async fn impostor(grid: &Grid, other: &Grid, listen: &str, dials: Option<&Node>)
 }
 
 fn wrong_grid(seen: &Seen) -> bool {
-    matches!(seen, Seen::Refused(_, Refusal::Credential(Rejection::WrongGrid { .. })))
+    matches!(
+        seen,
+        Seen::Refused(_, Refusal::Credential(Rejection::WrongGrid { .. }))
+    )
 }
 
 fn by_remote(seen: &Seen) -> bool {
@@ -76,7 +79,10 @@ async fn another_ca_is_kept_out(listen: &str) {
         assert_eq!((one.handle.stats().admitted, two.handle.stats().admitted), (0, 0));
         assert!(one.handle.stats().refused_credentials >= 1);
     }
-    let answer = member2.handle.request(listener.peer(), Protocol::Dht, vec![1]).await;
+    let answer = member2
+        .handle
+        .request(listener.peer(), Protocol::Dht, vec![1])
+        .await;
     assert!(matches!(answer, Err(RequestError::Unreachable(_))), "{answer:?}");
 }
 
@@ -95,8 +101,14 @@ async fn members_of_two_grids_fail_in_the_handshake_over_tcp() {
     let (grid, other) = (Grid::new("chem"), Grid::new("bio"));
     let mut a = grid.worker("a", &[TCP], &[]).await;
     let b = other.worker("b", &[TCP], &a.full_addrs()).await;
-    a.sees("handshake", |seen| matches!(seen, Seen::Refused(None, Refusal::Handshake(_)))).await;
-    eventually("dial failed", || async { (b.handle.stats().dial_failures > 0).then_some(()) }).await;
+    a.sees("handshake", |seen| {
+        matches!(seen, Seen::Refused(None, Refusal::Handshake(_)))
+    })
+    .await;
+    eventually("dial failed", || async {
+        (b.handle.stats().dial_failures > 0).then_some(())
+    })
+    .await;
     assert!(!a.ever_up(b.peer()) && !b.ever_up(a.peer()));
 }
 
@@ -109,14 +121,23 @@ async fn a_stock_peer_is_no_connection_over_tcp() {
     stock.dial(&member.full_addrs()[0]);
     let failed = |event: &SwarmEvent<_>| matches!(event, SwarmEvent::OutgoingConnectionError { .. });
     stock.until("dial fails", failed).await;
-    member.sees("handshake", |seen| matches!(seen, Seen::Refused(None, Refusal::Handshake(_)))).await;
+    member
+        .sees("handshake", |seen| {
+            matches!(seen, Seen::Refused(None, Refusal::Handshake(_)))
+        })
+        .await;
     // The member dials it.
     let addr = stock.listen(TCP).await;
     member.handle.dial(addr).await.unwrap();
     stock
-        .until("incoming fails", |event| matches!(event, SwarmEvent::IncomingConnectionError { .. }))
+        .until("incoming fails", |event| {
+            matches!(event, SwarmEvent::IncomingConnectionError { .. })
+        })
         .await;
-    eventually("dial failed", || async { (member.handle.stats().dial_failures > 0).then_some(()) }).await;
+    eventually("dial failed", || async {
+        (member.handle.stats().dial_failures > 0).then_some(())
+    })
+    .await;
     assert_eq!(stock.established, 0);
     assert!(!member.ever_up(stock.peer()));
     assert_eq!(member.handle.stats().admitted, 0);
@@ -129,9 +150,18 @@ async fn a_stock_peer_is_no_connection_over_quic() {
     let mut member = grid.worker("a", &[QUIC], &[]).await;
     let mut stock = Stock::plain();
     stock.dial(&member.full_addrs()[0]);
-    stock.until("closed", |event| matches!(event, SwarmEvent::ConnectionClosed { .. })).await;
+    stock
+        .until("closed", |event| {
+            matches!(event, SwarmEvent::ConnectionClosed { .. })
+        })
+        .await;
     let peer = stock.peer();
-    member.sees("refusal", |seen| matches!(seen, Seen::Refused(who, _) if *who == Some(peer))).await;
+    member
+        .sees(
+            "refusal",
+            |seen| matches!(seen, Seen::Refused(who, _) if *who == Some(peer)),
+        )
+        .await;
     // The member dials it.
     let before = member.handle.stats().refused_garbage;
     let addr = stock.listen(QUIC).await;
@@ -152,9 +182,18 @@ async fn a_revoked_member_is_refused() {
     let mut config = grid.config(&revoked, &[TCP]);
     config.bootstrap = a.full_addrs();
     let mut b = grid.start(config, &revoked).await;
-    a.sees("refusal", |seen| matches!(seen, Seen::Refused(_, Refusal::Credential(Rejection::Revoked { .. })))).await;
-    b.sees("verdict", |seen| matches!(seen, Seen::Refused(_, Refusal::ByRemote(why)) if why.contains("revoked")))
-        .await;
+    a.sees("refusal", |seen| {
+        matches!(
+            seen,
+            Seen::Refused(_, Refusal::Credential(Rejection::Revoked { .. }))
+        )
+    })
+    .await;
+    b.sees(
+        "verdict",
+        |seen| matches!(seen, Seen::Refused(_, Refusal::ByRemote(why)) if why.contains("revoked")),
+    )
+    .await;
     assert!(!a.ever_up(b.peer()) && !b.ever_up(a.peer()));
 }
 
@@ -176,7 +215,13 @@ async fn a_recheck_cuts_a_member_that_was_revoked_while_connected() {
     a.sees_down(b.peer()).await;
     b.sees_down(a.peer()).await;
     // It comes back at once and is refused.
-    a.sees("refusal", |seen| matches!(seen, Seen::Refused(_, Refusal::Credential(Rejection::Revoked { .. })))).await;
+    a.sees("refusal", |seen| {
+        matches!(
+            seen,
+            Seen::Refused(_, Refusal::Credential(Rejection::Revoked { .. }))
+        )
+    })
+    .await;
     assert_eq!(a.member_ids().await, [other.peer()]);
     assert_eq!(a.handle.stats().expelled, 1);
 }
@@ -189,7 +234,13 @@ async fn a_member_whose_credential_expired_is_refused() {
     let mut config = grid.config(&expired, &[TCP]);
     config.bootstrap = a.full_addrs();
     let b = grid.start(config, &expired).await;
-    a.sees("refusal", |seen| matches!(seen, Seen::Refused(_, Refusal::Credential(Rejection::Expired { .. })))).await;
+    a.sees("refusal", |seen| {
+        matches!(
+            seen,
+            Seen::Refused(_, Refusal::Credential(Rejection::Expired { .. }))
+        )
+    })
+    .await;
     assert!(!a.ever_up(b.peer()) && !b.ever_up(a.peer()));
 }
 
@@ -204,7 +255,10 @@ async fn a_credential_of_another_key_is_refused() {
         config.bootstrap = a.full_addrs();
         let b = grid.start(config, &thief).await;
         let peer = b.peer();
-        a.sees("refusal", |seen| *seen == Seen::Refused(Some(peer), Refusal::KeyMismatch)).await;
+        a.sees("refusal", |seen| {
+            *seen == Seen::Refused(Some(peer), Refusal::KeyMismatch)
+        })
+        .await;
         assert!(!a.ever_up(peer) && !b.ever_up(a.peer()));
     }
 }
@@ -233,8 +287,11 @@ async fn garbage_after_the_handshake_is_counted_and_harms_nobody() {
         let mut hostile = Stock::with_security(Garbage::new(&grid, PROTOCOL, bytes));
         let peer = hostile.peer();
         hostile.dial(&member.full_addrs()[0]);
-        let refused = |seen: &Seen| matches!(seen, Seen::Refused(who, why) if *who == Some(peer) && expected(why));
-        hostile.while_running(member.sees("refusal of garbage", refused)).await;
+        let refused =
+            |seen: &Seen| matches!(seen, Seen::Refused(who, why) if *who == Some(peer) && expected(why));
+        hostile
+            .while_running(member.sees("refusal of garbage", refused))
+            .await;
         assert!(!member.ever_up(peer));
     }
     let stats = member.handle.stats();

@@ -16,7 +16,9 @@ async fn mesh(grid: &Grid, workers: usize) -> Vec<Node> {
     let relay = grid.relay("relay").await;
     let bootstrap = relay.full_addrs();
     let names: Vec<_> = (0..workers).map(|n| format!("w{n}")).collect();
-    let starts = names.iter().map(|name| grid.worker(name, &[TCP, QUIC], &bootstrap));
+    let starts = names
+        .iter()
+        .map(|name| grid.worker(name, &[TCP, QUIC], &bootstrap));
     let mut nodes = futures::future::join_all(starts).await;
     nodes.push(relay);
     nodes
@@ -46,7 +48,11 @@ async fn twelve_members_mesh_from_one_bootstrap_address() {
         let mut order: Vec<_> = all.iter().copied().collect();
         order.sort_by_key(|peer| key.position().distance(&peer.position()));
         for node in &nodes {
-            let expected: Vec<_> = order.iter().copied().filter(|peer| *peer != node.peer()).collect();
+            let expected: Vec<_> = order
+                .iter()
+                .copied()
+                .filter(|peer| *peer != node.peer())
+                .collect();
             assert_eq!(node.handle.closest(key).await.unwrap(), expected);
         }
     }
@@ -55,7 +61,8 @@ async fn twelve_members_mesh_from_one_bootstrap_address() {
     let author = nodes[0].peer();
     nodes[0].handle.publish(Topic::Sets, b"hello".to_vec()).unwrap();
     for node in &mut nodes[1..] {
-        node.sees("gossip", |seen| *seen == Seen::Gossip(author, b"hello".to_vec())).await;
+        node.sees("gossip", |seen| *seen == Seen::Gossip(author, b"hello".to_vec()))
+            .await;
     }
 
     // One leaves; all notice at once, and nobody names it any more.
@@ -77,17 +84,27 @@ async fn requests_of_each_protocol_are_answered_in_any_number() {
     let b = grid.worker("b", &[TCP], &a.full_addrs()).await;
     // Sent before the members are connected: they wait for it.
     let large = vec![7; 900 * 1024];
-    assert_eq!(b.handle.request(a.peer(), Protocol::Control, large.clone()).await, Ok(large));
+    assert_eq!(
+        b.handle.request(a.peer(), Protocol::Control, large.clone()).await,
+        Ok(large)
+    );
     for protocol in Protocol::ALL {
         let calls = (0..50_u8).map(|n| b.handle.request(a.peer(), protocol, vec![1, n]));
         for (n, answer) in (0..50).zip(futures::future::join_all(calls).await) {
             assert_eq!(answer, Ok(vec![n, 1]));
         }
-        a.sees("request", |seen| *seen == Seen::Request(b.peer(), protocol)).await;
+        a.sees("request", |seen| *seen == Seen::Request(b.peer(), protocol))
+            .await;
     }
-    let oversized = b.handle.request(a.peer(), Protocol::Dht, vec![0; 2 * 1024 * 1024]).await;
+    let oversized = b
+        .handle
+        .request(a.peer(), Protocol::Dht, vec![0; 2 * 1024 * 1024])
+        .await;
     assert!(matches!(oversized, Err(RequestError::TooLarge { .. })));
-    assert_eq!(b.handle.request(b.peer(), Protocol::Dht, vec![]).await, Err(RequestError::ToSelf));
+    assert_eq!(
+        b.handle.request(b.peer(), Protocol::Dht, vec![]).await,
+        Err(RequestError::ToSelf)
+    );
 }
 
 #[tokio::test]
@@ -114,7 +131,8 @@ async fn a_renewed_credential_reaches_connected_members() {
     assert_eq!(a.handle.credential(b.peer()).unwrap().serial, 5);
     let second = grid.enrol_at(first.keys, "b", Role::Manager, 6, now());
     b.own.send(Arc::new(second.der)).unwrap();
-    a.sees("renewal", |seen| *seen == Seen::Renewed(b.peer(), 6)).await;
+    a.sees("renewal", |seen| *seen == Seen::Renewed(b.peer(), 6))
+        .await;
     let members = a.handle.members().await.unwrap();
     assert!(members[0].credential.roles.contains(Role::Manager));
     assert_eq!(members[0].connections.len(), 1, "without a new connection");
@@ -158,7 +176,12 @@ async fn a_member_that_falls_silent_is_noticed_by_unanswered_probes() {
     let mut b = grid.start(config, &enrolled).await;
     b.sees_up(a.peer()).await;
     eventually("a probe was answered", || async {
-        b.handle.members().await.unwrap().first().and_then(|member| member.rtt)
+        b.handle
+            .members()
+            .await
+            .unwrap()
+            .first()
+            .and_then(|member| member.rtt)
     })
     .await;
     silence.send(true).unwrap();
@@ -171,9 +194,14 @@ async fn a_member_that_falls_silent_is_noticed_by_unanswered_probes() {
 /// Forwards TCP to the address until told to swallow everything without closing anything.
 async fn proxy(to: &Multiaddr) -> (Multiaddr, tokio::sync::watch::Sender<bool>) {
     use libp2p::multiaddr::Protocol::Tcp;
-    let port = to.iter().find_map(|part| if let Tcp(port) = part { Some(port) } else { None }).unwrap();
+    let port = to
+        .iter()
+        .find_map(|part| if let Tcp(port) = part { Some(port) } else { None })
+        .unwrap();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let addr = format!("/ip4/127.0.0.1/tcp/{}", listener.local_addr().unwrap().port()).parse().unwrap();
+    let addr = format!("/ip4/127.0.0.1/tcp/{}", listener.local_addr().unwrap().port())
+        .parse()
+        .unwrap();
     let (silence, silent) = tokio::sync::watch::channel(false);
     tokio::spawn(async move {
         while let Ok((mut inner, _)) = listener.accept().await {

@@ -22,7 +22,10 @@ async fn hidden(grid: &Grid, name: &str, relay: &Node) -> Node {
 async fn reserved(node: &Node) {
     eventually("a place on the relay", || async {
         let addrs = node.handle.listen_addrs().await.unwrap();
-        addrs.iter().any(|addr| addr.to_string().contains("p2p-circuit")).then_some(())
+        addrs
+            .iter()
+            .any(|addr| addr.to_string().contains("p2p-circuit"))
+            .then_some(())
     })
     .await;
 }
@@ -33,8 +36,13 @@ fn libp2p_id(peer: PeerId) -> libp2p::PeerId {
 
 /// The address of a peer through a relay.
 fn circuit(relay: &Node, peer: PeerId) -> Multiaddr {
-    let tcp = relay.full_addrs().into_iter().find(|addr| addr.to_string().contains("/tcp/")).unwrap();
-    tcp.with(multiaddr::Protocol::P2pCircuit).with(multiaddr::Protocol::P2p(libp2p_id(peer)))
+    let tcp = relay
+        .full_addrs()
+        .into_iter()
+        .find(|addr| addr.to_string().contains("/tcp/"))
+        .unwrap();
+    tcp.with(multiaddr::Protocol::P2pCircuit)
+        .with(multiaddr::Protocol::P2p(libp2p_id(peer)))
 }
 
 #[tokio::test]
@@ -43,7 +51,10 @@ async fn a_member_behind_a_relay_alone_is_reached_by_others() {
     let relay = grid.relay("relay").await;
     let a = hidden(&grid, "a", &relay).await;
     let b = hidden(&grid, "b", &relay).await;
-    let answer = b.handle.request(a.peer(), Protocol::Signal, b"abc".to_vec()).await;
+    let answer = b
+        .handle
+        .request(a.peer(), Protocol::Signal, b"abc".to_vec())
+        .await;
     assert_eq!(answer, Ok(b"cba".to_vec()));
     let members = b.handle.members().await.unwrap();
     let member = members.iter().find(|member| member.peer == a.peer()).unwrap();
@@ -51,9 +62,15 @@ async fn a_member_behind_a_relay_alone_is_reached_by_others() {
     assert_eq!(member.credential.node.as_str(), "a");
     assert_eq!(b.handle.stats().reservations_now, 1);
     // The other way round, and by somebody with an open port.
-    assert_eq!(a.handle.request(b.peer(), Protocol::Dht, vec![1, 2]).await, Ok(vec![2, 1]));
+    assert_eq!(
+        a.handle.request(b.peer(), Protocol::Dht, vec![1, 2]).await,
+        Ok(vec![2, 1])
+    );
     let c = grid.worker("c", &[TCP], &relay.full_addrs()).await;
-    assert_eq!(c.handle.request(a.peer(), Protocol::Dht, vec![1, 2]).await, Ok(vec![2, 1]));
+    assert_eq!(
+        c.handle.request(a.peer(), Protocol::Dht, vec![1, 2]).await,
+        Ok(vec![2, 1])
+    );
 }
 
 #[tokio::test]
@@ -73,8 +90,14 @@ async fn a_relayed_connection_gives_way_to_a_direct_one() {
             (member.connections.len() == 1 && !member.is_relayed()).then_some(())
         })
         .await;
-        println!("{listen}: punched {}", a.handle.stats().punched + b.handle.stats().punched);
-        assert_eq!(b.handle.request(a.peer(), Protocol::Dht, vec![1, 2]).await, Ok(vec![2, 1]));
+        println!(
+            "{listen}: punched {}",
+            a.handle.stats().punched + b.handle.stats().punched
+        );
+        assert_eq!(
+            b.handle.request(a.peer(), Protocol::Dht, vec![1, 2]).await,
+            Ok(vec![2, 1])
+        );
     }
 }
 
@@ -97,16 +120,34 @@ async fn divided() -> (Grid, Node, Node, Node) {
 #[tokio::test]
 async fn a_peer_of_another_ca_is_no_connection_through_a_relay() {
     let (_grid, relay, mut member, mut impostor) = divided().await;
-    let wrong_grid =
-        |seen: &Seen| matches!(seen, Seen::Refused(_, Refusal::Credential(Rejection::WrongGrid { .. })));
+    let wrong_grid = |seen: &Seen| {
+        matches!(
+            seen,
+            Seen::Refused(_, Refusal::Credential(Rejection::WrongGrid { .. }))
+        )
+    };
     // It asks for the member, then the member for it.
-    let answer = impostor.handle.request(member.peer(), Protocol::Dht, vec![1]).await;
+    let answer = impostor
+        .handle
+        .request(member.peer(), Protocol::Dht, vec![1])
+        .await;
     assert!(matches!(answer, Err(RequestError::Unreachable(_))), "{answer:?}");
     member.sees("refusal", wrong_grid).await;
-    impostor.sees("verdict", |seen| matches!(seen, Seen::Refused(_, Refusal::ByRemote(_)))).await;
+    impostor
+        .sees("verdict", |seen| {
+            matches!(seen, Seen::Refused(_, Refusal::ByRemote(_)))
+        })
+        .await;
     let before = member.handle.stats().refused_credentials;
-    member.handle.dial(circuit(&relay, impostor.peer())).await.unwrap();
-    let answer = member.handle.request(impostor.peer(), Protocol::Dht, vec![1]).await;
+    member
+        .handle
+        .dial(circuit(&relay, impostor.peer()))
+        .await
+        .unwrap();
+    let answer = member
+        .handle
+        .request(impostor.peer(), Protocol::Dht, vec![1])
+        .await;
     assert!(matches!(answer, Err(RequestError::Unreachable(_))), "{answer:?}");
     eventually("refused again", || async {
         (member.handle.stats().refused_credentials > before).then_some(())
@@ -132,9 +173,7 @@ async fn a_stock_peer_is_no_connection_through_a_relay() {
     let (peer, member_id) = (stock.peer(), libp2p_id(member.peer()));
     let relay_tcp = circuit(&relay, member.peer());
     stock.dial(&relay_tcp);
-    let failed = |event: &SwarmEvent<_>| {
-        matches!(event, SwarmEvent::OutgoingConnectionError { peer_id: Some(who), .. } if *who == member_id)
-    };
+    let failed = |event: &SwarmEvent<_>| matches!(event, SwarmEvent::OutgoingConnectionError { peer_id: Some(who), .. } if *who == member_id);
     stock.until("dial fails", failed).await;
     assert_eq!(stock.established, 1, "the relay alone");
     // The member dials it.
@@ -142,11 +181,17 @@ async fn a_stock_peer_is_no_connection_through_a_relay() {
     member.handle.dial(own).await.unwrap();
     let refused = |event: &SwarmEvent<_>| matches!(event, SwarmEvent::IncomingConnectionError { .. });
     stock.until("incoming fails", refused).await;
-    let answer = stock.while_running(member.handle.request(peer, Protocol::Dht, vec![1])).await;
+    let answer = stock
+        .while_running(member.handle.request(peer, Protocol::Dht, vec![1]))
+        .await;
     assert!(matches!(answer, Err(RequestError::Unreachable(_))), "{answer:?}");
     assert_eq!(stock.established, 1, "the relay alone");
     assert!(!member.ever_up(peer));
-    member.sees("handshake", |seen| matches!(seen, Seen::Refused(None, Refusal::Handshake(_)))).await;
+    member
+        .sees("handshake", |seen| {
+            matches!(seen, Seen::Refused(None, Refusal::Handshake(_)))
+        })
+        .await;
 }
 
 #[tokio::test]
@@ -155,7 +200,11 @@ async fn a_stranger_cannot_use_a_relay() {
     let relay = grid.relay("relay").await;
     let member = hidden(&grid, "a", &relay).await;
     let mut stranger = Stock::with_security(Garbage::new(&grid, PROTOCOL, &[0, 0]));
-    let tcp = relay.full_addrs().into_iter().find(|addr| addr.to_string().contains("/tcp/")).unwrap();
+    let tcp = relay
+        .full_addrs()
+        .into_iter()
+        .find(|addr| addr.to_string().contains("/tcp/"))
+        .unwrap();
     stranger.dial(&tcp);
     eventually_running(&mut stranger, &relay).await;
     assert!(!relay.ever_up(stranger.peer()));
@@ -164,5 +213,7 @@ async fn a_stranger_cannot_use_a_relay() {
 
 async fn eventually_running(stranger: &mut Stock, relay: &Node) {
     let refused = || async { (relay.handle.stats().refused_garbage > 0).then_some(()) };
-    stranger.while_running(eventually("refused by the relay", refused)).await;
+    stranger
+        .while_running(eventually("refused by the relay", refused))
+        .await;
 }

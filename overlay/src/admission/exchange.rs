@@ -53,7 +53,10 @@ where
         Ok(der) => gate.judge(&der, remote),
         Err(length) => Err(Refusal::Oversized { length }),
     };
-    stream.write_all(&[Verdict::of(&judged) as u8]).await.map_err(broken)?;
+    stream
+        .write_all(&[Verdict::of(&judged) as u8])
+        .await
+        .map_err(broken)?;
     stream.flush().await.map_err(broken)?;
 
     let mut verdict = [0];

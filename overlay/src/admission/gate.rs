@@ -44,7 +44,10 @@ impl Gate {
     /// The credential by which the peer was admitted last.
     #[must_use]
     pub fn credential(&self, peer: PeerId) -> Option<Arc<Credential>> {
-        self.store().entries.get(&peer).map(|(_, credential)| Arc::clone(credential))
+        self.store()
+            .entries
+            .get(&peer)
+            .map(|(_, credential)| Arc::clone(credential))
     }
 
     /// Whether the peer was admitted and still belongs.
@@ -90,7 +93,11 @@ impl Gate {
             }
             None => {
                 if store.entries.len() >= MAX_STORED {
-                    let oldest = store.entries.iter().min_by_key(|(_, (seen, _))| *seen).map(|(peer, _)| *peer);
+                    let oldest = store
+                        .entries
+                        .iter()
+                        .min_by_key(|(_, (seen, _))| *seen)
+                        .map(|(peer, _)| *peer);
                     if let Some(oldest) = oldest {
                         store.entries.remove(&oldest);
                     }

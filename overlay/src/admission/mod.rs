@@ -3,7 +3,7 @@
 //! ```text
 //!   TCP, relayed circuit                        QUIC
 //!   multistream: /aerie/noise/1                 TLS 1.3 (libp2p)
-//!   Noise XX, prologue = grid id                first substream, opened by the QUIC client
+//!   Noise XX, prologue = grid id                first substream of each side
 //!            └────────────┬──────────────────────────────┘
 //!                         │   both send:  length (u16) ‖ credential DER, at most 1 KiB
 //!                         │   both judge: signature, grid, times, revocations, key = peer id
@@ -13,8 +13,8 @@
 //! ```
 //!
 //! The verdict makes admission mutual: a side that was refused learns so, with the reason, and has no connection
-//! either. Everything runs under one timeout. Whoever opens the substream on QUIC is decided by the role in the QUIC
-//! handshake, which hole punching can reverse, never by who dialled.
+//! either. Everything runs under one timeout. No side has a part of its own in the exchange, so that hole punching may
+//! assign roles as it likes.
 //!
 //! What passes is kept in a bounded store, peer to credential. A second line of defence in the swarm denies every
 //! connection of a peer that is not in the store or has lost its standing since.
@@ -36,8 +36,8 @@ pub use gate::Gate;
 pub use identity::IdentityGate;
 pub use noise::{PROTOCOL, Secured, prologue};
 pub(crate) use quic::admit as admit_quic;
-pub use refusal::{AdmissionError, Refusal, Rejected};
 pub(crate) use refusal::find as find_rejection;
+pub use refusal::{AdmissionError, Refusal, Rejected};
 
 /// Decides who belongs to the grid.
 pub trait Gatekeeper: Send + Sync + 'static {

@@ -48,6 +48,8 @@ pub(crate) struct Entry {
     pub(crate) pinned: bool,
     /// Whether it was ever connected in this run.
     pub(crate) met: bool,
+    /// Whether the last attempt ended with one side refusing the other's credential.
+    refused: bool,
     failures: u32,
     next_dial: Instant,
     touched: Instant,
@@ -85,6 +87,7 @@ impl Book {
             addrs: Vec::new(),
             pinned: false,
             met: false,
+            refused: false,
             failures: 0,
             next_dial: soon,
             touched: now,
@@ -136,6 +139,7 @@ impl Book {
         }
         if let Some(entry) = self.entries.get_mut(&peer) {
             entry.met = true;
+            entry.refused = false;
             entry.failures = 0;
             entry.touched = now;
             if let Some(at) = at.map(without_target)
@@ -167,6 +171,7 @@ impl Book {
             let limit = if entry.pinned { MAX_PINNED_PAUSE } else { MAX_PAUSE };
             let pause = FIRST_PAUSE.saturating_mul(1 << entry.failures.min(10)).min(limit);
             entry.failures += 1;
+            entry.refused = false;
             entry.next_dial = now + pause.mul_f64(0.5 + jitter);
             if entry.failures > MAX_FAILURES && !entry.pinned {
                 self.entries.remove(&peer);
@@ -178,7 +183,12 @@ impl Book {
     pub(crate) fn refused(&mut self, peer: PeerId, now: Instant, jitter: f64) {
         if let Some(entry) = self.entries.get_mut(&peer) {
             entry.failures += 1;
-            let pause = if entry.pinned { MAX_PINNED_PAUSE } else { REFUSED_PAUSE };
+            entry.refused = true;
+            let pause = if entry.pinned {
+                MAX_PINNED_PAUSE
+            } else {
+                REFUSED_PAUSE
+            };
             entry.next_dial = now + pause.mul_f64(0.5 + jitter);
         }
     }
@@ -193,7 +203,11 @@ impl Book {
 
     /// This node is alone: bootstrap members and those met in this run are dialled soon.
     pub(crate) fn hurry(&mut self, now: Instant, mut jitter: impl FnMut() -> f64) {
-        for entry in self.entries.values_mut().filter(|entry| entry.pinned || entry.met) {
+        for entry in self
+            .entries
+            .values_mut()
+            .filter(|entry| entry.pinned || entry.met)
+        {
             entry.failures = entry.failures.min(1);
             entry.next_dial = entry.next_dial.min(now + ALONE_SPREAD.mul_f64(jitter()));
         }
@@ -211,9 +225,16 @@ impl Book {
         due.into_iter().map(|(_, _, peer)| peer).collect()
     }
 
+    /// Whether the pause after a refusal is still running.
+    pub(crate) fn is_refused(&self, peer: PeerId, now: Instant) -> bool {
+        self.is_resting(peer, now) && self.entries.get(&peer).is_some_and(|entry| entry.refused)
+    }
+
     /// Whether the pause after a failure is still running.
     pub(crate) fn is_resting(&self, peer: PeerId, now: Instant) -> bool {
-        self.entries.get(&peer).is_some_and(|entry| entry.failures > 0 && entry.next_dial > now)
+        self.entries
+            .get(&peer)
+            .is_some_and(|entry| entry.failures > 0 && entry.next_dial > now)
     }
 
     fn make_room(&mut self) {

@@ -81,7 +81,9 @@ impl Driver {
 
     /// Whether a member was learned of and not dialled to the end yet.
     fn has_untried(&self) -> bool {
-        self.book.iter().any(|(peer, entry)| entry.is_fresh() && !self.live.contains_key(&peer))
+        self.book
+            .iter()
+            .any(|(peer, entry)| entry.is_fresh() && !self.live.contains_key(&peer))
     }
 
     fn nearest(&self, key: Key, found: impl Iterator<Item = PeerId>) -> Vec<PeerId> {

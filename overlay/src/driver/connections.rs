@@ -4,15 +4,16 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use aerie_types::PeerId;
+use aerie_types::{PeerId, Role};
 use libp2p::core::ConnectedPoint;
 use libp2p::swarm::ConnectionId;
 
+use super::dialer::FIRST_UPGRADE;
 use super::{Driver, Link, Live};
 use crate::admission::Refusal;
 use crate::config::CLOSEST;
 use crate::handle::Event;
-use crate::peer::{from_libp2p, to_libp2p};
+use crate::peer::{from_libp2p, is_quic, to_libp2p};
 use crate::stats::Counters;
 
 /// A surplus connection is closed when the one that replaces it is this old and no request is under way.
@@ -25,7 +26,12 @@ const OVERDUE: Duration = Duration::from_secs(20);
 const DROPPED_PAUSE: Duration = Duration::from_secs(900);
 
 impl Driver {
-    pub(super) fn on_established(&mut self, peer: libp2p::PeerId, id: ConnectionId, endpoint: &ConnectedPoint) {
+    pub(super) fn on_established(
+        &mut self,
+        peer: libp2p::PeerId,
+        id: ConnectionId,
+        endpoint: &ConnectedPoint,
+    ) {
         let now = Instant::now();
         let admitted = from_libp2p(&peer).and_then(|peer| Some((peer, self.gate.credential(peer)?)));
         let Some((peer, credential)) = admitted else {
@@ -36,6 +42,7 @@ impl Driver {
         let link = Link {
             remote: endpoint.get_remote_address().clone(),
             relayed: endpoint.is_relayed(),
+            quic: is_quic(endpoint.get_remote_address()),
             dialled: endpoint.is_dialer(),
             since: now,
         };
@@ -47,6 +54,8 @@ impl Driver {
             credential: Arc::clone(&credential),
             connections: std::collections::BTreeMap::new(),
             rtt: None,
+            upgrade_at: now + FIRST_UPGRADE.mul_f64(0.5 + rand::random::<f64>()),
+            upgrade_pause: FIRST_UPGRADE,
         });
         live.connections.insert(id, link);
         self.dial_ended(id, now);
@@ -60,7 +69,9 @@ impl Driver {
 
     pub(super) fn on_closed(&mut self, peer: &libp2p::PeerId, id: ConnectionId) {
         let Some(peer) = from_libp2p(peer) else { return };
-        let Some(live) = self.live.get_mut(&peer) else { return };
+        let Some(live) = self.live.get_mut(&peer) else {
+            return;
+        };
         live.connections.remove(&id);
         if live.connections.is_empty() {
             let now = Instant::now();
@@ -85,7 +96,10 @@ impl Driver {
         tracing::info!(peer = %peer.short(), "no answer to probes; the connection is closed");
         self.swarm.close_connection(id);
         let others = self.live.len() > 1;
-        let gone = self.live.get(&peer).is_none_or(|live| live.connections.len() <= 1);
+        let gone = self
+            .live
+            .get(&peer)
+            .is_none_or(|live| live.connections.len() <= 1);
         if others && gone {
             self.publish(self.suspects.clone(), peer.0.to_vec());
         }
@@ -108,7 +122,10 @@ impl Driver {
         let gate = Arc::clone(&self.gate);
         let judge = |peer: &PeerId| gate.check(*peer).err().map(|reason| (*peer, reason));
         let fallen: Vec<_> = self.live.keys().filter_map(judge).collect();
-        fallen.into_iter().map(|(peer, reason)| self.expel(peer, reason)).collect()
+        fallen
+            .into_iter()
+            .map(|(peer, reason)| self.expel(peer, reason))
+            .collect()
     }
 
     fn expel(&mut self, peer: PeerId, reason: Refusal) -> PeerId {
@@ -116,7 +133,10 @@ impl Driver {
         tracing::info!(peer = %peer.short(), %reason, "expelled");
         self.gate.forget(peer);
         self.book.refused(peer, Instant::now(), rand::random());
-        let remote = self.live.get(&peer).and_then(|live| live.connections.values().next());
+        let remote = self
+            .live
+            .get(&peer)
+            .and_then(|live| live.connections.values().next());
         let remote = remote.map(|link| link.remote.clone());
         self.refused(remote, Some(peer), reason);
         let _ = self.swarm.disconnect_peer_id(to_libp2p(peer));
@@ -126,23 +146,43 @@ impl Driver {
     /// Closes connections that another one of the same member makes superfluous.
     ///
     /// Relayed ones go as soon as a direct one has settled, since requests would still be spread over both. Of
-    /// several direct ones the oldest stays; the member with the lower id decides, so that the two sides do not each
-    /// close the other's choice.
+    /// several direct ones the oldest over TCP stays, or else the oldest; the member with the lower id decides, so
+    /// that the two sides do not each close the other's choice. Towards relays one connection of each transport
+    /// stays: what a relay sees of a node behind a NAT is what hole punching can use, and it sees it per transport.
     pub(super) fn settle_duplicates(&mut self, now: Instant) {
         let mut surplus = Vec::new();
         for (peer, live) in self.live.iter().filter(|(_, live)| live.connections.len() > 1) {
-            let mut direct: Vec<_> = live.connections.iter().filter(|(_, link)| !link.relayed).collect();
-            direct.sort_by_key(|(id, link)| (link.since, **id));
+            let mut direct: Vec<_> = live
+                .connections
+                .iter()
+                .filter(|(_, link)| !link.relayed)
+                .collect();
+            direct.sort_by_key(|(id, link)| (link.quic, link.since, **id));
             let Some((_, kept)) = direct.first() else { continue };
-            let age = now.saturating_duration_since(kept.since);
-            if age < SETTLED || (age < OVERDUE && self.requests.in_flight(*peer)) {
+            let age = |link: &Link| now.saturating_duration_since(link.since);
+            if age(kept) < SETTLED || (age(kept) < OVERDUE && self.requests.in_flight(*peer)) {
                 continue;
             }
-            surplus.extend(live.connections.iter().filter(|(_, link)| link.relayed).map(|(id, _)| *id));
+            surplus.extend(
+                live.connections
+                    .iter()
+                    .filter(|(_, link)| link.relayed)
+                    .map(|(id, _)| *id),
+            );
             if self.local < *peer {
-                let younger = direct.iter().skip(1);
-                let settled = younger.filter(|(_, link)| now.saturating_duration_since(link.since) >= SETTLED);
-                surplus.extend(settled.map(|(id, _)| **id));
+                let by_relay = self.config.relay || live.credential.roles.contains(Role::Relay);
+                let second = direct
+                    .iter()
+                    .skip(1)
+                    .find(|(_, link)| by_relay && link.quic != kept.quic);
+                let spared = second.map(|(id, _)| **id);
+                surplus.extend(
+                    direct
+                        .iter()
+                        .skip(1)
+                        .filter(|(id, link)| age(link) >= SETTLED && Some(**id) != spared)
+                        .map(|(id, _)| **id),
+                );
             }
         }
         for id in surplus {
@@ -163,7 +203,10 @@ impl Driver {
             .copied()
             .filter(|peer| {
                 let pinned = self.book.get(*peer).is_some_and(|entry| entry.pinned);
-                !neighbours.contains(peer) && !pinned && !self.reach.uses(*peer) && !self.requests.in_flight(*peer)
+                !neighbours.contains(peer)
+                    && !pinned
+                    && !self.reach.uses(*peer)
+                    && !self.requests.in_flight(*peer)
             })
             .map(|peer| (rand::random::<u32>(), peer))
             .collect();

@@ -1,33 +1,41 @@
-//! Dials members that are due, each in two stages:
+//! Dials members that are due, in stages:
 //!
 //! ```text
-//!   due ──► direct addresses at once ──┬─ reached ──► done
-//!                 │ 400 ms             └─ failed ─┐
-//!                 ▼                               ▼
-//!           relayed addresses (stated by the member, and a guess through each connected relay)
-//!                 │ failed                        │ reached ──► done; hole punching takes over
-//!                 ▼
-//!           pause, doubled each time
+//!   due ──► TCP ──── 300 ms, or failed ────► QUIC ──── 400 ms, or failed ────► through relays
+//!            │                                │         (as stated by the member, and a guess
+//!            ▼ reached                        ▼          through each connected relay)
+//!          done                             done               │ reached      │ failed
+//!                                                              ▼              ▼
+//!                                             done; upgraded when possible    pause, doubled each time
 //! ```
+//!
+//! TCP comes first because the kernel tells at once when a process on the other side dies, and because an idle
+//! connection costs less. A member that is reached through a relay only is dialled directly again now and then, beside
+//! the hole punching that libp2p does: it may be on the same network, or have got an open port.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use aerie_types::{PeerId, Role};
 use libp2p::Multiaddr;
+use libp2p::core::transport::TransportError;
 use libp2p::multiaddr::Protocol;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{ConnectionId, DialError};
-use libp2p::core::transport::TransportError;
 
 use super::{Driver, is_direct};
 use crate::admission::{Refusal, find_rejection};
 use crate::config::CLOSEST;
-use crate::peer::{from_libp2p, is_dialable, is_relayed, relay_of, to_libp2p};
+use crate::peer::{from_libp2p, is_dialable, is_quic, is_relayed, is_tcp, relay_of, to_libp2p};
 use crate::stats::Counters;
 
-/// The head start of direct addresses over relayed ones.
-const HEAD_START: Duration = Duration::from_millis(400);
+/// The head start of TCP over QUIC, and of both over relayed addresses.
+const TCP_HEAD_START: Duration = Duration::from_millis(300);
+const DIRECT_HEAD_START: Duration = Duration::from_millis(700);
+
+/// The first pause before a member reached through a relay is dialled directly, and the longest one.
+pub(super) const FIRST_UPGRADE: Duration = Duration::from_secs(1);
+const LAST_UPGRADE: Duration = Duration::from_secs(600);
 
 /// Members dialled at once. More would only contend for the line.
 const MAX_ATTEMPTS: usize = 24;
@@ -48,8 +56,16 @@ pub(super) struct Dials {
 
 struct Attempt {
     pending: usize,
-    relayed_at: Option<Instant>,
+    /// The stages still to come, each at its time, or as soon as nothing is pending.
+    stages: VecDeque<(Instant, Stage)>,
     refused: bool,
+}
+
+#[derive(Clone, Copy)]
+enum Stage {
+    Tcp,
+    Quic,
+    Relayed,
 }
 
 /// A bootstrap address that does not say who is there.
@@ -117,11 +133,17 @@ impl Driver {
             }
             self.dial(peer, now);
         }
-        let due = |attempt: &Attempt| attempt.relayed_at.is_some_and(|at| at <= now);
-        let second: Vec<_> =
-            self.dials.attempts.iter().filter(|(_, attempt)| due(attempt)).map(|(peer, _)| *peer).collect();
-        for peer in second {
-            self.dial_relayed(peer, now);
+        let due = |attempt: &Attempt| attempt.stages.front().is_some_and(|(at, _)| *at <= now);
+        let further: Vec<_> = self
+            .dials
+            .attempts
+            .iter()
+            .filter(|(_, attempt)| due(attempt))
+            .map(|(peer, _)| *peer)
+            .collect();
+        for peer in further {
+            self.next_stage(peer);
+            self.conclude(peer, now);
         }
     }
 
@@ -143,43 +165,94 @@ impl Driver {
         if self.live.contains_key(&peer) || self.dials.is_dialling(peer) {
             return;
         }
-        let direct: Vec<_> = self
-            .book
-            .get(peer)
-            .map(|entry| entry.addrs.iter().filter(|addr| is_direct(addr)).cloned().collect())
-            .unwrap_or_default();
-        let relayed_at = if direct.is_empty() { now } else { now + HEAD_START };
-        self.dials.attempts.insert(
-            peer,
-            Attempt {
-                pending: 0,
-                relayed_at: Some(relayed_at),
-                refused: false,
-            },
-        );
-        if direct.is_empty() {
-            self.dial_relayed(peer, now);
-        } else {
-            self.start(peer, direct);
+        let stages = [
+            (now, Stage::Tcp),
+            (now + TCP_HEAD_START, Stage::Quic),
+            (now + DIRECT_HEAD_START, Stage::Relayed),
+        ];
+        let attempt = Attempt {
+            pending: 0,
+            stages: stages.into(),
+            refused: false,
+        };
+        self.dials.attempts.insert(peer, attempt);
+        self.conclude(peer, now);
+    }
+
+    /// Begins the next stage of an attempt, if it has an address to dial.
+    fn next_stage(&mut self, peer: PeerId) {
+        let Some(attempt) = self.dials.attempts.get_mut(&peer) else {
+            return;
+        };
+        let Some((_, stage)) = attempt.stages.pop_front() else {
+            return;
+        };
+        let addrs = match stage {
+            Stage::Tcp => self.direct_addrs(peer, is_tcp),
+            Stage::Quic => self.direct_addrs(peer, |addr| !is_tcp(addr)),
+            Stage::Relayed => self.relayed_addrs(peer),
+        };
+        if !addrs.is_empty() && !self.live.contains_key(&peer) {
+            self.start(peer, addrs);
         }
     }
 
-    fn dial_relayed(&mut self, peer: PeerId, now: Instant) {
-        let Some(attempt) = self.dials.attempts.get_mut(&peer) else { return };
-        attempt.relayed_at = None;
-        if !self.live.contains_key(&peer) {
-            let addrs = self.relayed_addrs(peer);
-            if !addrs.is_empty() {
-                self.start(peer, addrs);
+    fn direct_addrs(&self, peer: PeerId, wanted: impl Fn(&Multiaddr) -> bool) -> Vec<Multiaddr> {
+        let addrs = self
+            .book
+            .get(peer)
+            .map(|entry| entry.addrs.as_slice())
+            .unwrap_or_default();
+        addrs
+            .iter()
+            .filter(|addr| is_direct(addr) && wanted(addr))
+            .cloned()
+            .collect()
+    }
+
+    /// Dials members directly that are connected through relays only.
+    pub(super) fn upgrade_relayed(&mut self, now: Instant) {
+        let mut due = Vec::new();
+        for (peer, live) in &mut self.live {
+            if live.upgrade_at <= now && !live.has_direct() {
+                live.upgrade_pause = (live.upgrade_pause * 2).min(LAST_UPGRADE);
+                live.upgrade_at = now + live.upgrade_pause.mul_f64(0.5 + rand::random::<f64>());
+                due.push(*peer);
             }
         }
-        self.conclude(peer, now);
+        for peer in due {
+            let addrs = self.direct_addrs(peer, |_| true);
+            self.dial_also(peer, addrs);
+        }
+    }
+
+    /// Dials a connected member at further addresses.
+    pub(super) fn dial_also(&mut self, peer: PeerId, addrs: Vec<Multiaddr>) {
+        if addrs.is_empty() {
+            return;
+        }
+        let opts = DialOpts::peer_id(to_libp2p(peer))
+            .addresses(addrs)
+            .condition(PeerCondition::Always)
+            .build();
+        match self.swarm.dial(opts) {
+            Ok(()) => Counters::add(&self.counters().dials),
+            Err(error) => tracing::debug!(peer = %peer.short(), %error, "not dialled"),
+        }
+    }
+
+    /// QUIC addresses at which a member can be dialled directly.
+    pub(super) fn quic_addrs(&self, peer: PeerId) -> Vec<Multiaddr> {
+        self.direct_addrs(peer, is_quic)
     }
 
     fn start(&mut self, peer: PeerId, addrs: Vec<Multiaddr>) {
         // The second stage begins while the first is under way, and Kademlia may be dialling the same member.
         let condition = PeerCondition::Disconnected;
-        let opts = DialOpts::peer_id(to_libp2p(peer)).addresses(addrs).condition(condition).build();
+        let opts = DialOpts::peer_id(to_libp2p(peer))
+            .addresses(addrs)
+            .condition(condition)
+            .build();
         let id = opts.connection_id();
         match self.swarm.dial(opts) {
             Ok(()) => {
@@ -198,7 +271,14 @@ impl Driver {
         let mut addrs: Vec<Multiaddr> = self
             .book
             .get(peer)
-            .map(|entry| entry.addrs.iter().filter(|addr| is_relayed(addr)).cloned().collect())
+            .map(|entry| {
+                entry
+                    .addrs
+                    .iter()
+                    .filter(|addr| is_relayed(addr))
+                    .cloned()
+                    .collect()
+            })
             .unwrap_or_default();
         let named: Vec<_> = addrs.iter().filter_map(relay_of).collect();
         let guesses = self
@@ -219,13 +299,25 @@ impl Driver {
     /// `<relay's address>/p2p/<relay>/p2p-circuit`, by an address at which this node reaches the relay directly.
     pub(super) fn circuit_through(&self, relay: PeerId) -> Option<Multiaddr> {
         let live = self.live.get(&relay)?;
-        let dialled = live.connections.values().find(|link| link.dialled && !link.relayed);
+        let dialled = live
+            .connections
+            .values()
+            .find(|link| link.dialled && !link.relayed);
         let base = match dialled {
             Some(link) => link.remote.clone(),
-            None => self.book.get(relay)?.addrs.iter().find(|addr| is_direct(addr))?.clone(),
+            None => self
+                .book
+                .get(relay)?
+                .addrs
+                .iter()
+                .find(|addr| is_direct(addr))?
+                .clone(),
         };
         let base = crate::peer::without_target(base);
-        Some(base.with(Protocol::P2p(to_libp2p(relay))).with(Protocol::P2pCircuit))
+        Some(
+            base.with(Protocol::P2p(to_libp2p(relay)))
+                .with(Protocol::P2pCircuit),
+        )
     }
 
     /// A dial was established or failed; its attempt may be over.
@@ -238,21 +330,20 @@ impl Driver {
         }
     }
 
+    /// Ends an attempt that reached its member or has nothing left to try.
     fn conclude(&mut self, peer: PeerId, now: Instant) {
-        let Some(attempt) = self.dials.attempts.get_mut(&peer) else { return };
-        if self.live.contains_key(&peer) {
-            self.dials.attempts.remove(&peer);
-            return;
-        }
-        if attempt.pending > 0 {
-            return;
-        }
-        if attempt.relayed_at.is_some() && !attempt.refused {
-            // Every direct address failed already: no need for a head start.
-            self.dial_relayed(peer, now);
-            return;
-        }
-        let refused = attempt.refused;
+        let refused = loop {
+            if self.live.contains_key(&peer) {
+                self.dials.attempts.remove(&peer);
+                return;
+            }
+            match self.dials.attempts.get(&peer) {
+                None => return,
+                Some(attempt) if attempt.pending > 0 => return,
+                Some(attempt) if attempt.refused || attempt.stages.is_empty() => break attempt.refused,
+                Some(_) => self.next_stage(peer),
+            }
+        };
         self.dials.attempts.remove(&peer);
         Counters::add(&self.counters().dial_failures);
         if refused {
@@ -264,14 +355,21 @@ impl Driver {
         self.not_reached(peer, refused);
     }
 
-    pub(super) fn on_dial_error(&mut self, id: ConnectionId, peer: Option<libp2p::PeerId>, error: &DialError) {
+    pub(super) fn on_dial_error(
+        &mut self,
+        id: ConnectionId,
+        peer: Option<libp2p::PeerId>,
+        error: &DialError,
+    ) {
         let now = Instant::now();
         let peer = peer.as_ref().and_then(from_libp2p);
         let mut refused = false;
         match error {
             DialError::Transport(errors) => {
                 for (addr, error) in errors {
-                    let TransportError::Other(error) = error else { continue };
+                    let TransportError::Other(error) = error else {
+                        continue;
+                    };
                     if let Some(rejected) = find_rejection(error) {
                         refused |= !matches!(rejected.reason, Refusal::Broken(_) | Refusal::Stalled);
                         let (who, reason) = (rejected.peer.or(peer), rejected.reason.clone());
@@ -293,9 +391,7 @@ impl Driver {
             }
             DialError::NoAddresses | DialError::DialPeerConditionFalse(_) | DialError::Aborted => {}
         }
-        if refused
-            && let Some(attempt) = peer.and_then(|peer| self.dials.attempts.get_mut(&peer))
-        {
+        if refused && let Some(attempt) = peer.and_then(|peer| self.dials.attempts.get_mut(&peer)) {
             attempt.refused = true;
         }
         self.dial_ended(id, now);
@@ -306,7 +402,8 @@ impl Driver {
     fn wrong_peer(&mut self, peer: PeerId, addr: Multiaddr, now: Instant) {
         let pinned = self.book.get(peer).is_some_and(|entry| entry.pinned);
         if pinned {
-            self.dials.add_unnamed(crate::peer::without_target(addr), now, rand::random());
+            self.dials
+                .add_unnamed(crate::peer::without_target(addr), now, rand::random());
         } else {
             self.book.strike(peer, &addr);
         }
@@ -339,7 +436,12 @@ impl Driver {
 
     /// A dial of a bootstrap address ended, at this member if it was established.
     pub(super) fn unnamed_ended(&mut self, id: ConnectionId, at: Option<PeerId>, now: Instant) {
-        if let Some(unnamed) = self.dials.unnamed.iter_mut().find(|unnamed| unnamed.dialling == Some(id)) {
+        if let Some(unnamed) = self
+            .dials
+            .unnamed
+            .iter_mut()
+            .find(|unnamed| unnamed.dialling == Some(id))
+        {
             unnamed.dialling = None;
             if at.is_some() {
                 unnamed.leads_to = at;

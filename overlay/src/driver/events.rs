@@ -37,7 +37,9 @@ impl Driver {
                 ..
             } => self.on_closed(&peer_id, connection_id),
             SwarmEvent::IncomingConnectionError {
-                send_back_addr, error, ..
+                send_back_addr,
+                error,
+                ..
             } => self.on_incoming_error(send_back_addr, &error),
             SwarmEvent::OutgoingConnectionError {
                 connection_id,
@@ -79,7 +81,8 @@ impl Driver {
             BehaviourEvent::Control(event) => self.on_requests(Protocol::Control, event),
             BehaviourEvent::Mesh(event) => self.on_mesh(event),
             BehaviourEvent::RelayClient(relay::client::Event::ReservationReqAccepted {
-                relay_peer_id, ..
+                relay_peer_id,
+                ..
             }) => self.place_held(&relay_peer_id),
             BehaviourEvent::Dcutr(event) => {
                 tracing::debug!(peer = %event.remote_peer_id, result = ?event.result, "hole punching");
@@ -139,11 +142,10 @@ impl Driver {
                 message,
             } => {
                 let acceptance = self.judge_message(message);
-                self.swarm.behaviour_mut().gossip.report_message_validation_result(
-                    &message_id,
-                    &propagation_source,
-                    acceptance,
-                );
+                self.swarm
+                    .behaviour_mut()
+                    .gossip
+                    .report_message_validation_result(&message_id, &propagation_source, acceptance);
             }
             gossipsub::Event::Subscribed { .. } => self.publish_waiting(Instant::now()),
             _ => {}
@@ -165,7 +167,10 @@ impl Driver {
             self.on_suspicion(&message.data);
             return MessageAcceptance::Accept;
         }
-        let Some(topic) = Topic::ALL.into_iter().find(|topic| topic.name(self.config.grid) == name) else {
+        let Some(topic) = Topic::ALL
+            .into_iter()
+            .find(|topic| topic.name(self.config.grid) == name)
+        else {
             return MessageAcceptance::Ignore;
         };
         let event = Event::Gossip {

@@ -78,6 +78,7 @@ impl Driver {
     pub(super) fn meet(&mut self, peer: PeerId) {
         self.mesh.something_new();
         self.ask_peers(peer);
+        self.seek_waiting(Instant::now());
     }
 
     /// Asks somebody at random when it is time to.
@@ -87,7 +88,11 @@ impl Driver {
         }
         self.mesh.next = now + self.mesh.pause.mul_f64(0.75 + rand::random::<f64>() / 2.0);
         self.mesh.pause = (self.mesh.pause * 2).min(LONGEST);
-        let mut members: Vec<_> = self.live.keys().map(|peer| (rand::random::<u32>(), *peer)).collect();
+        let mut members: Vec<_> = self
+            .live
+            .keys()
+            .map(|peer| (rand::random::<u32>(), *peer))
+            .collect();
         members.sort_unstable();
         for (_, peer) in members.into_iter().take(ASKED) {
             self.ask_peers(peer);
@@ -111,7 +116,10 @@ impl Driver {
 
     fn ask_mesh(&mut self, peer: PeerId, ask: &Ask) {
         if let Ok(bytes) = postcard::to_stdvec(ask) {
-            self.swarm.behaviour_mut().mesh.send_request(&to_libp2p(peer), bytes);
+            self.swarm
+                .behaviour_mut()
+                .mesh
+                .send_request(&to_libp2p(peer), bytes);
         }
     }
 
@@ -158,7 +166,13 @@ impl Driver {
             .keys()
             .filter(|peer| **peer != asker && !have.contains(&fingerprint(peer)))
             .filter_map(|peer| {
-                let addrs: Vec<_> = self.book.get(*peer)?.addrs.iter().map(Multiaddr::to_vec).collect();
+                let addrs: Vec<_> = self
+                    .book
+                    .get(*peer)?
+                    .addrs
+                    .iter()
+                    .map(Multiaddr::to_vec)
+                    .collect();
                 (!addrs.is_empty()).then_some(Named { peer: *peer, addrs })
             })
             .take(MAX_NAMED)
@@ -178,14 +192,18 @@ impl Driver {
         }
         if news {
             self.mesh.something_new();
-            self.dial_due(Instant::now());
+            let now = Instant::now();
+            self.seek_waiting(now);
+            self.dial_due(now);
         }
     }
 
     /// Whether a member is on this machine, as far as its connections tell.
     pub(super) fn is_local(&self, peer: PeerId) -> bool {
         self.live.get(&peer).is_some_and(|live| {
-            live.connections.values().any(|link| ip_of(&link.remote).is_some_and(|ip| ip.is_loopback()))
+            live.connections
+                .values()
+                .any(|link| ip_of(&link.remote).is_some_and(|ip| ip.is_loopback()))
         })
     }
 
@@ -199,7 +217,10 @@ impl Driver {
                     && credential.serial > live.credential.serial
                 {
                     live.credential = Arc::clone(&credential);
-                    self.report(Event::MemberRenewed { peer: from, credential });
+                    self.report(Event::MemberRenewed {
+                        peer: from,
+                        credential,
+                    });
                 }
             }
             Err(reason) => {

@@ -79,11 +79,15 @@ struct Live {
     credential: Arc<Credential>,
     connections: BTreeMap<ConnectionId, Link>,
     rtt: Option<Duration>,
+    /// When to dial it directly, as long as it is connected through relays only, and the pause after that.
+    upgrade_at: Instant,
+    upgrade_pause: Duration,
 }
 
 struct Link {
     remote: Multiaddr,
     relayed: bool,
+    quic: bool,
     /// Whether this node dialled it, so that `remote` is an address at which the member listens.
     dialled: bool,
     since: Instant,
@@ -235,6 +239,7 @@ impl Driver {
         self.gossip_peers(now);
         if self.ticks.is_multiple_of(CHORE_TICKS) {
             self.settle_duplicates(now);
+            self.upgrade_relayed(now);
             self.reserve(now);
             self.publish_waiting(now);
         }
@@ -268,7 +273,12 @@ impl Driver {
     }
 
     fn listen_addrs(&self) -> Vec<Multiaddr> {
-        let mut addrs: Vec<_> = self.swarm.listeners().chain(self.swarm.external_addresses()).cloned().collect();
+        let mut addrs: Vec<_> = self
+            .swarm
+            .listeners()
+            .chain(self.swarm.external_addresses())
+            .cloned()
+            .collect();
         addrs.sort_unstable();
         addrs.dedup();
         addrs

@@ -21,16 +21,20 @@ use libp2p::core::transport::ListenerId;
 use libp2p::identify;
 use libp2p::multiaddr::Protocol;
 
-use super::Driver;
+use super::{Driver, Live};
 use crate::config::{MAX_ADDRS, RELAYS};
 use crate::handle::Event;
-use crate::peer::{from_libp2p, ip_of, is_dialable, is_relayed, relay_of};
+use crate::peer::{from_libp2p, ip_of, is_dialable, is_quic, is_relayed, relay_of};
 
 /// The pause after a relay gave no place or withdrew it.
 const RETRY: Duration = Duration::from_secs(10);
 
 /// A relay that has not answered after this time is given up.
 const ASKED_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// A relay in use is dialled over QUIC too, this long after and this long after a failure.
+const QUIC_DELAY: Duration = Duration::from_secs(3);
+const QUIC_RETRY: Duration = Duration::from_secs(300);
 
 /// External addresses kept that others confirmed.
 const MAX_CONFIRMED: usize = 8;
@@ -47,6 +51,8 @@ struct Place {
     listener: ListenerId,
     held: bool,
     asked: Instant,
+    /// When to see to it next that the relay is also connected over QUIC.
+    quic_at: Instant,
 }
 
 impl Reach {
@@ -66,12 +72,18 @@ impl Driver {
             return;
         }
         let late = |place: &Place| !place.held && now.saturating_duration_since(place.asked) > ASKED_TIMEOUT;
-        let given_up: Vec<_> =
-            self.reach.places.values().filter(|place| late(place)).map(|place| place.listener).collect();
+        let given_up: Vec<_> = self
+            .reach
+            .places
+            .values()
+            .filter(|place| late(place))
+            .map(|place| place.listener)
+            .collect();
         for listener in given_up {
             self.swarm.remove_listener(listener);
             self.place_lost(listener, now);
         }
+        self.connect_over_quic(now);
         self.reach.retry.retain(|_, at| *at > now);
         if self.reach.places.len() >= RELAYS {
             return;
@@ -91,13 +103,16 @@ impl Driver {
             .collect();
         relays.sort_unstable();
         for (_, relay) in relays.into_iter().take(RELAYS - self.reach.places.len()) {
-            let Some(circuit) = self.circuit_through(relay) else { continue };
+            let Some(circuit) = self.circuit_through(relay) else {
+                continue;
+            };
             match self.swarm.listen_on(circuit) {
                 Ok(listener) => {
                     let place = Place {
                         listener,
                         held: false,
                         asked: now,
+                        quic_at: now + QUIC_DELAY,
                     };
                     self.reach.places.insert(relay, place);
                 }
@@ -106,6 +121,30 @@ impl Driver {
                     self.reach.retry.insert(relay, now + RETRY);
                 }
             }
+        }
+    }
+
+    /// Sees to it that relays in use are connected over QUIC as well, so that they see both of this node's mappings.
+    fn connect_over_quic(&mut self, now: Instant) {
+        if !self.config.listen.iter().any(is_quic) {
+            return;
+        }
+        let mut due = Vec::new();
+        for (relay, place) in self
+            .reach
+            .places
+            .iter_mut()
+            .filter(|(_, place)| place.quic_at <= now)
+        {
+            place.quic_at = now + QUIC_RETRY.mul_f64(0.5 + rand::random::<f64>());
+            let connected = |live: &Live| live.connections.values().any(|link| link.quic && !link.relayed);
+            if !self.live.get(relay).is_some_and(connected) {
+                due.push(*relay);
+            }
+        }
+        for relay in due {
+            let addrs = self.quic_addrs(relay);
+            self.dial_also(relay, addrs);
         }
     }
 
@@ -118,10 +157,16 @@ impl Driver {
 
     /// A listener closed; was it a place on a relay?
     pub(super) fn place_lost(&mut self, listener: ListenerId, now: Instant) {
-        let lost = self.reach.places.iter().find(|(_, place)| place.listener == listener);
+        let lost = self
+            .reach
+            .places
+            .iter()
+            .find(|(_, place)| place.listener == listener);
         if let Some(relay) = lost.map(|(relay, _)| *relay) {
             self.reach.places.remove(&relay);
-            self.reach.retry.insert(relay, now + RETRY.mul_f64(0.5 + rand::random::<f64>()));
+            self.reach
+                .retry
+                .insert(relay, now + RETRY.mul_f64(0.5 + rand::random::<f64>()));
         }
         self.gauge();
     }
@@ -145,7 +190,10 @@ impl Driver {
             return;
         }
         let plausible = is_dialable(&addr, false, self.config.virtual_range)
-            && self.swarm.listeners().any(|own| port(own).is_some() && port(own) == port(&addr));
+            && self
+                .swarm
+                .listeners()
+                .any(|own| port(own).is_some() && port(own) == port(&addr));
         if plausible && self.reach.confirmed.len() < MAX_CONFIRMED {
             tracing::debug!(%addr, "reachable from outside");
             self.reach.confirmed.insert(addr.clone());
@@ -177,7 +225,9 @@ impl Driver {
 
     /// A member states its addresses.
     pub(super) fn on_identify(&mut self, event: identify::Event) {
-        let identify::Event::Received { peer_id, info, .. } = event else { return };
+        let identify::Event::Received { peer_id, info, .. } = event else {
+            return;
+        };
         let Some(peer) = from_libp2p(&peer_id).filter(|peer| self.live.contains_key(peer)) else {
             return;
         };

@@ -8,6 +8,8 @@
 //!      │                                 │ nobody knows, or not reached again
 //!      └── time over ──► unreachable ◄───┘
 //! ```
+//!
+//! A node that is connected to nobody has nobody to ask: its requests wait until it is, or their time is over.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -28,6 +30,8 @@ use crate::peer::{from_libp2p, to_libp2p};
 use crate::stats::Counters;
 
 type Reply = oneshot::Sender<Result<Vec<u8>, RequestError>>;
+
+const REFUSED: &str = "one side refused the other's credential";
 
 /// The caller's answer to a member's request; `None` if it dropped the request.
 pub(super) struct CallersAnswer {
@@ -106,6 +110,10 @@ impl Driver {
         if self.dials.is_dialling(peer) || self.requests.searched.contains(&peer) {
             return;
         }
+        if self.book.is_refused(peer, now) {
+            self.give_up(peer, REFUSED);
+            return;
+        }
         let known = self.book.get(peer).is_some_and(|entry| !entry.addrs.is_empty());
         if known && !self.book.is_resting(peer, now) {
             self.dial(peer, now);
@@ -114,11 +122,17 @@ impl Driver {
         }
     }
 
+    /// Asks the network for the member. While there is nobody to ask, its requests wait for that.
     fn search(&mut self, peer: PeerId) {
         if self.find(peer) {
             self.requests.searched.insert(peer);
-        } else {
-            self.give_up(peer, "no member is connected whom one could ask for it");
+        }
+    }
+
+    /// Somebody new is connected or known: sets out again for whom requests wait.
+    pub(super) fn seek_waiting(&mut self, now: Instant) {
+        for peer in self.requests.waiting.keys().copied().collect::<Vec<_>>() {
+            self.seek(peer, now);
         }
     }
 
@@ -137,7 +151,7 @@ impl Driver {
             return;
         }
         if refused {
-            self.give_up(peer, "one side refused the other's credential");
+            self.give_up(peer, REFUSED);
         } else if self.requests.searched.contains(&peer) {
             self.give_up(peer, "no address of it answers, directly or through a relay");
         } else {
@@ -178,7 +192,11 @@ impl Driver {
 
     fn send(&mut self, to: PeerId, protocol: Protocol, bytes: Vec<u8>, reply: Reply) {
         Counters::add(&self.counters().requests_sent);
-        let id = self.swarm.behaviour_mut().requests(protocol).send_request(&to_libp2p(to), bytes);
+        let id = self
+            .swarm
+            .behaviour_mut()
+            .requests(protocol)
+            .send_request(&to_libp2p(to), bytes);
         self.requests.begin(to);
         self.requests.sent.insert((protocol, id), reply);
     }
@@ -214,7 +232,12 @@ impl Driver {
                 };
                 self.finish(peer, (protocol, request_id), Err(error));
             }
-            request_response::Event::InboundFailure { peer, request_id, error, .. } => {
+            request_response::Event::InboundFailure {
+                peer,
+                request_id,
+                error,
+                ..
+            } => {
                 tracing::debug!(%peer, %request_id, %error, "a member's request failed");
                 self.answered(&peer, (protocol, request_id));
             }
@@ -284,7 +307,11 @@ impl Driver {
     pub(super) fn send_answer(&mut self, answer: CallersAnswer) {
         if let Some(bytes) = answer.bytes {
             // An asker that has gone needs no answer.
-            let _ = self.swarm.behaviour_mut().requests(answer.protocol).send_response(answer.channel, bytes);
+            let _ = self
+                .swarm
+                .behaviour_mut()
+                .requests(answer.protocol)
+                .send_response(answer.channel, bytes);
         }
     }
 }

@@ -61,7 +61,10 @@ impl Grid {
             group: "physics".parse().unwrap(),
             roles: roles.into(),
         };
-        let issued = self.ca.issue(&request, &subject, serial, at, DEFAULT_LIFETIME).unwrap();
+        let issued = self
+            .ca
+            .issue(&request, &subject, serial, at, DEFAULT_LIFETIME)
+            .unwrap();
         Enrolled {
             keys,
             der: issued.overlay_der,
@@ -199,7 +202,10 @@ impl Node {
     /// The node's addresses with its id, for the bootstrap of others.
     pub fn full_addrs(&self) -> Vec<Multiaddr> {
         let id = libp2p::PeerId::from_bytes(&self.peer().to_multihash()).unwrap();
-        self.addrs.iter().map(|addr| addr.clone().with(multiaddr::Protocol::P2p(id))).collect()
+        self.addrs
+            .iter()
+            .map(|addr| addr.clone().with(multiaddr::Protocol::P2p(id)))
+            .collect()
     }
 
     /// Waits until an event like this has been seen.
@@ -226,7 +232,13 @@ impl Node {
     }
 
     pub async fn member_ids(&self) -> Vec<PeerId> {
-        self.handle.members().await.unwrap().into_iter().map(|member| member.peer).collect()
+        self.handle
+            .members()
+            .await
+            .unwrap()
+            .into_iter()
+            .map(|member| member.peer)
+            .collect()
     }
 }
 

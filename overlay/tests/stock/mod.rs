@@ -108,8 +108,11 @@ impl Stock {
     /// Listens and gives the full address.
     pub async fn listen(&mut self, addr: &str) -> Multiaddr {
         self.swarm.listen_on(addr.parse().unwrap()).unwrap();
-        let event =
-            self.until("listening", |event| matches!(event, SwarmEvent::NewListenAddr { .. })).await;
+        let event = self
+            .until("listening", |event| {
+                matches!(event, SwarmEvent::NewListenAddr { .. })
+            })
+            .await;
         let SwarmEvent::NewListenAddr { address, .. } = event else {
             unreachable!()
         };
@@ -121,7 +124,10 @@ impl Stock {
         let mut place = own.clone();
         place.pop();
         self.swarm.listen_on(place).unwrap();
-        self.until("a place", |event| matches!(event, SwarmEvent::NewListenAddr { .. })).await;
+        self.until("a place", |event| {
+            matches!(event, SwarmEvent::NewListenAddr { .. })
+        })
+        .await;
         own.clone()
     }
 
@@ -181,7 +187,9 @@ impl Garbage {
     pub fn new(grid: &Grid, protocol: &'static str, bytes: &[u8]) -> Self {
         let keypair = Keypair::generate_ed25519();
         Self {
-            noise: noise::Config::new(&keypair).unwrap().with_prologue(prologue(grid.id())),
+            noise: noise::Config::new(&keypair)
+                .unwrap()
+                .with_prologue(prologue(grid.id())),
             keypair,
             protocol,
             bytes: bytes.to_vec(),
