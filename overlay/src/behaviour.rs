@@ -32,9 +32,10 @@ const MAX_PENDING_INCOMING: u32 = 128;
 /// Connections of one member: TCP and QUIC dialled from both sides at once, a relayed one, and a probe of `AutoNAT`.
 const MAX_PER_MEMBER: u32 = 8;
 
-/// Circuits that a relay carries and places that it gives: every member of a full mesh through one relay.
-const MAX_CIRCUITS: usize = 1024;
-const MAX_CIRCUITS_PER_MEMBER: usize = 64;
+/// Circuits that a relay carries and places that it gives: a full mesh of sixty members through one relay is 1770
+/// circuits, and twice that while both sides of each pair try.
+const MAX_CIRCUITS: usize = 4096;
+const MAX_CIRCUITS_PER_MEMBER: usize = 128;
 const MAX_RESERVATIONS: usize = 1024;
 
 /// The most substreams of one request protocol at once on a connection.

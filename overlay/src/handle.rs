@@ -190,6 +190,7 @@ impl Overlay {
         let swarm = swarm::build(&config, &gate)?;
         let (commands, commands_in) = mpsc::channel(COMMAND_QUEUE);
         let (events, events_out) = mpsc::channel(EVENT_QUEUE);
+        let patience = config.request_timeout + REQUEST_MARGIN;
         let driver = Driver::new(
             config,
             local,
@@ -205,6 +206,7 @@ impl Overlay {
             commands,
             gate,
             counters,
+            patience,
         };
         Ok((handle, events_out))
     }
@@ -217,6 +219,7 @@ pub struct Handle {
     commands: mpsc::Sender<Command>,
     gate: Arc<Gate>,
     counters: Arc<Counters>,
+    patience: Duration,
 }
 
 pub(crate) enum Command {
@@ -275,11 +278,16 @@ impl Handle {
             bytes,
             reply,
         };
-        self.commands
-            .send(command)
+        let asking = async {
+            self.commands
+                .send(command)
+                .await
+                .map_err(|_| RequestError::Closed)?;
+            answer.await.unwrap_or(Err(RequestError::Closed))
+        };
+        tokio::time::timeout(self.patience, asking)
             .await
-            .map_err(|_| RequestError::Closed)?;
-        answer.await.unwrap_or(Err(RequestError::Closed))
+            .unwrap_or(Err(RequestError::Timeout))
     }
 
     /// Sends a message to all members. Waits for nobody; a message for which there is nobody yet is kept for 30 s.
@@ -382,6 +390,9 @@ impl Handle {
         answer.await.map_err(|_| Error::Closed)
     }
 }
+
+/// By how much a handle outwaits the driver, which has the better reason to give.
+const REQUEST_MARGIN: Duration = Duration::from_millis(500);
 
 /// What gossip adds to a message: author, signature, key, sequence number, topic.
 const GOSSIP_OVERHEAD: usize = 1024;

@@ -43,6 +43,9 @@ const FULL_RATE_CONNECTIONS: usize = 8;
 /// How often in a row a side lets the other's probe stand for its own.
 const MAX_PUT_OFF: u8 = 4;
 
+/// The first probe of a connection falls somewhere in this time, so that a busy start is not made busier.
+const FIRST_PROBE: Duration = Duration::from_secs(1);
+
 /// A probe answered less than this ago is not repeated on somebody's suspicion.
 const FRESH: Duration = Duration::from_secs(1);
 
@@ -220,7 +223,7 @@ impl Handler {
             protocol,
             interval,
             timeout,
-            timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
+            timer: Box::pin(tokio::time::sleep(FIRST_PROBE.mul_f64(rand::random::<f64>()))),
             outbound: Outbound::None,
             inbound: None,
             answered: None,

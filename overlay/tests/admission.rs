@@ -1,4 +1,5 @@
 //! Who becomes a connection, directly over TCP and QUIC.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
 mod common;
 mod stock;
@@ -267,7 +268,8 @@ async fn a_credential_of_another_key_is_refused() {
 async fn garbage_after_the_handshake_is_counted_and_harms_nobody() {
     let grid = Grid::new("chem");
     let mut member = grid.worker("a", &[TCP], &[]).await;
-    let refusals: [(&[u8], fn(&Refusal) -> bool); 4] = [
+    type Expected = fn(&Refusal) -> bool;
+    let refusals: [(&[u8], Expected); 4] = [
         // Longer than any credential.
         (&[0xff, 0xff, 1, 2, 3], |refusal| {
             *refusal == Refusal::Oversized { length: 0xffff }

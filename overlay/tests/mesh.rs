@@ -1,4 +1,5 @@
 //! Members find each other, keep each other, and carry what they are given.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
 mod common;
 
@@ -7,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aerie_identity::NodeKeys;
-use aerie_overlay::{Multiaddr, Protocol, RequestError, Topic};
+use aerie_overlay::{Config, Multiaddr, Protocol, RequestError, Topic};
 use aerie_types::{Key, PeerId, Role};
 use common::{Grid, Node, QUIC, Seen, TCP, eventually, now};
 
@@ -75,6 +76,76 @@ async fn twelve_members_mesh_from_one_bootstrap_address() {
         assert!(!closest.contains(&gone.peer()) && closest.len() == 10);
     }
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_look_up_asks_the_network_where_members_keep_few_connections() {
+    let grid = Grid::new("chem");
+    let relay = grid.relay("relay").await;
+    let mut nodes = Vec::new();
+    for n in 0..13 {
+        let enrolled = grid.enrol(&format!("w{n}"), Role::Worker);
+        let mut config = grid.config(&enrolled, &[TCP]);
+        config.bootstrap = relay.full_addrs();
+        config.max_members = 4;
+        nodes.push(grid.start(config, &enrolled).await);
+    }
+    nodes.push(relay);
+    let all: Vec<_> = nodes.iter().map(Node::peer).collect();
+    for n in 0..3_u8 {
+        let key = Key::of("test", &[&[n]]);
+        for node in &nodes {
+            let mut expected: Vec<_> = all.iter().copied().filter(|peer| *peer != node.peer()).collect();
+            expected.sort_by_key(|peer| key.position().distance(&peer.position()));
+            eventually("the nine closest", || async {
+                let closest = node.handle.closest(key).await.unwrap();
+                (closest.len() >= 9 && closest[..9] == expected[..9]).then_some(())
+            })
+            .await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_node_listens_everywhere_and_looks_around() {
+    let grid = Grid::new("chem");
+    let enrolled = grid.enrol("a", Role::Worker);
+    let mut config = grid.config(&enrolled, &[]);
+    config.listen = Config::listen_everywhere(0);
+    config.mdns = true;
+    config.upnp = true;
+    let (handle, mut events) =
+        aerie_overlay::Overlay::spawn_with(config, common::gate_showing(&grid, &enrolled.der), None).unwrap();
+    for expected in ["/tcp/", "/quic-v1"] {
+        eventually(expected, || async {
+            let addrs = handle.listen_addrs().await.unwrap();
+            addrs
+                .iter()
+                .any(|addr| addr.to_string().contains(expected))
+                .then_some(())
+        })
+        .await;
+    }
+    assert!(events.recv().await.is_some());
+    handle.shutdown().await;
+    assert!(handle.members().await.is_err(), "nothing runs any more");
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_an_error_that_says_so() {
+    let grid = Grid::new("chem");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = format!("/ip4/127.0.0.1/tcp/{}", taken.local_addr().unwrap().port());
+    let enrolled = grid.enrol("a", Role::Worker);
+    let config = grid.config(&enrolled, &[&addr]);
+    let keeper = common::gate_showing(&grid, &enrolled.der);
+    let Err(error) = aerie_overlay::Overlay::spawn_with(config, keeper, None) else {
+        panic!("it started");
+    };
+    assert!(
+        error.to_string().contains(&addr) && error.to_string().contains("choose another"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -220,4 +291,46 @@ async fn proxy(to: &Multiaddr) -> (Multiaddr, tokio::sync::watch::Sender<bool>) 
         }
     });
     (addr, silence)
+}
+
+/// Run by name, with the number of members in `MEMBERS`: how long a mesh takes, and what it costs at rest.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement, not a test"]
+async fn measure_a_large_mesh() {
+    let members = std::env::var("MEMBERS")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(40_usize);
+    let grid = Grid::new("chem");
+    let begun = Instant::now();
+    let nodes = mesh(&grid, members - 1).await;
+    all_connected(&nodes).await;
+    println!("{members} members meshed in {} ms", begun.elapsed().as_millis());
+    let cpu = || {
+        let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+        let fields: Vec<u64> = stat.split(' ').filter_map(|field| field.parse().ok()).collect();
+        fields[10] + fields[11]
+    };
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let before = (cpu(), Instant::now());
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    let ticks = (cpu() - before.0) as f64;
+    let percent = ticks / before.1.elapsed().as_secs_f64() / members as f64;
+    println!("at rest {percent:.3} % of a core each");
+    let stats: Vec<_> = nodes.iter().map(|node| node.handle.stats()).collect();
+    let connections: u64 = stats.iter().map(|stats| stats.connections_now).sum();
+    let dead: u64 = stats.iter().map(|stats| stats.dead_connections).sum();
+    println!(
+        "{} connections each, {dead} given up",
+        connections / members as u64
+    );
+    let key = Key::of("test", &[b"k"]);
+    let begun = Instant::now();
+    for node in &nodes {
+        assert!(node.handle.closest(key).await.unwrap().len() >= 9);
+    }
+    println!(
+        "a look-up takes {} us",
+        begun.elapsed().as_micros() / members as u128
+    );
 }

@@ -1,4 +1,5 @@
 //! Through relays: members without an open port, and who is kept out there.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
 mod common;
 mod stock;

@@ -4,7 +4,8 @@
 //! not asked. Otherwise Kademlia locates, and what it finds is merged with the connected members: a look-up asks for
 //! twenty, never names the node itself, and can miss somebody whom this node knows.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::time::{Duration, Instant};
 
 use aerie_types::{Key, PeerId};
 use libp2p::kad::{self, GetClosestPeersError, GetClosestPeersOk, PeerInfo, QueryId, QueryResult};
@@ -14,9 +15,14 @@ use super::Driver;
 use crate::config::{CLOSEST, MAX_QUERIES};
 use crate::peer::{from_libp2p, to_libp2p};
 
+/// How long a look-up may take. A member that has just gone would hold it up for a dial's whole time limit.
+const PATIENCE: Duration = Duration::from_millis(2500);
+
 #[derive(Default)]
 pub(super) struct Queries {
     closest: HashMap<QueryId, (Key, oneshot::Sender<Vec<PeerId>>)>,
+    /// The look-ups under way in the order of their beginning.
+    begun: VecDeque<(Instant, QueryId)>,
     finding: BTreeMap<PeerId, QueryId>,
 }
 
@@ -29,6 +35,21 @@ impl Driver {
         }
         let query = self.swarm.behaviour_mut().kad.get_closest_peers(key.0.to_vec());
         self.queries.closest.insert(query, (key, reply));
+        self.queries.begun.push_back((Instant::now(), query));
+    }
+
+    /// Ends look-ups that wait for members who do not answer; what was found until then is the answer.
+    pub(super) fn finish_slow_queries(&mut self, now: Instant) {
+        while let Some((begun, query)) = self.queries.begun.front().copied() {
+            let under_way = self.queries.closest.contains_key(&query);
+            if under_way && now.saturating_duration_since(begun) < PATIENCE {
+                return;
+            }
+            self.queries.begun.pop_front();
+            if let Some(mut query) = self.swarm.behaviour_mut().kad.query_mut(&query) {
+                query.finish();
+            }
+        }
     }
 
     /// Looks the addresses of a member up in the network. `false` if there is nobody to ask.

@@ -378,10 +378,16 @@ impl Driver {
                 }
                 tracing::debug!(?peer, %error, "not reached");
             }
-            DialError::WrongPeerId { address, .. } | DialError::LocalPeerId { address } => {
+            DialError::WrongPeerId { address, .. } => {
                 if let Some(peer) = peer {
                     self.wrong_peer(peer, address.clone(), now);
                 }
+            }
+            DialError::LocalPeerId { address } => {
+                if let Some(peer) = peer {
+                    self.book.strike(peer, address);
+                }
+                self.dials.unnamed.retain(|unnamed| unnamed.dialling != Some(id));
             }
             DialError::Denied { cause } => {
                 if let Some(reason) = cause.downcast_ref::<Refusal>() {

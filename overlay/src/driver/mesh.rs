@@ -14,7 +14,7 @@ use libp2p::Multiaddr;
 use libp2p::request_response::{self, ResponseChannel};
 use serde::{Deserialize, Serialize};
 
-use super::Driver;
+use super::{Driver, Link};
 use crate::admission::Verdict;
 use crate::behaviour::RequestsEvent;
 use crate::config::MAX_ADDRS;
@@ -198,13 +198,12 @@ impl Driver {
         }
     }
 
-    /// Whether a member is on this machine, as far as its connections tell.
+    /// Whether a member is on this machine, as far as its direct connections tell.
     pub(super) fn is_local(&self, peer: PeerId) -> bool {
-        self.live.get(&peer).is_some_and(|live| {
-            live.connections
-                .values()
-                .any(|link| ip_of(&link.remote).is_some_and(|ip| ip.is_loopback()))
-        })
+        let loops = |link: &Link| !link.relayed && ip_of(&link.remote).is_some_and(|ip| ip.is_loopback());
+        self.live
+            .get(&peer)
+            .is_some_and(|live| live.connections.values().any(loops))
     }
 
     fn take_renewal(&mut self, from: PeerId, der: &[u8]) -> Verdict {

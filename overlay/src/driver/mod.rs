@@ -15,6 +15,7 @@ mod reach;
 mod requests;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -31,7 +32,7 @@ use crate::behaviour::{Behaviour, suspects};
 use crate::config::{Config, OUTBOX};
 use crate::error::Error;
 use crate::handle::{Command, ConnectionInfo, Event, Member};
-use crate::peer::{is_relayed, target_of, to_libp2p};
+use crate::peer::{ip_of, is_relayed, target_of, to_libp2p};
 use crate::stats::Counters;
 
 use book::Book;
@@ -109,12 +110,7 @@ impl Driver {
         events: mpsc::Sender<Event>,
         renewed: Option<watch::Receiver<Arc<Vec<u8>>>>,
     ) -> Result<Self, Error> {
-        for addr in &config.listen {
-            swarm.listen_on(addr.clone()).map_err(|error| Error::Listen {
-                addr: addr.clone(),
-                reason: error.to_string(),
-            })?;
-        }
+        listen(&mut swarm, &config.listen)?;
         for addr in &config.external {
             swarm.add_external_address(addr.clone());
         }
@@ -236,6 +232,7 @@ impl Driver {
         self.ticks += 1;
         self.dial_due(now);
         self.expire_waiting(now);
+        self.finish_slow_queries(now);
         self.gossip_peers(now);
         if self.ticks.is_multiple_of(CHORE_TICKS) {
             self.settle_duplicates(now);
@@ -337,6 +334,29 @@ impl Driver {
             let _ = reply.send(());
         }
     }
+}
+
+/// Listens on all addresses. A machine without IPv6 does not listen on `::`, which is no error while others work.
+fn listen(swarm: &mut Swarm<Behaviour>, addrs: &[Multiaddr]) -> Result<(), Error> {
+    let mut listening = 0;
+    let mut excused = None;
+    for addr in addrs {
+        match swarm.listen_on(addr.clone()) {
+            Ok(_) => listening += 1,
+            Err(error) => {
+                let error = Error::Listen {
+                    addr: addr.clone(),
+                    reason: error.to_string(),
+                };
+                if ip_of(addr) != Some(Ipv6Addr::UNSPECIFIED.into()) {
+                    return Err(error);
+                }
+                tracing::warn!(%error, "this machine seems to have no IPv6");
+                excused = Some(error);
+            }
+        }
+    }
+    excused.filter(|_| listening == 0).map_or(Ok(()), Err)
 }
 
 /// Waits for the next renewal of the own credential; for ever if none can come.
