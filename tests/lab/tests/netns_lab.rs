@@ -5,6 +5,7 @@ use std::io::{BufRead, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
+use aerie_lab::grid::Join;
 use aerie_lab::process::Process;
 use aerie_lab::wait::wait_until;
 use aerie_lab::{Host, Lab, Nat, Place, state};
@@ -476,4 +477,31 @@ fn a_lab_ends_with_its_process_however_that_ends() {
     .unwrap();
     state::reap().unwrap();
     assert!(!state::run_dir().join(&id).exists());
+}
+
+#[test]
+fn a_process_can_be_given_a_wrong_clock() {
+    let lab = Lab::new("clock").unwrap();
+    let node = lab.node("w1", Place::Internet).unwrap();
+    let join = Join::new("w1", Place::Internet, "chem", "worker").clock("-1d");
+    let env: Vec<_> = join
+        .env
+        .iter()
+        .map(|(key, value)| (key.as_str(), value.as_str()))
+        .collect();
+    let clock = node
+        .spawn("root", "clock", &["sh", "-c", "date +%s; exec sleep 1000"], &env)
+        .unwrap();
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap()
+        .as_secs();
+    let seen = wait_until(Duration::from_secs(5), "the time", || {
+        Ok(clock.log().trim().parse::<u64>().ok())
+    })
+    .unwrap();
+    assert!(
+        (86_400 - 60..86_400 + 60).contains(&(now - seen)),
+        "it is {now}, and it sees {seen}"
+    );
 }
