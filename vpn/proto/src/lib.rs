@@ -1,1 +1,57 @@
-//! Placeholder.
+//! The tunnel's protocol: Noise sessions, path choice, relaying. No socket, clock or runtime.
+//!
+//! [`Tunnels`] is one node's end of all its tunnels in one grid. Datagrams of the node's data socket and packets
+//! of its TUN device go in; datagrams to send, packets to deliver and [`Event`]s come out. Two things are asked
+//! of the caller: to say which member holds a virtual address ([`Event::Resolve`], answered by
+//! [`Tunnels::resolved`]), and to carry small messages between members over a channel on which each knows who the
+//! other is ([`Event::Signal`], [`Tunnels::signal`]). Everything else happens on the data socket.
+//!
+//! ```text
+//!        TUN ──handle_inner──►┐                        ┌──► poll_event: Resolve, Signal, PathChanged, Pong
+//!  resolved, signal, ping ───►│        Tunnels         │
+//!  set_relays, set_hosts  ───►│  peers, path agents,   ├──► poll_transmits: datagrams to send
+//!   UDP ──handle_datagrams───►│  relay links and ends  │
+//!   clock ─handle_timeout────►└                        └──► slices of the batch, poll_inner: packets to deliver
+//! ```
+//!
+//! Order of calls: after any input, take [`Tunnels::poll_transmits`] first (probes and handshakes must not wait
+//! behind bulk data), then [`Tunnels::poll_inner`] and [`Tunnels::poll_event`] until they are empty, and ask
+//! [`Tunnels::poll_timeout`] again: it can have become due at once.
+//!
+//! - `wire`: the datagrams; `handshake`, `session`, `replay`, `suite`: Noise and bulk sealing
+//! - `path`: which way to a peer; `reflexive`: how this host looks from outside; `relay`: tickets and frames
+//! - `peer`: one peer's sessions and timers; `tunnels`: all of them together
+
+mod error;
+mod handshake;
+mod inner;
+mod limits;
+mod now;
+mod path;
+mod peer;
+mod rate;
+mod reflexive;
+mod relay;
+mod replay;
+mod session;
+mod signal;
+mod status;
+mod suite;
+mod transmits;
+mod tunnels;
+mod wire;
+
+pub use error::Error;
+pub use handshake::{Identity, noise_public};
+pub use now::Now;
+pub use reflexive::Mapping;
+pub use relay::server::RelayLimits;
+pub use replay::WINDOW as REPLAY_WINDOW;
+pub use signal::{Candidate, CandidateKind, MAX_SIGNAL};
+pub use status::{Counters, PathKind, PeerStatus};
+pub use suite::Suite;
+pub use transmits::{Run, Transmits};
+pub use tunnels::{
+    Config, CredentialCheck, Datagram, Event, InnerSlice, RelayInfo, RemoteIdentity, RemotePeer, Tunnels,
+};
+pub use wire::{DATA_HEADER, DATA_OVERHEAD, RELAY_OVERHEAD, VERSION};

@@ -1,0 +1,602 @@
+//! The path agent: which way to a peer is used, and why not a better one.
+//!
+//! Both sides tell each other, over the authenticated overlay, where they may be reached (an [`Offer`]) and agree
+//! on a key for probes. Then both probe every address of the other at the same moment, so that their NATs let
+//! the other's probes in. A way that answers is alive; among those alive the best is used: LAN before direct before
+//! relayed, and within one class the shorter round trip, unless the gain is small. The relay is asked for at the
+//! same time as the probes begin, so that packets flow at once, and the way moves up when a direct one answers.
+//!
+//! One way (candidate pair):
+//!
+//! ```text
+//!            probe ×8, 6 s          no answer
+//!   Probing ───────────────────────────────────► Failed(no answer) ──round of offers──► Probing
+//!      │ answer                                    ▲
+//!      ▼                                           │
+//!    Alive ──5 probes, 0.5 s apart, unanswered──► Failed(lost)
+//! ```
+//!
+//! The whole agent:
+//!
+//! ```text
+//!              packet, offer                 a way answers
+//!   Asleep ───────────────────► Searching ─────────────────► Relayed ──direct answers──► Direct
+//!     ▲                           ▲  offer 1, 2, 4 .. 30 s      │  offer every 60 s         │
+//!     └── idle 3 min ─────────────┴──────── all ways lost ──────┴───────────────────────────┘
+//! ```
+//!
+//! A way is suspected when packets went out over it for 1.5 s and nothing came back, or when the peer is heard
+//! over another way; then it is probed at once, so that its death is known within about four seconds. A datagram
+//! of the session that comes from a new address makes that address a candidate: it is used only after it has
+//! answered a probe, so that a replayed or redirected datagram moves nothing.
+
+mod pair;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use aerie_types::{PeerId, UnderlayAddr};
+use aws_lc_rs::{digest, hmac};
+use zeroize::Zeroizing;
+
+use crate::signal::{Candidate, CandidateKind, Offer};
+use crate::wire;
+
+use pair::{Failure, KEEPALIVE_OTHERS, KEEPALIVE_SELECTED, Pair, State};
+
+/// Ways to one peer that are tried: its announced candidates, some unannounced, a relay or two.
+const MAX_PAIRS: usize = 16;
+/// Unannounced addresses among them: a peer that moves, or sits behind an odd NAT.
+const MAX_PEER_REFLEXIVE: usize = 4;
+/// Packets out and nothing in for this long: the way is suspected.
+const SUSPECT: Duration = Duration::from_millis(1500);
+/// Two bursts asked for by offers are at least so far apart.
+const MIN_ROUND: Duration = Duration::from_secs(1);
+/// Offers while there is no way, in seconds after each other.
+const OFFER_GAPS: [u64; 6] = [1, 2, 4, 8, 16, 30];
+/// Common rounds while the way is relayed.
+const RELAYED_ROUND: Duration = Duration::from_secs(60);
+/// A peer that opened the exchange asks for a relay itself; after this long without a way, so do we.
+const RELAY_PATIENCE: Duration = Duration::from_secs(2);
+/// A way of the same class must be better by a fifth and by this much.
+const HYSTERESIS: Duration = Duration::from_millis(2);
+
+/// A way for datagrams to a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Route {
+    Direct(UnderlayAddr),
+    /// Through a session of a relay.
+    Relayed(u64),
+}
+
+/// What the agent wants done.
+#[derive(Debug)]
+pub(crate) enum Action {
+    Probe { route: Route, datagram: Vec<u8> },
+    Offer { answer: bool },
+    NeedRelay,
+    Selected { to: Option<Route> },
+}
+
+struct Remote {
+    tag: u64,
+    symmetric: bool,
+    key: hmac::Key,
+}
+
+pub(crate) struct Agent {
+    own: PeerId,
+    peer: PeerId,
+    tag: u64,
+    secret: Zeroizing<[u8; 32]>,
+    remote: Option<Remote>,
+    pairs: BTreeMap<Route, Pair>,
+    selected: Option<Route>,
+    selected_since: Option<Instant>,
+    awake: bool,
+    /// When the next offer goes out, and how many have gone out without a way.
+    offer_at: Option<Instant>,
+    offers: u32,
+    relay_at: Option<Instant>,
+    last_round: Option<Instant>,
+    /// Since when packets go out with nothing coming back.
+    sent_at: Option<Instant>,
+    transaction: u64,
+    actions: VecDeque<Action>,
+}
+
+/// What an offer changed.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Exchange {
+    /// The same start of the peer as before.
+    Same,
+    /// Another one: whatever was agreed with the last is void.
+    Restarted,
+}
+
+impl Agent {
+    pub(crate) fn new(own: PeerId, peer: PeerId, tag: u64, secret: [u8; 32], transaction: u64) -> Self {
+        Self {
+            own,
+            peer,
+            tag,
+            secret: Zeroizing::new(secret),
+            remote: None,
+            pairs: BTreeMap::new(),
+            selected: None,
+            selected_since: None,
+            awake: false,
+            offer_at: None,
+            offers: 0,
+            relay_at: None,
+            last_round: None,
+            sent_at: None,
+            transaction,
+            actions: VecDeque::new(),
+        }
+    }
+
+    pub(crate) fn tag(&self) -> u64 {
+        self.tag
+    }
+
+    pub(crate) fn remote_tag(&self) -> Option<u64> {
+        self.remote.as_ref().map(|remote| remote.tag)
+    }
+
+    pub(crate) fn key(&self) -> Option<&hmac::Key> {
+        self.remote.as_ref().map(|remote| &remote.key)
+    }
+
+    /// The way in use.
+    pub(crate) fn route(&self) -> Option<Route> {
+        self.selected
+    }
+
+    pub(crate) fn rtt(&self) -> Option<Duration> {
+        self.selected.and_then(|route| self.pairs.get(&route)?.rtt)
+    }
+
+    pub(crate) fn is_awake(&self) -> bool {
+        self.awake
+    }
+
+    /// Whether the way in use is direct and has been for so long.
+    pub(crate) fn is_direct_for(&self, duration: Duration, now: Instant) -> bool {
+        matches!(self.selected, Some(Route::Direct(_)))
+            && self.selected_since.is_some_and(|since| now.saturating_duration_since(since) >= duration)
+    }
+
+    /// Whether the way in use is within one network: the peer's own private address answered.
+    pub(crate) fn is_lan(&self, route: Route) -> bool {
+        class(route, self.pairs.get(&route)) == 0
+    }
+
+    pub(crate) fn next_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// This side's offer.
+    pub(crate) fn offer(&self, answer: bool, candidates: Vec<Candidate>, symmetric: bool) -> Offer {
+        Offer { tag: self.tag, secret: *self.secret, answer, symmetric, candidates }
+    }
+
+    /// Packets want to go to the peer, or came from it.
+    pub(crate) fn wake(&mut self, now: Instant) {
+        if !self.awake {
+            self.awake = true;
+            self.search(now);
+            self.relay_at = Some(now);
+        }
+    }
+
+    /// The peer is idle: nothing is sent any more. The way in use is tried first at the next wake.
+    pub(crate) fn sleep(&mut self) {
+        self.awake = false;
+        self.offer_at = None;
+        self.relay_at = None;
+        self.sent_at = None;
+        for pair in self.pairs.values_mut() {
+            pair.next = None;
+        }
+    }
+
+    /// This host's candidates have changed: tell the peer, unless what there is cannot get better.
+    pub(crate) fn local_changed(&mut self, now: Instant) {
+        if self.awake && self.remote.is_some() && !matches!(self.selected, Some(Route::Direct(_))) {
+            let at = self.last_round.map_or(now, |last| now.max(last + MIN_ROUND));
+            self.offer_at = Some(self.offer_at.map_or(at, |planned| planned.min(at)));
+        }
+    }
+
+    /// Every way is in doubt: this host's network has changed.
+    pub(crate) fn network_changed(&mut self, now: Instant) {
+        if self.awake {
+            self.search(now);
+            for pair in self.pairs.values_mut() {
+                pair.hurry(now, Duration::ZERO);
+            }
+        }
+    }
+
+    /// Takes the peer's offer.
+    pub(crate) fn handle_offer(&mut self, offer: &Offer, now: Instant) -> Exchange {
+        let exchange = match &mut self.remote {
+            Some(remote) if remote.tag == offer.tag => {
+                remote.symmetric = offer.symmetric;
+                Exchange::Same
+            }
+            _ => {
+                let key = self.derive_key(offer);
+                self.remote = Some(Remote { tag: offer.tag, symmetric: offer.symmetric, key });
+                self.pairs.retain(|route, _| matches!(route, Route::Relayed(_)));
+                self.select(None, now);
+                Exchange::Restarted
+            }
+        };
+        if !self.awake {
+            self.awake = true;
+            self.relay_at = Some(now + RELAY_PATIENCE);
+        }
+        if offer.answer {
+            self.offers = 0;
+            self.offer_at = Some(now + self.offer_gap());
+        } else {
+            self.actions.push_back(Action::Offer { answer: true });
+            if self.offer_at.is_none() {
+                self.offer_at = Some(now + self.offer_gap());
+            }
+        }
+        self.take_candidates(&offer.candidates, now);
+        let round_due = self.last_round.is_none_or(|last| now.saturating_duration_since(last) >= MIN_ROUND);
+        if round_due || exchange == Exchange::Restarted {
+            self.last_round = Some(now);
+            self.pairs.values_mut().filter(|pair| !pair.is_alive()).for_each(|pair| pair.restart(now));
+        }
+        exchange
+    }
+
+    /// The peer has forgotten the exchange.
+    pub(crate) fn handle_bye(&mut self, tag: u64, now: Instant) -> bool {
+        let ours = self.remote_tag() == Some(tag);
+        if ours {
+            self.remote = None;
+            self.pairs.clear();
+            self.select(None, now);
+            if self.awake {
+                self.search(now);
+            }
+        }
+        ours
+    }
+
+    pub(crate) fn add_relay(&mut self, session: u64, now: Instant) {
+        let route = Route::Relayed(session);
+        if self.pairs.len() < MAX_PAIRS + 2 && !self.pairs.contains_key(&route) {
+            self.pairs.insert(route, Pair::new(CandidateKind::Relayed, now));
+        }
+    }
+
+    pub(crate) fn remove_relay(&mut self, session: u64, now: Instant) {
+        self.pairs.remove(&Route::Relayed(session));
+        self.reselect(now);
+    }
+
+    /// Answers a probe whose MAC is right.
+    pub(crate) fn handle_probe(
+        &mut self,
+        route: Route,
+        transaction: u64,
+        observed: UnderlayAddr,
+        now: Instant,
+    ) -> Option<Vec<u8>> {
+        self.learn(route, now);
+        let remote = self.remote.as_ref()?;
+        if self.awake && let Some(pair) = self.pairs.get_mut(&route) && !pair.is_alive() {
+            // The way is open at the other side now: our own probe is likely to pass.
+            if matches!(pair.state, State::Failed(_)) {
+                pair.restart(now);
+            }
+            pair.hurry(now, Duration::from_millis(50));
+        }
+        Some(wire::probe_reply(remote.tag, transaction, observed, &remote.key))
+    }
+
+    /// Takes a reply whose MAC is right. `false` if it answers nothing, or came another way than it was asked.
+    pub(crate) fn handle_reply(&mut self, route: Route, transaction: u64, now: Instant) -> bool {
+        let Some(pair) = self.pairs.get_mut(&route) else { return false };
+        if !pair.answered(transaction, now) {
+            return false;
+        }
+        if self.selected == Some(route) {
+            self.sent_at = None;
+        }
+        self.reselect(now);
+        let selected = self.selected == Some(route);
+        if let Some(pair) = self.pairs.get_mut(&route) {
+            let gap = if selected { KEEPALIVE_SELECTED } else { KEEPALIVE_OTHERS };
+            pair.next = self.awake.then_some(now + gap);
+        }
+        true
+    }
+
+    /// A packet went out over the way in use. Says when to look again, if that is news.
+    pub(crate) fn sent(&mut self, now: Instant) -> Option<Instant> {
+        if self.sent_at.is_some() || self.selected.is_none() {
+            return None;
+        }
+        self.sent_at = Some(now);
+        Some(now + SUSPECT)
+    }
+
+    /// A packet of the session came in.
+    pub(crate) fn heard(&mut self, route: Route, now: Instant) {
+        if self.selected == Some(route) {
+            self.sent_at = None;
+            return;
+        }
+        self.learn(route, now);
+        if let Some(pair) = self.pairs.get_mut(&route) && !pair.is_alive() {
+            pair.hurry(now, Duration::from_millis(200));
+        }
+        if let Some(pair) = self.selected.and_then(|selected| self.pairs.get_mut(&selected)) {
+            pair.hurry(now, Duration::from_secs(1));
+        }
+    }
+
+    pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        if !self.awake {
+            return;
+        }
+        if self.sent_at.is_some_and(|sent| now >= sent + SUSPECT) {
+            self.sent_at = None;
+            if let Some(pair) = self.selected.and_then(|selected| self.pairs.get_mut(&selected)) {
+                pair.hurry(now, SUSPECT / 2);
+            }
+        }
+        self.probe_due(now);
+        if self.offer_at.is_some_and(|at| now >= at) {
+            self.offer_at = Some(now + self.offer_gap());
+            self.offers = self.offers.saturating_add(1);
+            self.last_round = Some(now);
+            self.pairs.values_mut().filter(|pair| !pair.is_alive()).for_each(|pair| pair.restart(now));
+            self.actions.push_back(Action::Offer { answer: false });
+            self.probe_due(now);
+        }
+        if self.relay_at.is_some_and(|at| now >= at) {
+            self.relay_at = None;
+            if self.selected.is_none() || !self.pairs.values().any(Pair::is_alive) {
+                self.relay_at = Some(now + RELAY_PATIENCE);
+                self.actions.push_back(Action::NeedRelay);
+            }
+        }
+    }
+
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        if !self.awake {
+            return None;
+        }
+        let probes = self.pairs.values().filter_map(|pair| pair.next);
+        let probes = if self.remote.is_some() { probes.min() } else { None };
+        [probes, self.offer_at, self.relay_at, self.sent_at.map(|sent| sent + SUSPECT)]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Why the way in use is not direct: one reason for each address that was tried.
+    pub(crate) fn why(&self, own_symmetric: bool) -> Option<String> {
+        if matches!(self.selected, Some(Route::Direct(_))) {
+            return None;
+        }
+        let Some(remote) = &self.remote else {
+            return Some("the peer has not answered over the overlay yet".to_owned());
+        };
+        let mut reasons: Vec<String> = self
+            .pairs
+            .iter()
+            .filter_map(|(route, pair)| {
+                let Route::Direct(addr) = route else { return None };
+                let state = match pair.state {
+                    State::Failed(failure) => failure.to_string(),
+                    State::Probing => format!("being probed ({} sent)", pair.tries),
+                    State::Alive => "answers".to_owned(),
+                };
+                Some(format!("{addr} ({}): {state}", pair.kind))
+            })
+            .collect();
+        if reasons.is_empty() {
+            reasons.push("the peer announced no address that can be reached".to_owned());
+        }
+        match (own_symmetric, remote.symmetric) {
+            (true, true) => reasons.push("both NATs give every destination another port (symmetric)".to_owned()),
+            (true, false) => reasons.push("our NAT gives every destination another port (symmetric)".to_owned()),
+            (false, true) => {
+                reasons.push("the peer's NAT gives every destination another port (symmetric)".to_owned());
+            }
+            (false, false) => {}
+        }
+        Some(reasons.join("; "))
+    }
+
+    fn search(&mut self, now: Instant) {
+        self.offers = 0;
+        self.offer_at = Some(now);
+        for pair in self.pairs.values_mut() {
+            pair.restart(now);
+        }
+    }
+
+    fn offer_gap(&self) -> Duration {
+        match self.selected {
+            // Nothing to negotiate; if the way dies the search begins anew.
+            Some(Route::Direct(_)) => Duration::from_secs(3600),
+            Some(Route::Relayed(_)) => RELAYED_ROUND,
+            None => {
+                let last = OFFER_GAPS[OFFER_GAPS.len() - 1];
+                Duration::from_secs(OFFER_GAPS.get(self.offers as usize).copied().unwrap_or(last))
+            }
+        }
+    }
+
+    fn probe_due(&mut self, now: Instant) {
+        let Some(remote) = &self.remote else { return };
+        let slow = !matches!(self.selected, Some(Route::Direct(_)));
+        let mut lost = false;
+        let mut doubt = false;
+        for (route, pair) in &mut self.pairs {
+            if pair.next.is_none_or(|next| next > now) {
+                continue;
+            }
+            self.transaction = self.transaction.wrapping_add(1);
+            let datagram = wire::probe(remote.tag, self.transaction, &remote.key);
+            pair.probed(self.transaction, slow, now);
+            if self.selected == Some(*route) {
+                doubt |= pair.tries >= 2;
+                lost |= matches!(pair.state, State::Failed(Failure::Lost))
+                    || (!pair.is_alive() && pair.tries >= pair::LOST_AFTER);
+            }
+            self.actions.push_back(Action::Probe { route: *route, datagram });
+        }
+        if doubt {
+            // The others may have to take over: know which of them still answer.
+            let others = self.pairs.iter_mut().filter(|(route, _)| self.selected != Some(**route));
+            others.for_each(|(_, pair)| {
+                if pair.is_alive() {
+                    pair.hurry(now, pair::RETRY);
+                }
+            });
+        }
+        if lost {
+            self.select(None, now);
+        }
+        self.reselect(now);
+        if lost && self.selected.is_none() {
+            self.search(now);
+            self.relay_at = Some(now);
+        } else if lost {
+            // A relay carries on: look for a direct way again together.
+            self.offer_at = Some(now);
+        }
+    }
+
+    fn reselect(&mut self, now: Instant) {
+        let best = self
+            .pairs
+            .iter()
+            .filter(|(_, pair)| pair.is_alive())
+            .min_by_key(|(route, pair)| (class(**route, Some(pair)), pair.rtt))
+            .map(|(route, _)| *route);
+        let current = self.selected.and_then(|route| Some((route, self.pairs.get(&route)?)));
+        let Some(best) = best else {
+            if self.selected.is_some() && current.is_none() {
+                self.select(None, now);
+            }
+            return;
+        };
+        if let Some((route, pair)) = current {
+            let other = self.pairs.get(&best);
+            let better_class = class(best, other) < class(route, Some(pair));
+            let faster = match (pair.rtt, other.and_then(|other| other.rtt)) {
+                (Some(ours), Some(other)) => other + HYSTERESIS < ours && other * 5 < ours * 4,
+                _ => false,
+            };
+            let same_class = class(best, other) == class(route, Some(pair));
+            if pair.is_alive() && !better_class && !(same_class && faster) {
+                return;
+            }
+        }
+        self.select(Some(best), now);
+    }
+
+    fn select(&mut self, to: Option<Route>, now: Instant) {
+        if self.selected == to {
+            return;
+        }
+        self.selected = to;
+        self.selected_since = to.map(|_| now);
+        self.sent_at = None;
+        if to.is_some() {
+            self.offers = 0;
+            self.offer_at = self.awake.then(|| now + self.offer_gap());
+            self.relay_at = None;
+        } else if self.awake {
+            self.offer_at = Some(now);
+            self.relay_at = Some(now + RELAY_PATIENCE);
+        }
+        if let Some(pair) = to.and_then(|to| self.pairs.get_mut(&to)) {
+            pair.next = self.awake.then_some(now + KEEPALIVE_SELECTED);
+        }
+        self.actions.push_back(Action::Selected { to });
+    }
+
+    /// Makes the source of an authenticated datagram a candidate, within bounds.
+    fn learn(&mut self, route: Route, now: Instant) {
+        if self.pairs.contains_key(&route) || self.remote.is_none() || matches!(route, Route::Relayed(_)) {
+            return;
+        }
+        let unannounced = self.pairs.iter().filter(|(_, pair)| pair.kind == CandidateKind::PeerReflexive);
+        if unannounced.clone().count() >= MAX_PEER_REFLEXIVE || self.pairs.len() >= MAX_PAIRS {
+            let stale = unannounced.filter(|(_, pair)| !pair.is_alive()).map(|(route, _)| *route).next();
+            let Some(stale) = stale else { return };
+            self.pairs.remove(&stale);
+        }
+        self.pairs.insert(route, Pair::new(CandidateKind::PeerReflexive, now));
+    }
+
+    fn take_candidates(&mut self, candidates: &[Candidate], now: Instant) {
+        let announced = |route: &Route| {
+            candidates.iter().any(|candidate| *route == Route::Direct(candidate.addr))
+        };
+        self.pairs.retain(|route, pair| {
+            pair.is_alive()
+                || matches!(pair.kind, CandidateKind::Relayed | CandidateKind::PeerReflexive)
+                || announced(route)
+        });
+        for candidate in candidates {
+            let route = Route::Direct(candidate.addr);
+            if let Some(pair) = self.pairs.get_mut(&route) {
+                pair.kind = candidate.kind;
+            } else if self.pairs.len() < MAX_PAIRS {
+                self.pairs.insert(route, Pair::new(candidate.kind, now));
+            }
+        }
+        self.reselect(now);
+    }
+
+    fn derive_key(&self, offer: &Offer) -> hmac::Key {
+        let own = (self.own, self.tag, &*self.secret);
+        let theirs = (self.peer, offer.tag, &offer.secret);
+        let (first, second) = if self.own < self.peer { (own, theirs) } else { (theirs, own) };
+        let mut hash = digest::Context::new(&digest::SHA256);
+        hash.update(b"aerie path key 1");
+        for (peer, tag, secret) in [first, second] {
+            hash.update(&peer.0);
+            hash.update(&tag.to_be_bytes());
+            hash.update(secret);
+        }
+        hmac::Key::new(hmac::HMAC_SHA256, hash.finish().as_ref())
+    }
+}
+
+/// 0: within one network, 1: direct, 2: relayed.
+fn class(route: Route, pair: Option<&Pair>) -> u8 {
+    match route {
+        Route::Relayed(_) => 2,
+        Route::Direct(addr) => {
+            let announced = pair.is_some_and(|pair| pair.kind == CandidateKind::Host);
+            u8::from(!(announced && is_private(addr.0.ip())))
+        }
+    }
+}
+
+fn is_private(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(v4) => {
+            let [a, b, ..] = v4.octets();
+            v4.is_private() || v4.is_link_local() || v4.is_loopback() || (a == 100 && (64..128).contains(&b))
+        }
+        IpAddr::V6(v6) => v6.is_unique_local() || v6.is_loopback(),
+    }
+}

@@ -1,0 +1,205 @@
+//! How this host looks from outside: its address and port as other members see them.
+//!
+//! Any member answers a query on its data socket with the source address that it saw, at a bounded rate and with
+//! no more bytes than it was asked with. Two members that see different ports of one socket show a NAT that gives
+//! every destination another mapping (RFC 4787, "symmetric"): then the address is of little use to a third.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use aerie_types::UnderlayAddr;
+
+use crate::wire;
+
+/// Members asked: two show the NAT's kind, more make it robust.
+const MAX_SERVERS: usize = 4;
+/// A query is repeated so often, a second apart.
+const TRIES: u32 = 4;
+const RETRY: Duration = Duration::from_millis(700);
+/// While somebody is being reached, an answer older than this is asked for again.
+const FRESH: Duration = Duration::from_secs(20);
+/// An answer is used so long.
+const MAX_AGE: Duration = Duration::from_secs(600);
+/// And asked for again after this long, for the status that a person reads.
+const REFRESH: Duration = Duration::from_secs(300);
+
+/// What the NAT in front of this host does with ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mapping {
+    /// Not enough answers yet.
+    Unknown,
+    /// None: the address seen is one of this host's own.
+    Open,
+    /// One port for all destinations.
+    Independent,
+    /// Another port for each destination.
+    Dependent,
+}
+
+impl std::fmt::Display for Mapping {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Unknown => "unknown",
+            Self::Open => "no NAT",
+            Self::Independent => "one port for all destinations",
+            Self::Dependent => "another port for each destination (symmetric)",
+        })
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct Reflexive {
+    servers: BTreeMap<UnderlayAddr, Server>,
+}
+
+struct Server {
+    next: Instant,
+    tries: u32,
+    transaction: Option<u64>,
+    seen: Option<(UnderlayAddr, Instant)>,
+}
+
+impl Reflexive {
+    /// Asks these members from now on.
+    pub(crate) fn set_servers(&mut self, addrs: impl IntoIterator<Item = UnderlayAddr>, now: Instant) {
+        let wanted: BTreeSet<_> = addrs.into_iter().take(MAX_SERVERS).collect();
+        self.servers.retain(|addr, _| wanted.contains(addr));
+        for addr in wanted {
+            self.servers.entry(addr).or_insert(Server { next: now, tries: 0, transaction: None, seen: None });
+        }
+    }
+
+    /// Somebody is about to be reached: make sure that the answers are fresh.
+    pub(crate) fn refresh(&mut self, now: Instant) {
+        for server in self.servers.values_mut() {
+            let fresh = server.seen.is_some_and(|(_, at)| now.saturating_duration_since(at) < FRESH);
+            if !fresh && (server.tries == 0 || server.tries > TRIES) {
+                server.tries = 0;
+                server.next = now;
+            }
+        }
+    }
+
+    /// The network has changed: nothing seen before is true any more.
+    pub(crate) fn reset(&mut self, now: Instant) {
+        for server in self.servers.values_mut() {
+            *server = Server { next: now, tries: 0, transaction: None, seen: None };
+        }
+    }
+
+    /// The queries that are due.
+    pub(crate) fn poll(&mut self, now: Instant, mut random: impl FnMut() -> u64) -> Vec<(UnderlayAddr, Vec<u8>)> {
+        let mut out = Vec::new();
+        for (addr, server) in &mut self.servers {
+            if server.next > now {
+                continue;
+            }
+            if server.tries > TRIES {
+                server.tries = 0;
+            }
+            server.tries += 1;
+            server.next = now + if server.tries > TRIES { REFRESH } else { RETRY };
+            let transaction = random();
+            server.transaction = Some(transaction);
+            out.push((*addr, wire::reflexive_query(transaction)));
+        }
+        out
+    }
+
+    /// Takes an answer. `true` if what is known has changed.
+    pub(crate) fn answered(
+        &mut self,
+        from: UnderlayAddr,
+        transaction: u64,
+        observed: UnderlayAddr,
+        now: Instant,
+    ) -> bool {
+        let Some(server) = self.servers.get_mut(&from) else { return false };
+        if server.transaction != Some(transaction) {
+            return false;
+        }
+        server.transaction = None;
+        server.tries = 0;
+        server.next = now + REFRESH;
+        let changed = server.seen.is_none_or(|(before, _)| before != observed);
+        server.seen = Some((observed, now));
+        changed
+    }
+
+    /// The addresses seen, each once.
+    pub(crate) fn addrs(&self, now: Instant) -> BTreeSet<UnderlayAddr> {
+        self.servers
+            .values()
+            .filter_map(|server| server.seen)
+            .filter(|(_, at)| now.saturating_duration_since(*at) < MAX_AGE)
+            .map(|(addr, _)| addr)
+            .collect()
+    }
+
+    pub(crate) fn mapping(&self, own: &BTreeSet<IpAddr>, now: Instant) -> Mapping {
+        let addrs = self.addrs(now);
+        // Members on a private network see the host's own address; only what is seen through a NAT tells of it.
+        let outside: BTreeSet<_> = addrs.iter().filter(|addr| !own.contains(&addr.0.ip())).collect();
+        let of_family = |v4: bool| outside.iter().filter(|addr| addr.0.is_ipv4() == v4).count();
+        let answers = self.servers.values().filter(|server| server.seen.is_some()).count();
+        match (addrs.is_empty(), outside.is_empty()) {
+            (true, _) => Mapping::Unknown,
+            (false, true) => Mapping::Open,
+            (false, false) if of_family(true) > 1 || of_family(false) > 1 => Mapping::Dependent,
+            (false, false) if answers > 1 => Mapping::Independent,
+            (false, false) => Mapping::Unknown,
+        }
+    }
+
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        self.servers.values().map(|server| server.next).min()
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test's clock starts somewhere")]
+mod tests {
+    use super::*;
+
+    fn addr(last: u8, port: u16) -> UnderlayAddr {
+        UnderlayAddr(([192, 0, 2, last], port).into())
+    }
+
+    fn after_answers(seen: [UnderlayAddr; 2]) -> Mapping {
+        let now = Instant::now();
+        let mut reflexive = Reflexive::default();
+        reflexive.set_servers([addr(1, 1), addr(2, 1)], now);
+        let mut next = 0;
+        let queries = reflexive.poll(now, || {
+            next += 1;
+            next
+        });
+        assert_eq!(queries.len(), 2);
+        assert!(reflexive.answered(addr(1, 1), 1, seen[0], now));
+        assert!(reflexive.answered(addr(2, 1), 2, seen[1], now));
+        assert!(!reflexive.answered(addr(2, 1), 2, addr(66, 6), now), "an answer counts once");
+        reflexive.mapping(&BTreeSet::from([IpAddr::from([10, 0, 0, 1])]), now)
+    }
+
+    #[test]
+    fn two_ports_of_one_socket_show_a_symmetric_nat() {
+        assert_eq!(after_answers([addr(9, 4242), addr(9, 4242)]), Mapping::Independent);
+        assert_eq!(after_answers([addr(9, 4242), addr(9, 4243)]), Mapping::Dependent);
+        let own = UnderlayAddr(([10, 0, 0, 1], 4242).into());
+        assert_eq!(after_answers([own, own]), Mapping::Open);
+    }
+
+    #[test]
+    fn a_server_that_is_silent_is_asked_a_few_times_and_then_left_alone() {
+        let mut now = Instant::now();
+        let mut reflexive = Reflexive::default();
+        reflexive.set_servers([addr(1, 1)], now);
+        let mut asked = 0;
+        for _ in 0..60 {
+            asked += reflexive.poll(now, || 7).len();
+            now += Duration::from_secs(1);
+        }
+        assert_eq!(asked as u32, TRIES + 1);
+    }
+}

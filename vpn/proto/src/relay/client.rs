@@ -1,0 +1,98 @@
+//! One end of a relayed session.
+
+use std::time::{Duration, Instant};
+
+use aerie_types::{PeerId, UnderlayAddr};
+use aws_lc_rs::hmac;
+
+use super::ticket_key;
+use crate::wire::{self, Mac};
+
+/// Binds again after this long: keeps the NAT's mapping and the relay's session.
+const REBIND: Duration = Duration::from_secs(20);
+/// Gaps between binds that are not answered.
+const RETRY_MS: [u64; 6] = [250, 500, 1000, 1000, 1000, 1000];
+/// Binds again after this long while the other end is missing.
+const WAIT_FAR: Duration = Duration::from_secs(1);
+/// The other end is waited for so many times.
+const MAX_WAITS: u32 = 15;
+
+pub(crate) struct Link {
+    pub(crate) relay: PeerId,
+    pub(crate) addr: UnderlayAddr,
+    pub(crate) far: PeerId,
+    session: u64,
+    end: u8,
+    key: hmac::Key,
+    sequence: u64,
+    far_bound: bool,
+    next: Instant,
+    unanswered: u32,
+    waits: u32,
+}
+
+impl Link {
+    pub(crate) fn new(
+        (relay, addr): (PeerId, UnderlayAddr),
+        far: PeerId,
+        (session, end, ticket): (u64, u8, &[u8; 16]),
+        now: Instant,
+    ) -> Self {
+        Self {
+            relay,
+            addr,
+            far,
+            session,
+            end,
+            key: ticket_key(ticket),
+            sequence: 0,
+            far_bound: false,
+            next: now,
+            unanswered: 0,
+            waits: 0,
+        }
+    }
+
+    /// The bind that is due.
+    pub(crate) fn poll(&mut self, now: Instant) -> Option<Vec<u8>> {
+        if now < self.next || self.is_dead() {
+            return None;
+        }
+        let gap = RETRY_MS.get(self.unanswered as usize).copied().unwrap_or(1000);
+        self.next = now + Duration::from_millis(gap);
+        self.unanswered += 1;
+        self.sequence += 1;
+        Some(wire::relay_bind(self.session, self.end, self.sequence, &self.key))
+    }
+
+    /// The relay's answer. `true` when both ends are bound now and were not before.
+    pub(crate) fn handle_bound(
+        &mut self,
+        (end, sequence, far_bound): (u8, u64, bool),
+        mac: Mac<'_>,
+        now: Instant,
+    ) -> bool {
+        if end != self.end || sequence != self.sequence || !mac.verify(&self.key) {
+            return false;
+        }
+        self.unanswered = 0;
+        self.next = if far_bound {
+            now + REBIND
+        } else {
+            self.waits += 1;
+            now + WAIT_FAR
+        };
+        let opened = far_bound && !self.far_bound;
+        self.far_bound = far_bound;
+        opened
+    }
+
+    /// Whether the relay has stopped to answer, or the far end never came.
+    pub(crate) fn is_dead(&self) -> bool {
+        self.unanswered as usize > RETRY_MS.len() || self.waits > MAX_WAITS
+    }
+
+    pub(crate) fn poll_timeout(&self) -> Instant {
+        self.next
+    }
+}

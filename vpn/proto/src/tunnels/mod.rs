@@ -1,0 +1,480 @@
+//! All tunnels of a node in one grid.
+
+mod datagrams;
+mod handshakes;
+mod packets;
+mod relays;
+mod signals;
+mod timers;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use aerie_types::{NodeName, PeerId, UnderlayAddr, VirtualAddr, VirtualRange, WallMillis};
+use rand::rngs::StdRng;
+use rand::{CryptoRng, Rng, SeedableRng};
+
+use crate::handshake::Identity;
+use crate::limits::{
+    HANDSHAKES_PER_SOURCE, HANDSHAKES_TOTAL, ICMP_PER_SECOND, MAX_EVENTS, MAX_PEERS, QUERIES_PER_SOURCE,
+    QUERIES_TOTAL,
+};
+use crate::path::{Agent, Route};
+use crate::peer::Peer;
+use crate::rate::{SourceLimiter, TokenBucket};
+use crate::reflexive::{Mapping, Reflexive};
+use crate::relay::client::Link;
+use crate::relay::server::{RelayLimits, RelayServer};
+use crate::signal::{MAX_CANDIDATES, Signal};
+use crate::status::{Counters, PathKind, PeerStatus};
+use crate::{Error, Now, Suite, Transmits};
+
+/// How a node takes part.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The grid's range.
+    pub range: VirtualRange,
+    /// This node's own address in it.
+    pub addr: VirtualAddr,
+    /// Ciphers, the preferred one first ([`Suite::preferred`]).
+    pub suites: Vec<Suite>,
+    /// Whether this node carries datagrams for others, and how much.
+    pub relay: Option<RelayLimits>,
+    /// Whether loopback addresses are candidates: for several nodes on one host.
+    pub loopback: bool,
+}
+
+/// Checks credentials; the caller knows the grid's CA and its revocations.
+pub trait CredentialCheck: Send {
+    /// Who a credential (X.509, DER) belongs to at this time.
+    ///
+    /// # Errors
+    /// Why it is refused, for a person to read.
+    fn check(&self, der: &[u8], wall: WallMillis) -> Result<RemoteIdentity, String>;
+}
+
+/// What a valid credential says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemoteIdentity {
+    /// The member.
+    pub peer: PeerId,
+    /// Its X25519 key.
+    pub noise_public: [u8; 32],
+    /// Its name.
+    pub node: NodeName,
+}
+
+/// The holder of a virtual address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RemotePeer {
+    /// The member.
+    pub peer: PeerId,
+    /// The X25519 key of its credential.
+    pub noise_public: [u8; 32],
+}
+
+/// A member that relays datagrams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RelayInfo {
+    /// The member.
+    pub peer: PeerId,
+    /// Its data socket, as reachable from here.
+    pub addr: UnderlayAddr,
+}
+
+/// What the caller is told or asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// Who holds this address? To be answered by [`Tunnels::resolved`].
+    Resolve(VirtualAddr),
+    /// Carry these bytes to a member, authenticated.
+    Signal {
+        /// To whom.
+        to: PeerId,
+        /// What.
+        bytes: Vec<u8>,
+    },
+    /// Packets to a peer take another way.
+    PathChanged {
+        /// The peer.
+        peer: PeerId,
+        /// The way now.
+        path: PathKind,
+        /// Why it is not direct.
+        why: Option<String>,
+    },
+    /// A ping was answered.
+    Pong {
+        /// The number given by [`Tunnels::ping`].
+        id: u64,
+        /// Round trip, inside the tunnel.
+        rtt: Duration,
+        /// The way that was taken.
+        path: PathKind,
+    },
+    /// A ping was not answered.
+    PingFailed {
+        /// The number given by [`Tunnels::ping`].
+        id: u64,
+        /// Why, and what to do.
+        why: String,
+    },
+}
+
+/// A datagram that was received, to be opened where it lies.
+#[derive(Debug)]
+pub struct Datagram<'a> {
+    /// Its source.
+    pub from: UnderlayAddr,
+    /// Its bytes.
+    pub bytes: &'a mut [u8],
+}
+
+/// A packet to deliver: a part of a datagram of the batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InnerSlice {
+    /// Which datagram of the batch.
+    pub datagram: usize,
+    /// Where the packet begins.
+    pub start: usize,
+    /// Its length.
+    pub len: usize,
+}
+
+/// The core. See the crate's documentation for the order of calls.
+pub struct Tunnels {
+    config: Config,
+    identity: Identity,
+    check: Box<dyn CredentialCheck>,
+    rng: StdRng,
+    peers: BTreeMap<PeerId, Peer>,
+    /// Session and handshake indices; never iterated.
+    indices: HashMap<u32, PeerId>,
+    tags: BTreeMap<u64, PeerId>,
+    bindings: BTreeMap<VirtualAddr, packets::Binding>,
+    lookups: BTreeMap<VirtualAddr, packets::Lookup>,
+    unreachable: BTreeMap<VirtualAddr, Instant>,
+    queued: usize,
+    hosts: Vec<UnderlayAddr>,
+    relays: Vec<RelayInfo>,
+    relay_requests: BTreeMap<u64, relays::Asked>,
+    relays_avoided: BTreeMap<PeerId, Instant>,
+    links: BTreeMap<u64, Link>,
+    relay: Option<RelayServer>,
+    reflexive: Reflexive,
+    handshake_rate: SourceLimiter,
+    query_rate: SourceLimiter,
+    icmp_rate: TokenBucket,
+    pings: BTreeMap<u64, packets::Ping>,
+    last_timestamp: u64,
+    outbox: Transmits,
+    inbox: VecDeque<Vec<u8>>,
+    events: VecDeque<Event>,
+    counters: Counters,
+    wake: Option<Instant>,
+}
+
+impl Tunnels {
+    /// A core without peers.
+    ///
+    /// # Errors
+    /// [`Error::OutsideRange`], [`Error::Config`], or [`Error::Handshake`] for an unusable key.
+    pub fn new<R: CryptoRng>(
+        config: Config,
+        identity: Identity,
+        check: Box<dyn CredentialCheck>,
+        rng: &mut R,
+        now: Now,
+    ) -> Result<Self, Error> {
+        if !config.range.contains(config.addr) {
+            return Err(Error::OutsideRange { addr: config.addr, range: config.range });
+        }
+        if config.suites.is_empty() {
+            return Err(Error::Config { reason: "no cipher is allowed; allow at least one" });
+        }
+        if identity.credential.len() > 2048 {
+            return Err(Error::Config { reason: "the credential is longer than 2 KiB; enrol again" });
+        }
+        crate::handshake::noise_public(&identity.noise_secret)?;
+        let mut seed = [0; 32];
+        rng.fill_bytes(&mut seed);
+        let at = now.instant;
+        Ok(Self {
+            relay: config.relay.map(RelayServer::new),
+            config,
+            identity,
+            check,
+            rng: StdRng::from_seed(seed),
+            peers: BTreeMap::new(),
+            indices: HashMap::new(),
+            tags: BTreeMap::new(),
+            bindings: BTreeMap::new(),
+            lookups: BTreeMap::new(),
+            unreachable: BTreeMap::new(),
+            queued: 0,
+            hosts: Vec::new(),
+            relays: Vec::new(),
+            relay_requests: BTreeMap::new(),
+            relays_avoided: BTreeMap::new(),
+            links: BTreeMap::new(),
+            reflexive: Reflexive::default(),
+            handshake_rate: SourceLimiter::new(HANDSHAKES_PER_SOURCE, HANDSHAKES_TOTAL, at),
+            query_rate: SourceLimiter::new(QUERIES_PER_SOURCE, QUERIES_TOTAL, at),
+            icmp_rate: TokenBucket::new(ICMP_PER_SECOND.into(), ICMP_PER_SECOND.into(), at),
+            pings: BTreeMap::new(),
+            last_timestamp: 0,
+            outbox: Transmits::new(),
+            inbox: VecDeque::new(),
+            events: VecDeque::new(),
+            counters: Counters::default(),
+            wake: None,
+        })
+    }
+
+    /// Takes the datagrams that are to be sent besides those of [`Tunnels::handle_inner`].
+    pub fn poll_transmits(&mut self, out: &mut Transmits) {
+        out.append(&mut self.outbox);
+    }
+
+    /// The next packet to deliver that is no slice of a received batch.
+    pub fn poll_inner(&mut self) -> Option<Vec<u8>> {
+        self.inbox.pop_front()
+    }
+
+    /// The next event.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// When [`Tunnels::handle_timeout`] wants to be called.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.wake
+    }
+
+    /// This host's own addresses with the data socket's port: candidates for members of the same network.
+    /// Whether they are new or not, say so whenever the network may have changed.
+    pub fn set_hosts(&mut self, hosts: Vec<UnderlayAddr>, now: Now) {
+        let range = self.config.range;
+        let loopback = self.config.loopback;
+        let mut hosts: Vec<_> = hosts
+            .into_iter()
+            .filter(|addr| crate::signal::is_usable(*addr, range, loopback))
+            .take(MAX_CANDIDATES - 2)
+            .collect();
+        hosts.sort_unstable();
+        if hosts == self.hosts {
+            return;
+        }
+        let first = self.hosts.is_empty();
+        self.hosts = hosts;
+        if !first {
+            self.reflexive.reset(now.instant);
+            self.peers.values_mut().for_each(|peer| peer.agent.network_changed(now.instant));
+        }
+        self.wake_at(now.instant);
+    }
+
+    /// Another credential of this node, after a renewal. Sessions take it over at their next handshake.
+    pub fn set_credential(&mut self, der: Vec<u8>) {
+        self.identity.credential = der;
+    }
+
+    /// Another address of this node. Peers learn of it from its first packet.
+    ///
+    /// # Errors
+    /// [`Error::OutsideRange`].
+    pub fn readdress(&mut self, addr: VirtualAddr, now: Now) -> Result<(), Error> {
+        if !self.config.range.contains(addr) {
+            return Err(Error::OutsideRange { addr, range: self.config.range });
+        }
+        self.config.addr = addr;
+        self.unbind(addr);
+        self.wake_at(now.instant);
+        Ok(())
+    }
+
+    /// Cuts a member off: its sessions, ways and relayed sessions end now. The caller's check refuses it later.
+    pub fn revoke(&mut self, peer: PeerId, now: Now) {
+        if let Some(relay) = &mut self.relay {
+            relay.revoke(peer);
+        }
+        self.relays.retain(|relay| relay.peer != peer);
+        if let Some(removed) = self.remove_peer(peer)
+            && removed.agent.route().is_some()
+        {
+            let why = Some("the member was revoked".to_owned());
+            self.emit(Event::PathChanged { peer, path: PathKind::None, why });
+        }
+        self.wake_at(now.instant);
+    }
+
+    /// Every peer as it is now.
+    #[must_use]
+    pub fn peers(&self, now: Now) -> Vec<PeerStatus> {
+        let symmetric = self.mapping(now.instant) == Mapping::Dependent;
+        self.peers
+            .values()
+            .map(|peer| PeerStatus {
+                peer: peer.id,
+                name: peer.name.clone(),
+                addrs: peer.addrs.clone(),
+                path: self.path_of(peer),
+                rtt: peer.agent.rtt(),
+                handshake_age: peer.handshaken.map(|at| now.instant.saturating_duration_since(at)),
+                suite: peer.current.as_ref().map(crate::session::Session::suite),
+                tx_bytes: peer.tx_bytes,
+                rx_bytes: peer.rx_bytes,
+                why: peer.refusal.clone().or_else(|| peer.agent.why(symmetric)),
+                active: peer.agent.is_awake(),
+            })
+            .collect()
+    }
+
+    /// The counters.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// What the NAT in front of this host does, and how the host looks from outside.
+    #[must_use]
+    pub fn nat(&self, now: Now) -> (Mapping, BTreeSet<UnderlayAddr>) {
+        (self.mapping(now.instant), self.reflexive.addrs(now.instant))
+    }
+
+    /// Sessions that this node relays for others.
+    #[must_use]
+    pub fn relayed_sessions(&self) -> usize {
+        self.relay.as_ref().map_or(0, RelayServer::len)
+    }
+
+    fn mapping(&self, now: Instant) -> Mapping {
+        let own: BTreeSet<IpAddr> = self.hosts.iter().map(|addr| addr.0.ip()).collect();
+        self.reflexive.mapping(&own, now)
+    }
+
+    fn path_of(&self, peer: &Peer) -> PathKind {
+        match peer.agent.route() {
+            None => PathKind::None,
+            Some(route @ Route::Direct(addr)) if peer.agent.is_lan(route) => PathKind::Lan(addr),
+            Some(Route::Direct(addr)) => PathKind::Direct(addr),
+            Some(Route::Relayed(session)) => match self.links.get(&session) {
+                Some(link) => PathKind::Relayed { via: link.relay, addr: link.addr },
+                None => PathKind::None,
+            },
+        }
+    }
+
+    /// The state of a peer, made if it is not there. `None` when there is no room for one more.
+    fn ensure_peer(&mut self, id: PeerId, now: Instant) -> Option<&mut Peer> {
+        if id == self.identity.peer {
+            return None;
+        }
+        if !self.peers.contains_key(&id) {
+            if self.peers.len() >= MAX_PEERS {
+                let asleep = self.peers.values().filter(|peer| !peer.agent.is_awake());
+                let oldest = asleep.min_by_key(|peer| peer.active).map(|peer| peer.id)?;
+                self.forget(oldest);
+            }
+            let tag = self.rng.next_u64();
+            let mut secret = [0; 32];
+            self.rng.fill_bytes(&mut secret);
+            let agent = Agent::new(self.identity.peer, id, tag, secret, self.rng.next_u64());
+            self.tags.insert(tag, id);
+            self.peers.insert(id, Peer::new(id, agent, now));
+        }
+        self.peers.get_mut(&id)
+    }
+
+    /// Forgets a peer and tells it.
+    fn forget(&mut self, id: PeerId) {
+        if let Some(peer) = self.remove_peer(id)
+            && peer.agent.remote_tag().is_some()
+        {
+            self.signal_to(id, &Signal::Bye { tag: peer.agent.tag() });
+        }
+    }
+
+    fn remove_peer(&mut self, id: PeerId) -> Option<Peer> {
+        let mut peer = self.peers.remove(&id)?;
+        self.tags.remove(&peer.agent.tag());
+        self.free(peer.end_sessions());
+        for addr in &peer.addrs {
+            self.bindings.remove(addr);
+        }
+        self.queued = self.queued.saturating_sub(peer.queue.len());
+        self.drop_links(id);
+        Some(peer)
+    }
+
+    fn free(&mut self, indices: Vec<u32>) {
+        for index in indices {
+            self.indices.remove(&index);
+        }
+    }
+
+    fn new_index(&mut self, peer: PeerId) -> u32 {
+        loop {
+            let index = self.rng.next_u32();
+            if let std::collections::hash_map::Entry::Vacant(slot) = self.indices.entry(index) {
+                slot.insert(peer);
+                return index;
+            }
+        }
+    }
+
+    fn signal_to(&mut self, to: PeerId, signal: &Signal) {
+        let bytes = signal.encode();
+        self.emit(Event::Signal { to, bytes });
+    }
+
+    fn emit(&mut self, event: Event) {
+        if self.events.len() < MAX_EVENTS {
+            self.events.push_back(event);
+        } else {
+            self.counters.events_lost += 1;
+        }
+    }
+
+    fn wake_at(&mut self, at: Instant) {
+        self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
+    }
+}
+
+/// Where a datagram goes: an address, and the relayed session that it is wrapped for.
+#[derive(Debug, Clone, Copy)]
+struct Hop {
+    to: UnderlayAddr,
+    session: Option<u64>,
+}
+
+impl Hop {
+    fn of(route: Route, links: &BTreeMap<u64, Link>) -> Option<Self> {
+        match route {
+            Route::Direct(to) => Some(Self { to, session: None }),
+            Route::Relayed(session) => {
+                links.get(&session).map(|link| Self { to: link.addr, session: Some(session) })
+            }
+        }
+    }
+
+    /// Adds a datagram of `len` bytes that `fill` writes, wrapped if it goes through a relay.
+    fn push(self, out: &mut Transmits, len: usize, fill: impl FnOnce(&mut [u8]) -> bool) -> bool {
+        let Some(session) = self.session else { return out.push_with(self.to, len, fill) };
+        let header = crate::wire::relay_header(session);
+        out.push_with(self.to, header.len() + len, |slot| {
+            let (head, rest) = slot.split_at_mut(header.len());
+            head.copy_from_slice(&header);
+            fill(rest)
+        })
+    }
+
+    fn push_bytes(self, out: &mut Transmits, bytes: &[u8]) {
+        self.push(out, bytes.len(), |slot| {
+            slot.copy_from_slice(bytes);
+            true
+        });
+    }
+}

@@ -1,0 +1,442 @@
+//! Inner packets: to whom they belong, and what happens to those that cannot go on yet.
+//!
+//! A virtual address is bound to the member that the caller names for it ([`Tunnels::resolved`]). Out goes a packet
+//! to the member its destination is bound to; in comes a packet only from the member its source is bound to.
+//! Packets for or from an address that is not known yet wait, a bounded number, while the caller is asked.
+
+use std::time::Instant;
+
+use aerie_types::{PeerId, VirtualAddr};
+
+use super::{Event, Hop, RemotePeer, Tunnels};
+use crate::inner;
+use crate::limits::{
+    BINDING_MAX, BINDING_REFRESH, LOOKUP_RETRY, LOOKUP_TIMEOUT, MAX_BINDINGS, MAX_INNER, MAX_LOOKUPS, MAX_PINGS,
+    MAX_QUEUED, MAX_QUEUED_TOTAL, MAX_UNREACHABLE, UNREACHABLE_FOR,
+};
+use crate::peer::Peer;
+use crate::wire::DATA_OVERHEAD;
+use crate::{Now, Transmits};
+
+const PING: u8 = 1;
+const PONG: u8 = 2;
+const CONTROL_LEN: usize = 9;
+
+/// The holder of a virtual address, as the caller last said.
+pub(super) struct Binding {
+    pub(super) peer: PeerId,
+    since: Instant,
+    asked_again: bool,
+}
+
+/// A look-up that is under way and what waits for it.
+pub(super) struct Lookup {
+    pub(super) since: Instant,
+    pub(super) asked: Instant,
+    /// Packets from here to the address.
+    outbound: Vec<Vec<u8>>,
+    /// Packets that claim to come from the address, with their sender.
+    inbound: Vec<(PeerId, Vec<u8>)>,
+}
+
+pub(super) struct Ping {
+    pub(super) addr: VirtualAddr,
+    pub(super) asked: Instant,
+    sent: Option<(PeerId, Instant)>,
+}
+
+impl Ping {
+    pub(super) fn is_waiting(&self) -> bool {
+        self.sent.is_none()
+    }
+}
+
+impl Tunnels {
+    /// Takes packets of this host and seals them into `out`, in order. What cannot be sent yet is kept; what
+    /// never can be is answered with ICMP.
+    pub fn handle_inner(&mut self, batch: &[&[u8]], now: Now, out: &mut Transmits) {
+        for packet in batch {
+            let Some(addresses) = inner::addresses(packet) else {
+                self.counters.misdirected += 1;
+                continue;
+            };
+            let to = addresses.destination;
+            let ours = addresses.source == self.config.addr && to != self.config.addr;
+            if !ours || !self.config.range.contains(to) || packet.len() > MAX_INNER {
+                self.counters.misdirected += 1;
+                continue;
+            }
+            match self.holder(to, now.instant) {
+                Some(peer) => self.send_to(peer, packet, now.instant, out),
+                None => self.ask_for(to, packet, now.instant),
+            }
+        }
+    }
+
+    /// The caller's answer to [`Event::Resolve`]; it may also be given unasked, and again when it changes.
+    pub fn resolved(&mut self, addr: VirtualAddr, remote: Option<RemotePeer>, now: Now) {
+        let at = now.instant;
+        self.wake_at(at);
+        let lookup = self.lookups.remove(&addr);
+        if let Some(lookup) = &lookup {
+            self.queued = self.queued.saturating_sub(lookup.outbound.len() + lookup.inbound.len());
+        }
+        let usable = remote.filter(|remote| remote.peer != self.identity.peer && addr != self.config.addr);
+        let bound = usable.is_some_and(|remote| self.bind(addr, remote, at));
+        let Some(remote) = usable.filter(|_| bound) else {
+            self.not_found(addr, lookup, at);
+            return;
+        };
+        self.unreachable.remove(&addr);
+        let Some(lookup) = lookup else { return };
+        let mut out = std::mem::take(&mut self.outbox);
+        for packet in &lookup.outbound {
+            self.send_to(remote.peer, packet, at, &mut out);
+        }
+        self.outbox.append(&mut out);
+        for (from, packet) in lookup.inbound {
+            if from == remote.peer {
+                self.deliver(from, packet);
+            } else {
+                self.counters.spoofed_source += 1;
+            }
+        }
+    }
+
+    /// Measures the round trip to an address inside the tunnel. The answer comes as [`Event::Pong`] or
+    /// [`Event::PingFailed`] with this `id`.
+    pub fn ping(&mut self, id: u64, addr: VirtualAddr, now: Now) {
+        let at = now.instant;
+        let refuse = |why: &str| Event::PingFailed { id, why: why.to_owned() };
+        if addr == self.config.addr {
+            self.emit(refuse("this is the node's own address; ping another member"));
+        } else if !self.config.range.contains(addr) {
+            self.emit(refuse("the address is outside the grid's range; 'aerie status' shows the range"));
+        } else if self.pings.len() >= MAX_PINGS {
+            self.emit(refuse("too many pings at once; try again in a moment"));
+        } else {
+            self.pings.insert(id, Ping { addr, asked: at, sent: None });
+            self.send_pings(at);
+            self.wake_at(at);
+        }
+    }
+
+    /// Sends the pings whose peer is ready; asks for the others.
+    pub(super) fn send_pings(&mut self, now: Instant) {
+        let waiting: Vec<_> = self.pings.iter().filter(|(_, ping)| ping.sent.is_none()).collect();
+        let waiting: Vec<_> = waiting.into_iter().map(|(id, ping)| (*id, ping.addr)).collect();
+        for (id, addr) in waiting {
+            let Some(peer_id) = self.holder(addr, now) else {
+                self.look_up(addr, now);
+                continue;
+            };
+            let Some(peer) = self.peers.get_mut(&peer_id) else { continue };
+            peer.active = now;
+            peer.agent.wake(now);
+            let ready = peer.agent.route().is_some() && peer.sealing(now).is_some();
+            if !ready {
+                peer.wants_session = true;
+                continue;
+            }
+            let mut message = vec![PING];
+            message.extend(id.to_be_bytes());
+            if self.send_control(peer_id, &message, now)
+                && let Some(ping) = self.pings.get_mut(&id)
+            {
+                ping.sent = Some((peer_id, now));
+            }
+        }
+    }
+
+    /// A message of the tunnel itself, which came in a session.
+    pub(super) fn handle_control(&mut self, from: PeerId, message: &[u8], now: Instant) {
+        let [kind, id @ ..] = message else { return };
+        let Ok(id) = <[u8; CONTROL_LEN - 1]>::try_from(id).map(u64::from_be_bytes) else {
+            self.counters.malformed += 1;
+            return;
+        };
+        match *kind {
+            PING => {
+                let mut answer = vec![PONG];
+                answer.extend(id.to_be_bytes());
+                self.send_control(from, &answer, now);
+            }
+            PONG => {
+                let Some(ping) = self.pings.get(&id) else { return };
+                let Some((_, sent)) = ping.sent.filter(|(peer, _)| *peer == from) else { return };
+                self.pings.remove(&id);
+                let rtt = now.saturating_duration_since(sent);
+                let path = self.peers.get(&from).map(|peer| self.path_of(peer));
+                self.emit(Event::Pong { id, rtt, path: path.unwrap_or(crate::PathKind::None) });
+            }
+            _ => self.counters.malformed += 1,
+        }
+    }
+
+    /// Whether an inner packet may be delivered. If its source is not known yet it is kept, and `false`.
+    pub(super) fn accept_inner(&mut self, from: PeerId, packet: &[u8], now: Instant) -> bool {
+        let Some(addresses) = inner::addresses(packet).filter(|found| found.destination == self.config.addr) else {
+            self.counters.misdirected += 1;
+            return false;
+        };
+        if let Some(peer) = self.peers.get_mut(&from) {
+            peer.active = now;
+            peer.rx_bytes += packet.len() as u64;
+            if !peer.agent.is_awake() {
+                peer.agent.wake(now);
+                self.wake = Some(now);
+            }
+        }
+        match self.holder(addresses.source, now) {
+            Some(holder) if holder == from => {
+                self.counters.received += 1;
+                true
+            }
+            Some(_) => {
+                self.counters.spoofed_source += 1;
+                false
+            }
+            None => {
+                self.keep_inbound(from, addresses.source, packet, now);
+                false
+            }
+        }
+    }
+
+    /// Sends what waited for a session. How many packets that was.
+    pub(super) fn flush_queue(&mut self, id: PeerId, now: Instant) -> usize {
+        let Some(peer) = self.peers.get_mut(&id) else { return 0 };
+        let queue = std::mem::take(&mut peer.queue);
+        self.queued = self.queued.saturating_sub(queue.len());
+        let mut out = std::mem::take(&mut self.outbox);
+        for packet in &queue {
+            self.send_to(id, packet, now, &mut out);
+        }
+        self.outbox.append(&mut out);
+        self.send_pings(now);
+        queue.len()
+    }
+
+    /// Answers what waited for a peer that cannot be reached.
+    pub(super) fn give_up_queue(&mut self, id: PeerId, now: Instant) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let queue = std::mem::take(&mut peer.queue);
+        self.queued = self.queued.saturating_sub(queue.len());
+        for packet in queue {
+            self.answer_unreachable(&packet, now);
+        }
+    }
+
+    pub(super) fn send_keepalive(&mut self, id: PeerId, now: Instant) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let hop = peer.agent.route().and_then(|route| Hop::of(route, &self.links));
+        if let Some(hop) = hop {
+            seal(peer, hop, &[], now, &mut self.outbox);
+        }
+        peer.keepalive_at = None;
+    }
+
+    /// Gives up look-ups that took too long, and asks again for others. The next time to look.
+    pub(super) fn drive_lookups(&mut self, now: Instant) -> Option<Instant> {
+        self.unreachable.retain(|_, until| *until > now);
+        let mut again = Vec::new();
+        let mut expired = Vec::new();
+        for (addr, lookup) in &mut self.lookups {
+            if now >= lookup.since + LOOKUP_TIMEOUT {
+                expired.push(*addr);
+            } else if now >= lookup.asked + LOOKUP_RETRY {
+                lookup.asked = now;
+                again.push(*addr);
+            }
+        }
+        for addr in again {
+            self.emit(Event::Resolve(addr));
+        }
+        for addr in expired {
+            let lookup = self.lookups.remove(&addr);
+            if let Some(lookup) = &lookup {
+                self.queued = self.queued.saturating_sub(lookup.outbound.len() + lookup.inbound.len());
+            }
+            self.not_found(addr, lookup, now);
+        }
+        let next = |lookup: &Lookup| (lookup.asked + LOOKUP_RETRY).min(lookup.since + LOOKUP_TIMEOUT);
+        self.lookups.values().map(next).min()
+    }
+
+    pub(super) fn unbind(&mut self, addr: VirtualAddr) {
+        if let Some(old) = self.bindings.remove(&addr)
+            && let Some(peer) = self.peers.get_mut(&old.peer)
+        {
+            peer.addrs.retain(|bound| *bound != addr);
+        }
+    }
+
+    fn bind(&mut self, addr: VirtualAddr, remote: RemotePeer, now: Instant) -> bool {
+        if !self.config.range.contains(addr) {
+            return false;
+        }
+        if self.bindings.get(&addr).is_none_or(|old| old.peer != remote.peer) {
+            self.unbind(addr);
+        }
+        if !self.bindings.contains_key(&addr) && self.bindings.len() >= MAX_BINDINGS {
+            let oldest = self.bindings.iter().min_by_key(|(_, binding)| binding.since).map(|(addr, _)| *addr);
+            let Some(oldest) = oldest else { return false };
+            self.unbind(oldest);
+        }
+        let Some(peer) = self.ensure_peer(remote.peer, now) else { return false };
+        if peer.noise_public != Some(remote.noise_public) {
+            peer.noise_public = Some(remote.noise_public);
+        }
+        if !peer.addrs.contains(&addr) {
+            peer.addrs.push(addr);
+        }
+        self.bindings.insert(addr, Binding { peer: remote.peer, since: now, asked_again: false });
+        true
+    }
+
+    /// The member an address is bound to. An answer that grows old is asked for again beside its use.
+    fn holder(&mut self, addr: VirtualAddr, now: Instant) -> Option<PeerId> {
+        let binding = self.bindings.get_mut(&addr)?;
+        let age = now.saturating_duration_since(binding.since);
+        let peer = binding.peer;
+        if age >= BINDING_MAX {
+            self.unbind(addr);
+            return None;
+        }
+        if age >= BINDING_REFRESH && !binding.asked_again {
+            binding.asked_again = true;
+            self.emit(Event::Resolve(addr));
+        }
+        Some(peer)
+    }
+
+    /// Nobody holds the address, as far as the caller knows. What is bound and works stays until it is too old: a
+    /// look-up may fail while the register is out of reach.
+    fn not_found(&mut self, addr: VirtualAddr, lookup: Option<Lookup>, now: Instant) {
+        if let Some(binding) = self.bindings.get_mut(&addr) {
+            binding.asked_again = false;
+            return;
+        }
+        if self.unreachable.len() < MAX_UNREACHABLE {
+            self.unreachable.insert(addr, now + UNREACHABLE_FOR);
+        }
+        let Some(lookup) = lookup else { return };
+        self.counters.spoofed_source += lookup.inbound.len() as u64;
+        for packet in lookup.outbound {
+            self.answer_unreachable(&packet, now);
+        }
+    }
+
+    fn ask_for(&mut self, addr: VirtualAddr, packet: &[u8], now: Instant) {
+        if self.unreachable.get(&addr).is_some_and(|until| *until > now) {
+            self.answer_unreachable(packet, now);
+            return;
+        }
+        let room = self.queued < MAX_QUEUED_TOTAL;
+        match self.look_up(addr, now) {
+            Some(lookup) if room && lookup.outbound.len() < MAX_QUEUED => {
+                lookup.outbound.push(packet.to_vec());
+                self.queued += 1;
+            }
+            _ => self.counters.queue_full += 1,
+        }
+    }
+
+    fn keep_inbound(&mut self, from: PeerId, source: VirtualAddr, packet: &[u8], now: Instant) {
+        let known = self.lookups.contains_key(&source);
+        let allowed = known || self.peers.get_mut(&from).is_some_and(|peer| peer.lookups.take(1, now));
+        if !allowed || !self.config.range.contains(source) || source == self.config.addr {
+            self.counters.spoofed_source += 1;
+            return;
+        }
+        let room = self.queued < MAX_QUEUED_TOTAL;
+        match self.look_up(source, now) {
+            Some(lookup) if room && lookup.inbound.len() < MAX_QUEUED => {
+                lookup.inbound.push((from, packet.to_vec()));
+                self.queued += 1;
+            }
+            _ => self.counters.queue_full += 1,
+        }
+    }
+
+    fn look_up(&mut self, addr: VirtualAddr, now: Instant) -> Option<&mut Lookup> {
+        if !self.lookups.contains_key(&addr) {
+            if self.lookups.len() >= MAX_LOOKUPS {
+                return None;
+            }
+            self.emit(Event::Resolve(addr));
+            self.wake_at(now + LOOKUP_RETRY);
+        }
+        Some(self.lookups.entry(addr).or_insert_with(|| Lookup {
+            since: now,
+            asked: now,
+            outbound: Vec::new(),
+            inbound: Vec::new(),
+        }))
+    }
+
+    fn deliver(&mut self, from: PeerId, packet: Vec<u8>) {
+        self.counters.received += 1;
+        tracing::trace!(peer = %from.short(), "delivered a packet that waited for its source");
+        self.inbox.push_back(packet);
+    }
+
+    /// Seals a packet to a peer, or keeps it until that can be done.
+    fn send_to(&mut self, id: PeerId, packet: &[u8], now: Instant, out: &mut Transmits) {
+        let Some(peer) = self.peers.get_mut(&id) else {
+            self.counters.undeliverable += 1;
+            return;
+        };
+        peer.active = now;
+        if !peer.agent.is_awake() {
+            peer.agent.wake(now);
+            self.reflexive.refresh(now);
+            self.wake = Some(now);
+        }
+        let hop = peer.agent.route().and_then(|route| Hop::of(route, &self.links));
+        if let Some(hop) = hop
+            && seal(peer, hop, packet, now, out)
+        {
+            self.counters.sent += 1;
+            peer.tx_bytes += packet.len() as u64;
+            if peer.current.as_ref().is_some_and(|session| session.wants_renewal(now)) && !peer.wants_session {
+                peer.wants_session = true;
+                self.wake = Some(now);
+            }
+            if let Some(at) = peer.sealed(true, now) {
+                self.wake_at(at);
+            }
+            return;
+        }
+        if self.queued < MAX_QUEUED_TOTAL && peer.keep(packet) {
+            self.queued += 1;
+        } else {
+            self.counters.queue_full += 1;
+        }
+        self.wake_at(now);
+    }
+
+    fn send_control(&mut self, id: PeerId, message: &[u8], now: Instant) -> bool {
+        let Some(peer) = self.peers.get_mut(&id) else { return false };
+        let Some(hop) = peer.agent.route().and_then(|route| Hop::of(route, &self.links)) else { return false };
+        let sent = seal(peer, hop, message, now, &mut self.outbox);
+        if sent && let Some(at) = peer.sealed(true, now) {
+            self.wake_at(at);
+        }
+        sent
+    }
+
+    fn answer_unreachable(&mut self, packet: &[u8], now: Instant) {
+        self.counters.undeliverable += 1;
+        if self.icmp_rate.take(1, now)
+            && let Some(answer) = inner::host_unreachable(packet)
+        {
+            self.inbox.push_back(answer);
+        }
+    }
+}
+
+fn seal(peer: &mut Peer, hop: Hop, plain: &[u8], now: Instant, out: &mut Transmits) -> bool {
+    let Some(session) = peer.sealing(now) else { return false };
+    hop.push(out, plain.len() + DATA_OVERHEAD, |slot| session.seal(plain, slot, now))
+}

@@ -1,0 +1,203 @@
+//! Getting ways through relays, and giving tickets for this node's own.
+
+use std::time::{Duration, Instant};
+
+use aerie_types::{PeerId, UnderlayAddr};
+use rand::Rng;
+
+use super::{RelayInfo, Tunnels};
+use crate::Now;
+use crate::relay::client::Link;
+use crate::signal::Signal;
+use crate::wire::Mac;
+
+/// A relay that has not answered a request after this long is passed over.
+const ASK_TIMEOUT: Duration = Duration::from_secs(4);
+/// And is not asked again for so long.
+const AVOID: Duration = Duration::from_secs(30);
+/// Ways through relays to one peer: each side may have asked for one, and one may be dying.
+const MAX_LINKS_PER_PEER: usize = 3;
+/// Relayed sessions that this node takes part in.
+const MAX_LINKS: usize = 512;
+/// Relays known.
+const MAX_RELAYS: usize = 64;
+
+/// A ticket that was asked for.
+pub(super) struct Asked {
+    relay: RelayInfo,
+    far: PeerId,
+    at: Instant,
+}
+
+impl Tunnels {
+    /// The members that relay, as far as the caller knows. They also tell this host how it looks from outside.
+    pub fn set_relays(&mut self, mut relays: Vec<RelayInfo>, now: Now) {
+        let range = self.config.range;
+        let own = self.identity.peer;
+        relays.retain(|relay| {
+            relay.peer != own && crate::signal::is_usable(relay.addr, range, self.config.loopback)
+        });
+        relays.truncate(MAX_RELAYS);
+        self.reflexive.set_servers(relays.iter().map(|relay| relay.addr), now.instant);
+        self.relays = relays;
+        self.wake_at(now.instant);
+    }
+
+    /// Asks one relay for a ticket, unless one was asked or a way exists.
+    pub(super) fn request_relay(&mut self, far: PeerId, now: Instant) {
+        let pending = self.relay_requests.values().any(|asked| asked.far == far);
+        if pending || self.links_of(far) > 0 || self.links.len() >= MAX_LINKS {
+            return;
+        }
+        self.relays_avoided.retain(|_, until| *until > now);
+        let usable: Vec<_> = self
+            .relays
+            .iter()
+            .filter(|relay| relay.peer != far && !self.relays_avoided.contains_key(&relay.peer))
+            .copied()
+            .collect();
+        if usable.is_empty() {
+            return;
+        }
+        // Any of them, so that the load spreads.
+        let relay = usable[self.rng.next_u32() as usize % usable.len()];
+        let id = self.rng.next_u64();
+        self.relay_requests.insert(id, Asked { relay, far, at: now });
+        self.signal_to(relay.peer, &Signal::RelayRequest { id, far });
+    }
+
+    pub(super) fn handle_relay_request(&mut self, from: PeerId, id: u64, far: PeerId, now: Instant) {
+        let grant = match &mut self.relay {
+            Some(relay) => relay.grant(from, far, now, &mut self.rng),
+            None => None,
+        };
+        let answer = match grant {
+            Some(grant) => Signal::RelayGrant { id, session: grant.session, tickets: grant.tickets },
+            None => Signal::RelayDenied { id },
+        };
+        self.signal_to(from, &answer);
+    }
+
+    pub(super) fn handle_relay_grant(
+        &mut self,
+        from: PeerId,
+        id: u64,
+        (session, tickets): (u64, [[u8; 16]; 2]),
+        now: Instant,
+    ) {
+        let Some(asked) = self.relay_requests.get(&id).filter(|asked| asked.relay.peer == from) else { return };
+        let (relay, far) = (asked.relay, asked.far);
+        self.relay_requests.remove(&id);
+        if !self.peers.get(&far).is_some_and(|peer| peer.agent.is_awake()) {
+            return;
+        }
+        let [near_ticket, ticket] = tickets;
+        self.add_link(session, Link::new((relay.peer, relay.addr), far, (session, 0, &near_ticket), now), now);
+        self.signal_to(far, &Signal::RelayInvite { relay: relay.peer, addr: relay.addr, session, ticket });
+    }
+
+    pub(super) fn handle_relay_denied(&mut self, from: PeerId, id: u64, now: Instant) {
+        if self.relay_requests.get(&id).is_some_and(|asked| asked.relay.peer == from)
+            && let Some(asked) = self.relay_requests.remove(&id)
+        {
+            self.relays_avoided.insert(from, now + AVOID);
+            self.request_relay(asked.far, now);
+        }
+    }
+
+    pub(super) fn handle_relay_invite(
+        &mut self,
+        from: PeerId,
+        relay: (PeerId, UnderlayAddr),
+        (session, ticket): (u64, [u8; 16]),
+        now: Instant,
+    ) {
+        // What this node knows of the relay goes before what another member says of it.
+        let known = self.relays.iter().find(|known| known.peer == relay.0);
+        let addr = known.map_or(relay.1, |known| known.addr);
+        let usable = crate::signal::is_usable(addr, self.config.range, self.config.loopback);
+        let room = self.links.len() < MAX_LINKS && self.links_of(from) < MAX_LINKS_PER_PEER;
+        if !usable || !room || self.links.contains_key(&session) || self.ensure_peer(from, now).is_none() {
+            return;
+        }
+        self.add_link(session, Link::new((relay.0, addr), from, (session, 1, &ticket), now), now);
+    }
+
+    pub(super) fn handle_bound(
+        &mut self,
+        from: UnderlayAddr,
+        session: u64,
+        bound: (u8, u64, bool),
+        mac: Mac<'_>,
+        now: Instant,
+    ) {
+        let Some(link) = self.links.get_mut(&session).filter(|link| link.addr == from) else {
+            self.counters.unknown += 1;
+            return;
+        };
+        let opened = link.handle_bound(bound, mac, now);
+        let far = link.far;
+        if opened && let Some(peer) = self.peers.get_mut(&far) {
+            peer.agent.add_relay(session, now);
+        }
+    }
+
+    /// Binds what is due, drops what is dead. The next time to look.
+    pub(super) fn drive_links(&mut self, now: Instant) -> Option<Instant> {
+        let mut dead = Vec::new();
+        for (session, link) in &mut self.links {
+            if let Some(bind) = link.poll(now) {
+                self.outbox.push(link.addr, &bind);
+            } else if link.is_dead() && now >= link.poll_timeout() {
+                dead.push((*session, link.relay));
+            }
+        }
+        for (session, relay) in dead {
+            self.relays_avoided.insert(relay, now + AVOID);
+            self.drop_link(session, now);
+        }
+        let late: Vec<_> = self
+            .relay_requests
+            .iter()
+            .filter(|(_, asked)| now >= asked.at + ASK_TIMEOUT)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in late {
+            if let Some(asked) = self.relay_requests.remove(&id) {
+                self.relays_avoided.insert(asked.relay.peer, now + AVOID);
+                self.request_relay(asked.far, now);
+            }
+        }
+        let links = self.links.values().map(Link::poll_timeout);
+        let requests = self.relay_requests.values().map(|asked| asked.at + ASK_TIMEOUT);
+        links.chain(requests).min()
+    }
+
+    /// Ends every way through a relay to a peer.
+    pub(super) fn drop_links(&mut self, far: PeerId) {
+        self.links.retain(|_, link| link.far != far);
+        self.relay_requests.retain(|_, asked| asked.far != far);
+    }
+
+    pub(super) fn drop_link(&mut self, session: u64, now: Instant) {
+        if let Some(link) = self.links.remove(&session)
+            && let Some(peer) = self.peers.get_mut(&link.far)
+        {
+            peer.agent.remove_relay(session, now);
+        }
+    }
+
+    pub(super) fn sessions_with(&self, far: PeerId) -> Vec<u64> {
+        let of_far = self.links.iter().filter(|(_, link)| link.far == far);
+        of_far.map(|(session, _)| *session).collect()
+    }
+
+    fn links_of(&self, far: PeerId) -> usize {
+        self.links.values().filter(|link| link.far == far).count()
+    }
+
+    fn add_link(&mut self, session: u64, link: Link, now: Instant) {
+        self.links.insert(session, link);
+        self.wake_at(now);
+    }
+}

@@ -1,0 +1,120 @@
+//! Signals of other members, and this node's offers.
+
+use std::time::Instant;
+
+use aerie_types::PeerId;
+
+use super::Tunnels;
+use crate::path::{Action, Exchange};
+use crate::reflexive::Mapping;
+use crate::signal::{Candidate, CandidateKind, MAX_CANDIDATES, Offer, Signal, is_usable};
+use crate::{Error, Event, Now, PathKind};
+
+use super::Hop;
+
+impl Tunnels {
+    /// Takes a signal that a member has sent over the authenticated overlay.
+    ///
+    /// # Errors
+    /// [`Error::Signal`] if it cannot be read.
+    pub fn signal(&mut self, from: PeerId, bytes: &[u8], now: Now) -> Result<(), Error> {
+        let signal = Signal::decode(bytes).map_err(|reason| {
+            self.counters.malformed += 1;
+            Error::Signal { from, reason }
+        })?;
+        let at = now.instant;
+        match signal {
+            Signal::Offer(offer) => self.handle_offer(from, offer, at),
+            Signal::RelayRequest { id, far } => self.handle_relay_request(from, id, far, at),
+            Signal::RelayGrant { id, session, tickets } => {
+                self.handle_relay_grant(from, id, (session, tickets), at);
+            }
+            Signal::RelayDenied { id } => self.handle_relay_denied(from, id, at),
+            Signal::RelayInvite { relay, addr, session, ticket } => {
+                self.handle_relay_invite(from, (relay, addr), (session, ticket), at);
+            }
+            Signal::Bye { tag } => {
+                if let Some(peer) = self.peers.get_mut(&from)
+                    && peer.agent.handle_bye(tag, at)
+                {
+                    let freed = peer.end_sessions();
+                    self.free(freed);
+                }
+            }
+        }
+        self.wake_at(at);
+        Ok(())
+    }
+
+    /// Does what a peer's path agent wants done.
+    pub(super) fn drive_agent(&mut self, id: PeerId, now: Now) {
+        let at = now.instant;
+        loop {
+            let Some(peer) = self.peers.get_mut(&id) else { return };
+            let Some(action) = peer.agent.next_action() else { return };
+            match action {
+                Action::Probe { route, datagram } => {
+                    if let Some(hop) = Hop::of(route, &self.links) {
+                        hop.push_bytes(&mut self.outbox, &datagram);
+                    }
+                }
+                Action::Offer { answer } => {
+                    self.reflexive.refresh(at);
+                    let symmetric = self.mapping(at) == Mapping::Dependent;
+                    let candidates = self.candidates(at);
+                    if let Some(peer) = self.peers.get(&id) {
+                        let offer = peer.agent.offer(answer, candidates, symmetric);
+                        self.signal_to(id, &Signal::Offer(offer));
+                    }
+                }
+                Action::NeedRelay => self.request_relay(id, at),
+                Action::Selected { to } => {
+                    peer.pathless_since = if to.is_some() { None } else { Some(at) };
+                    if to.is_some() && peer.sealing(at).is_none() && !peer.queue.is_empty() {
+                        peer.wants_session = true;
+                    }
+                    self.path_changed(id, at);
+                }
+            }
+        }
+    }
+
+    fn path_changed(&mut self, id: PeerId, now: Instant) {
+        let symmetric = self.mapping(now) == Mapping::Dependent;
+        let Some(peer) = self.peers.get(&id) else { return };
+        let path = self.path_of(peer);
+        let why = match path {
+            PathKind::Lan(_) | PathKind::Direct(_) => None,
+            PathKind::None | PathKind::Relayed { .. } => peer.agent.why(symmetric),
+        };
+        self.emit(Event::PathChanged { peer: id, path, why });
+    }
+
+    fn handle_offer(&mut self, from: PeerId, mut offer: Offer, now: Instant) {
+        let range = self.config.range;
+        let loopback = self.config.loopback;
+        offer.candidates.retain(|candidate| {
+            is_usable(candidate.addr, range, loopback)
+                && matches!(candidate.kind, CandidateKind::Host | CandidateKind::Reflexive)
+        });
+        let Some(peer) = self.ensure_peer(from, now) else { return };
+        if !peer.agent.is_awake() {
+            peer.active = now;
+        }
+        if peer.agent.handle_offer(&offer, now) == Exchange::Restarted {
+            // Keys agreed with the peer's former start are of no use: it no longer has them.
+            peer.newest_init = 0;
+            let freed = peer.end_sessions();
+            peer.wants_session |= !peer.queue.is_empty();
+            self.free(freed);
+        }
+    }
+
+    /// Where this host may be reached: its interfaces, and how relays see it.
+    fn candidates(&self, now: Instant) -> Vec<Candidate> {
+        let hosts = self.hosts.iter().map(|addr| Candidate { kind: CandidateKind::Host, addr: *addr });
+        let seen = self.reflexive.addrs(now).into_iter().filter(|addr| !self.hosts.contains(addr));
+        let seen = seen.map(|addr| Candidate { kind: CandidateKind::Reflexive, addr });
+        hosts.chain(seen).take(MAX_CANDIDATES).collect()
+    }
+}

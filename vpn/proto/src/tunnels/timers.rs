@@ -1,0 +1,115 @@
+//! Everything that happens because time passes.
+
+use std::time::{Duration, Instant};
+
+use aerie_types::PeerId;
+use rand::Rng;
+
+use super::{Event, Tunnels};
+use crate::Now;
+use crate::limits::{FORGET_AFTER, IDLE_AFTER, PING_TIMEOUT};
+
+/// A relayed way is kept beside a direct one for so long, in case the direct one is short-lived.
+const STANDBY: Duration = Duration::from_secs(60);
+/// What waits for a peer without any way is answered after this long.
+const PATHLESS: Duration = Duration::from_secs(10);
+/// The shortest sleep: nothing in the protocol is finer.
+const GRAIN: Duration = Duration::from_millis(1);
+
+impl Tunnels {
+    /// Does what is due. To be called when [`Tunnels::poll_timeout`] says so; calling it early does no harm.
+    pub fn handle_timeout(&mut self, now: Now) {
+        let at = now.instant;
+        let ids: Vec<PeerId> = self.peers.keys().copied().collect();
+        for id in ids {
+            self.drive_peer(id, now);
+        }
+        let rng = &mut self.rng;
+        for (to, query) in self.reflexive.poll(at, || rng.next_u64()) {
+            self.outbox.push(to, &query);
+        }
+        if let Some(relay) = &mut self.relay {
+            relay.handle_timeout(at);
+        }
+        let lookups = self.drive_lookups(at);
+        let links = self.drive_links(at);
+        let pings = self.drive_pings(at);
+        let peers = self.peers.values().filter_map(|peer| {
+            let idle = if peer.agent.is_awake() { IDLE_AFTER } else { FORGET_AFTER };
+            let pathless = peer.pathless_since.filter(|_| !peer.queue.is_empty()).map(|since| since + PATHLESS);
+            [peer.poll_timeout(), pathless, Some(peer.active + idle)].into_iter().flatten().min()
+        });
+        let relay = self.relay.as_ref().and_then(|relay| relay.poll_timeout());
+        self.wake = [lookups, links, pings, relay, self.reflexive.poll_timeout(), peers.min()]
+            .into_iter()
+            .flatten()
+            .min()
+            .map(|next| next.max(at + GRAIN));
+    }
+
+    fn drive_peer(&mut self, id: PeerId, now: Now) {
+        let at = now.instant;
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let idle = at.saturating_duration_since(peer.active);
+        if idle >= FORGET_AFTER {
+            self.forget(id);
+            return;
+        }
+        if idle >= IDLE_AFTER && peer.agent.is_awake() {
+            peer.agent.sleep();
+            peer.wants_session = false;
+            for session in self.sessions_with(id) {
+                self.drop_link(session, at);
+            }
+            self.give_up_queue(id, at);
+        }
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        peer.agent.handle_timeout(at);
+        let freed = peer.expire(at);
+        if peer.silence_at.is_some_and(|silence| at >= silence) {
+            peer.silence_at = None;
+            peer.wants_session = true;
+        }
+        let keepalive = peer.keepalive_at.is_some_and(|due| at >= due);
+        if peer.agent.is_awake() && peer.agent.route().is_none() {
+            peer.pathless_since.get_or_insert(at);
+        }
+        let pathless = peer.pathless_since.is_some_and(|since| at.saturating_duration_since(since) >= PATHLESS);
+        let standby_over = peer.agent.is_direct_for(STANDBY, at);
+        self.free(freed);
+        if keepalive {
+            self.send_keepalive(id, at);
+        }
+        self.drive_agent(id, now);
+        self.drive_handshake(id, now);
+        if pathless {
+            self.give_up_queue(id, at);
+        }
+        if standby_over {
+            for session in self.sessions_with(id) {
+                self.drop_link(session, at);
+            }
+        }
+        self.drive_agent(id, now);
+    }
+
+    fn drive_pings(&mut self, now: Instant) -> Option<Instant> {
+        let late = self.pings.iter().filter(|(_, ping)| now >= ping.asked + PING_TIMEOUT);
+        let late: Vec<_> = late.map(|(id, ping)| (*id, ping.addr)).collect();
+        for (id, addr) in late {
+            self.pings.remove(&id);
+            let why = match self.bindings.get(&addr).and_then(|binding| self.peers.get(&binding.peer)) {
+                None => format!("no member holds {addr}, or the register is out of reach; see 'aerie status'"),
+                Some(peer) => match peer.refusal.clone().or_else(|| peer.agent.why(false)) {
+                    Some(reason) => format!("no way to {addr}: {reason}"),
+                    None => format!("{addr} did not answer within {} s", PING_TIMEOUT.as_secs()),
+                },
+            };
+            self.emit(Event::PingFailed { id, why });
+        }
+        if self.pings.values().any(super::packets::Ping::is_waiting) {
+            self.send_pings(now);
+        }
+        self.pings.values().map(|ping| ping.asked + PING_TIMEOUT).min()
+    }
+}

@@ -1,0 +1,406 @@
+//! A small internet in memory, with virtual time: nodes with real cores, NATs as RFC 4787 names them, a latency,
+//! and a wire that can be listened to, cut and tampered with.
+
+// Each test binary uses its own part of this.
+#![allow(dead_code)]
+#![expect(clippy::disallowed_methods, reason = "a test's clock starts somewhere")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use aerie_types::{GridId, PeerId, UnderlayAddr, VirtualAddr, WallMillis};
+use aerie_vpn_proto::{
+    Config, CredentialCheck, Datagram, Event, Identity, Now, PathKind, RelayInfo, RelayLimits, RemoteIdentity,
+    RemotePeer, Suite, Transmits, Tunnels, noise_public,
+};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
+const LATENCY: Duration = Duration::from_millis(10);
+const OVERLAY_LATENCY: Duration = Duration::from_millis(40);
+pub(crate) const PORT: u16 = 4242;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NatKind {
+    FullCone,
+    PortRestricted,
+    Symmetric,
+}
+
+struct Nat {
+    kind: NatKind,
+    public: Ipv4Addr,
+    mappings: BTreeMap<(SocketAddr, Option<SocketAddr>), u16>,
+    allowed: BTreeSet<(u16, SocketAddr)>,
+    next_port: u16,
+}
+
+impl Nat {
+    fn outbound(&mut self, from: SocketAddr, to: SocketAddr) -> SocketAddr {
+        let key = (from, (self.kind == NatKind::Symmetric).then_some(to));
+        let next = &mut self.next_port;
+        let port = *self.mappings.entry(key).or_insert_with(|| {
+            *next += 1;
+            *next
+        });
+        self.allowed.insert((port, to));
+        SocketAddr::new(self.public.into(), port)
+    }
+
+    fn inbound(&self, from: SocketAddr, port: u16) -> Option<SocketAddr> {
+        let ((inner, _), _) = self.mappings.iter().find(|(_, mapped)| **mapped == port)?;
+        let open = self.kind == NatKind::FullCone || self.allowed.contains(&(port, from));
+        open.then_some(*inner)
+    }
+}
+
+pub(crate) struct Node {
+    pub(crate) core: Tunnels,
+    pub(crate) peer: PeerId,
+    pub(crate) virt: VirtualAddr,
+    pub(crate) host: SocketAddr,
+    pub(crate) nat: Option<usize>,
+    pub(crate) delivered: Vec<Vec<u8>>,
+    pub(crate) events: Vec<Event>,
+    pub(crate) online: bool,
+}
+
+/// Who presents which credential is decided by its bytes: `peer 32, noise key 32, expiry 8, name`.
+struct Check;
+
+impl CredentialCheck for Check {
+    fn check(&self, der: &[u8], wall: WallMillis) -> Result<RemoteIdentity, String> {
+        if der.len() < 73 {
+            return Err("malformed".to_owned());
+        }
+        let expiry = u64::from_be_bytes(der[64..72].try_into().unwrap());
+        if wall.0 > expiry {
+            return Err("it has expired; the node renews it by itself when it can reach the portal".to_owned());
+        }
+        Ok(RemoteIdentity {
+            peer: PeerId(der[..32].try_into().unwrap()),
+            noise_public: der[32..64].try_into().unwrap(),
+            node: std::str::from_utf8(&der[72..]).unwrap().parse().unwrap(),
+        })
+    }
+}
+
+pub(crate) fn credential(peer: PeerId, noise: [u8; 32], expiry: WallMillis, name: &str) -> Vec<u8> {
+    let mut der = peer.0.to_vec();
+    der.extend(noise);
+    der.extend(expiry.0.to_be_bytes());
+    der.extend(name.as_bytes());
+    der
+}
+
+enum Item {
+    Datagram { from: SocketAddr, to: SocketAddr, via: Option<usize>, bytes: Vec<u8> },
+    Signal { from: PeerId, to: PeerId, bytes: Vec<u8> },
+    Resolved { node: usize, addr: VirtualAddr },
+}
+
+/// A datagram on the wire, outside of every NAT.
+#[derive(Debug, Clone)]
+pub(crate) struct Seen {
+    pub(crate) at: Instant,
+    pub(crate) from: SocketAddr,
+    pub(crate) to: SocketAddr,
+    pub(crate) bytes: Vec<u8>,
+}
+
+type Filter = Box<dyn FnMut(&Seen) -> bool>;
+
+pub(crate) struct World {
+    pub(crate) now: Instant,
+    pub(crate) start: Instant,
+    pub(crate) nodes: Vec<Node>,
+    nats: Vec<Nat>,
+    queue: BTreeMap<(Instant, u64), Item>,
+    sequence: u64,
+    pub(crate) wire: Vec<Seen>,
+    /// Drops the datagrams for which it says `true`.
+    pub(crate) drop_if: Option<Filter>,
+    pub(crate) overlay_up: bool,
+    pub(crate) holders: BTreeMap<VirtualAddr, usize>,
+    rng: ChaCha8Rng,
+    pub(crate) wall_offset: u64,
+}
+
+pub(crate) fn virt(n: u8) -> VirtualAddr {
+    Ipv4Addr::new(100, 96, 0, n).into()
+}
+
+impl World {
+    pub(crate) fn new(seed: u64) -> Self {
+        let now = Instant::now();
+        Self {
+            now,
+            start: now,
+            nodes: Vec::new(),
+            nats: Vec::new(),
+            queue: BTreeMap::new(),
+            sequence: 0,
+            wire: Vec::new(),
+            drop_if: None,
+            overlay_up: true,
+            holders: BTreeMap::new(),
+            rng: ChaCha8Rng::seed_from_u64(seed),
+            wall_offset: 1_700_000_000_000,
+        }
+    }
+
+    pub(crate) fn nat(&mut self, kind: NatKind) -> usize {
+        let n = self.nats.len();
+        self.nats.push(Nat {
+            kind,
+            public: Ipv4Addr::new(198, 51, 100, n as u8 + 1),
+            mappings: BTreeMap::new(),
+            allowed: BTreeSet::new(),
+            next_port: 20_000,
+        });
+        n
+    }
+
+    pub(crate) fn public(&mut self) -> usize {
+        self.add(None, None, WallMillis(u64::MAX))
+    }
+
+    pub(crate) fn behind(&mut self, kind: NatKind) -> usize {
+        let nat = self.nat(kind);
+        self.add(Some(nat), None, WallMillis(u64::MAX))
+    }
+
+    pub(crate) fn relay(&mut self) -> usize {
+        self.add(None, Some(RelayLimits::default()), WallMillis(u64::MAX))
+    }
+
+    pub(crate) fn add(&mut self, nat: Option<usize>, relay: Option<RelayLimits>, expiry: WallMillis) -> usize {
+        let n = self.nodes.len();
+        let tag = n as u8 + 1;
+        let host: SocketAddr = match nat {
+            Some(nat) => (Ipv4Addr::new(10, nat as u8, 0, tag), PORT).into(),
+            None => (Ipv4Addr::new(192, 0, 2, tag), PORT).into(),
+        };
+        let peer = PeerId([tag; 32]);
+        let secret = [tag ^ 0x55; 32];
+        let noise = noise_public(&secret).unwrap();
+        let identity = Identity {
+            grid: GridId([9; 16]),
+            peer,
+            noise_secret: secret.into(),
+            credential: credential(peer, noise, expiry, &format!("node{tag}")),
+        };
+        let config = Config {
+            range: "100.96.0.0/11".parse().unwrap(),
+            addr: virt(tag),
+            suites: Suite::preferred(true),
+            relay,
+            loopback: false,
+        };
+        let now = self.moment();
+        let mut core = Tunnels::new(config, identity, Box::new(Check), &mut self.rng, now).unwrap();
+        core.set_hosts(vec![UnderlayAddr(host)], now);
+        self.nodes.push(Node {
+            core,
+            peer,
+            virt: virt(tag),
+            host,
+            nat,
+            delivered: Vec::new(),
+            events: Vec::new(),
+            online: true,
+        });
+        self.holders.insert(virt(tag), n);
+        n
+    }
+
+    /// Tells every node of the relays, and lets them find out how they look from outside.
+    pub(crate) fn announce_relays(&mut self, relays: &[usize]) {
+        let infos: Vec<_> = relays
+            .iter()
+            .map(|n| RelayInfo { peer: self.nodes[*n].peer, addr: UnderlayAddr(self.nodes[*n].host) })
+            .collect();
+        let now = self.moment();
+        for node in &mut self.nodes {
+            node.core.set_relays(infos.clone(), now);
+        }
+        self.run(Duration::from_millis(200));
+    }
+
+    pub(crate) fn moment(&self) -> Now {
+        let wall = WallMillis(self.wall_offset + (self.now - self.start).as_millis() as u64);
+        Now { instant: self.now, wall }
+    }
+
+    /// Gives a node a packet of its own to send.
+    pub(crate) fn send(&mut self, from: usize, to: usize, payload: &[u8]) {
+        let packet = udp(self.nodes[from].virt, self.nodes[to].virt, payload);
+        self.send_raw(from, &packet);
+    }
+
+    pub(crate) fn send_raw(&mut self, from: usize, packet: &[u8]) {
+        let now = self.moment();
+        let mut out = Transmits::new();
+        self.nodes[from].core.handle_inner(&[packet], now, &mut out);
+        self.dispatch(from, &out);
+        self.settle(from);
+    }
+
+    /// Lets time pass.
+    pub(crate) fn run(&mut self, duration: Duration) {
+        let end = self.now + duration;
+        for n in 0..self.nodes.len() {
+            self.settle(n);
+        }
+        loop {
+            let timers = self.nodes.iter().enumerate().filter(|(_, node)| node.online);
+            let timer = timers.filter_map(|(n, node)| Some((node.core.poll_timeout()?, n))).min();
+            let item = self.queue.first_key_value().map(|(key, _)| *key);
+            let next = [timer.map(|(at, _)| at), item.map(|(at, _)| at)].into_iter().flatten().min();
+            let Some(next) = next.filter(|next| *next <= end) else { break };
+            self.now = self.now.max(next);
+            if let Some(key) = item.filter(|(at, _)| *at <= next) {
+                let item = self.queue.remove(&key).unwrap();
+                self.handle(item);
+            } else if let Some((_, n)) = timer {
+                let now = self.moment();
+                self.nodes[n].core.handle_timeout(now);
+                self.settle(n);
+            }
+        }
+        self.now = end;
+    }
+
+    pub(crate) fn run_until(&mut self, limit: Duration, mut done: impl FnMut(&Self) -> bool) -> Duration {
+        let began = self.now;
+        while !done(self) {
+            assert!(self.now - began < limit, "it did not happen within {limit:?}");
+            self.run(Duration::from_millis(20));
+        }
+        self.now - began
+    }
+
+    /// Puts a datagram on the wire, as anybody could.
+    pub(crate) fn inject(&mut self, from: SocketAddr, to: SocketAddr, bytes: Vec<u8>) {
+        self.push(LATENCY, Item::Datagram { from, to, via: None, bytes });
+    }
+
+    pub(crate) fn path(&self, from: usize, to: usize) -> PathKind {
+        let peers = self.nodes[from].core.peers(self.moment());
+        let found = peers.into_iter().find(|peer| peer.peer == self.nodes[to].peer);
+        found.map_or(PathKind::None, |peer| peer.path)
+    }
+
+    pub(crate) fn received(&self, node: usize) -> Vec<Vec<u8>> {
+        self.nodes[node].delivered.iter().map(|packet| packet[20..].to_vec()).collect()
+    }
+
+    pub(crate) fn signal(&mut self, from: PeerId, to: usize, bytes: &[u8]) {
+        let now = self.moment();
+        let _ = self.nodes[to].core.signal(from, bytes, now);
+        self.settle(to);
+    }
+
+    fn push(&mut self, after: Duration, item: Item) {
+        self.sequence += 1;
+        self.queue.insert((self.now + after, self.sequence), item);
+    }
+
+    /// Takes everything a core has to say, until it has nothing more.
+    pub(crate) fn settle(&mut self, n: usize) {
+        let mut out = Transmits::new();
+        self.nodes[n].core.poll_transmits(&mut out);
+        self.dispatch(n, &out);
+        while let Some(packet) = self.nodes[n].core.poll_inner() {
+            self.nodes[n].delivered.push(packet);
+        }
+        while let Some(event) = self.nodes[n].core.poll_event() {
+            match &event {
+                Event::Resolve(addr) if self.overlay_up => {
+                    self.push(OVERLAY_LATENCY, Item::Resolved { node: n, addr: *addr });
+                }
+                Event::Signal { to, bytes } if self.overlay_up => {
+                    let from = self.nodes[n].peer;
+                    self.push(OVERLAY_LATENCY, Item::Signal { from, to: *to, bytes: bytes.clone() });
+                }
+                _ => {}
+            }
+            self.nodes[n].events.push(event);
+        }
+    }
+
+    fn dispatch(&mut self, n: usize, out: &Transmits) {
+        if !self.nodes[n].online {
+            return;
+        }
+        let (host, nat) = (self.nodes[n].host, self.nodes[n].nat);
+        for (to, bytes) in out.iter() {
+            let to = to.0;
+            let inside = self.nodes.iter().any(|node| node.host == to && node.nat == nat);
+            let (from, via) = match nat {
+                Some(nat) if !inside => (self.nats[nat].outbound(host, to), None),
+                nat => (host, nat),
+            };
+            let seen = Seen { at: self.now, from, to, bytes: bytes.to_vec() };
+            let dropped = self.drop_if.as_mut().is_some_and(|filter| filter(&seen));
+            self.wire.push(seen);
+            if !dropped {
+                self.push(LATENCY, Item::Datagram { from, to, via, bytes: bytes.to_vec() });
+            }
+        }
+    }
+
+    fn handle(&mut self, item: Item) {
+        match item {
+            Item::Datagram { from, to, via, mut bytes } => {
+                let inner = match self.nats.iter().find(|nat| IpAddr::V4(nat.public) == to.ip()) {
+                    Some(nat) => nat.inbound(from, to.port()),
+                    None => Some(to),
+                };
+                let translated = inner != Some(to);
+                let reachable = |node: &Node| {
+                    Some(node.host) == inner && (translated || node.nat == via) && node.online
+                };
+                let Some(n) = self.nodes.iter().position(reachable) else { return };
+                let now = self.moment();
+                let node = &mut self.nodes[n];
+                let mut slices = Vec::new();
+                let mut batch = [Datagram { from: UnderlayAddr(from), bytes: &mut bytes }];
+                node.core.handle_datagrams(&mut batch, now, &mut slices);
+                for slice in slices {
+                    node.delivered.push(bytes[slice.start..slice.start + slice.len].to_vec());
+                }
+                self.settle(n);
+            }
+            Item::Signal { from, to, bytes } => {
+                let Some(n) = self.nodes.iter().position(|node| node.peer == to && node.online) else { return };
+                let now = self.moment();
+                self.nodes[n].core.signal(from, &bytes, now).unwrap();
+                self.settle(n);
+            }
+            Item::Resolved { node, addr } => {
+                let remote = self.holders.get(&addr).map(|holder| {
+                    let tag = self.nodes[*holder].peer.0[0];
+                    RemotePeer {
+                        peer: self.nodes[*holder].peer,
+                        noise_public: noise_public(&[tag ^ 0x55; 32]).unwrap(),
+                    }
+                });
+                let now = self.moment();
+                self.nodes[node].core.resolved(addr, remote, now);
+                self.settle(node);
+            }
+        }
+    }
+}
+
+pub(crate) fn udp(source: VirtualAddr, destination: VirtualAddr, payload: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0];
+    packet.extend(source.v4().unwrap().octets());
+    packet.extend(destination.v4().unwrap().octets());
+    packet.extend(payload);
+    let total = packet.len() as u16;
+    packet[2..4].copy_from_slice(&total.to_be_bytes());
+    packet
+}
