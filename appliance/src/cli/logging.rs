@@ -1,0 +1,17 @@
+//! Where the log goes and what is in it.
+
+use tracing_subscriber::EnvFilter;
+
+use super::LogFormat;
+
+/// What is logged unless `AERIE_LOG` says otherwise: our own news, and of the libraries only what went wrong.
+const DEFAULT: &str = "info,libp2p=warn,hickory_server=warn,hickory_proto=warn,quinn=warn,netlink=warn";
+
+pub(super) fn init(format: LogFormat) {
+    let filter = EnvFilter::try_from_env("AERIE_LOG").unwrap_or_else(|_| EnvFilter::new(DEFAULT));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => log.with_target(false).init(),
+        LogFormat::Json => log.json().init(),
+    }
+}

@@ -1,0 +1,162 @@
+//! Commands that ask the daemon and print what it says.
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use comfy_table::{Table, presets};
+
+use super::{LeaveArgs, PingArgs, QueryArgs, StatusArgs};
+use crate::client::ask;
+use crate::control::{Reply, Request};
+use crate::status::{Report, State};
+
+/// How often a waiting `aerie status` asks again.
+const POLL: Duration = Duration::from_millis(250);
+
+pub(crate) fn status(args: &StatusArgs) -> Result<ExitCode> {
+    let deadline = args.wait.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    loop {
+        let answer = ask(&args.query.daemon.run_dir, args.query.daemon.grid.as_deref(), &Request::Status);
+        let last = deadline.is_none_or(|deadline| Instant::now() >= deadline);
+        match answer {
+            Ok(Reply::Status(report)) if report.ready || last => {
+                if args.query.json {
+                    println!("{}", serde_json::to_string_pretty(&report)?);
+                } else {
+                    print_report(&report);
+                }
+                let failed = args.wait.is_some() && !report.ready;
+                return Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS });
+            }
+            Ok(Reply::Status(_)) => {}
+            Ok(other) => return unexpected(other),
+            Err(error) if last => return Err(error),
+            Err(_) => {}
+        }
+        thread::sleep(POLL);
+    }
+}
+
+fn print_report(report: &Report) {
+    if report.grid.is_empty() {
+        println!("No grid yet.");
+    } else {
+        let addr = report.addr.as_deref().unwrap_or("no address yet");
+        println!("{} of grid {} ({}), group {}, {}", report.node, report.grid, addr, report.group, report.roles);
+    }
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    for stage in &report.stages {
+        let mark = match stage.state {
+            State::Done => "done",
+            State::Waiting => "waiting",
+            State::Failed => "FAILED",
+            State::Off => "off",
+        };
+        let time = stage.ms.map(|ms| format!("{:.2} s", ms as f64 / 1000.0)).unwrap_or_default();
+        table.add_row([stage.stage.as_str(), mark, &time, &stage.reason]);
+    }
+    println!("{table}");
+    for stage in report.stages.iter().filter(|stage| !stage.hint.is_empty()) {
+        println!("{}: {}", stage.stage.as_str(), stage.hint);
+    }
+    for manager in &report.managers {
+        println!(
+            "manager {} ({}, group {}){}{}",
+            manager.node,
+            manager.addr,
+            manager.group,
+            if manager.primary { ", primary" } else { "" },
+            if manager.alive { "" } else { ", does not answer" },
+        );
+    }
+    let paths: Vec<_> = report.paths.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+    if !paths.is_empty() {
+        println!("paths: {} ({} members)", paths.join(", "), report.members);
+    }
+    match report.ready_ms {
+        Some(ms) if report.ready => println!("Ready, {:.1} s after the start.", ms as f64 / 1000.0),
+        _ => println!("Not ready."),
+    }
+}
+
+pub(crate) fn peers(args: &QueryArgs) -> Result<ExitCode> {
+    let peers = match ask(&args.daemon.run_dir, args.daemon.grid.as_deref(), &Request::Peers)? {
+        Reply::Peers { peers } => peers,
+        other => return unexpected(other),
+    };
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&peers)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(["node", "group", "roles", "address", "overlay", "path", "rtt", "why not direct"]);
+    for peer in &peers {
+        let rtt = peer.rtt_ms.map(|ms| format!("{ms:.1} ms")).unwrap_or_default();
+        let addr = peer.addr.as_deref().unwrap_or("-");
+        table.add_row([
+            &peer.node, &peer.group, &peer.roles, addr, &peer.overlay, &peer.path, &rtt, &peer.why,
+        ]);
+    }
+    println!("{table}");
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) fn ping(args: &PingArgs) -> Result<ExitCode> {
+    let mut answered = 0;
+    for turn in 0..args.count {
+        let request = Request::Ping { target: args.target.clone() };
+        let daemon = &args.query.daemon;
+        match ask(&daemon.run_dir, daemon.grid.as_deref(), &request)? {
+            Reply::Pong { node, addr, rtt_ms, path } => {
+                answered += 1;
+                if args.query.json {
+                    let line = serde_json::json!({"node": node, "addr": addr, "rtt_ms": rtt_ms, "path": path});
+                    println!("{line}");
+                } else {
+                    println!("{node} ({addr}): {rtt_ms:.2} ms, {path}");
+                }
+            }
+            Reply::Error { message } => eprintln!("aerie: {message}"),
+            other => return unexpected(other),
+        }
+        if turn + 1 < args.count {
+            thread::sleep(Duration::from_millis(500));
+        }
+    }
+    Ok(if answered > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+pub(crate) fn leave(args: &LeaveArgs) -> Result<ExitCode> {
+    if !args.yes {
+        if !std::io::stdin().is_terminal() {
+            bail!("leaving gives the address back and stops HTCondor; say --yes to do it without being asked");
+        }
+        print!("Give the address back, stop HTCondor and end the daemon? [y/N] ");
+        std::io::stdout().flush()?;
+        let mut answer = String::new();
+        std::io::stdin().read_line(&mut answer)?;
+        if !matches!(answer.trim(), "y" | "Y" | "yes") {
+            println!("Nothing was changed.");
+            return Ok(ExitCode::FAILURE);
+        }
+    }
+    match ask(&args.daemon.run_dir, args.daemon.grid.as_deref(), &Request::Leave)? {
+        Reply::Ok { message } => {
+            println!("{message}");
+            Ok(ExitCode::SUCCESS)
+        }
+        other => unexpected(other),
+    }
+}
+
+fn unexpected(reply: Reply) -> Result<ExitCode> {
+    match reply {
+        Reply::Error { message } => bail!("{message}"),
+        _ => bail!("the daemon gave an answer of another kind; daemon and command may differ in version"),
+    }
+}

@@ -1,0 +1,74 @@
+//! The control socket: one JSON request a line, one JSON reply a line.
+//!
+//! The socket is the daemon's only door for local commands. It is open to the machine's users for reading the
+//! status; requests that change something are served to root alone, judged by the socket's peer credentials.
+
+use serde::{Deserialize, Serialize};
+
+use crate::status::{PeerReport, Report};
+
+/// The longest request, in bytes. A signed revocation list is the largest thing that is sent.
+pub(crate) const MAX_REQUEST: usize = 1 << 20;
+
+/// What a command asks of a daemon.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case")]
+pub(crate) enum Request {
+    /// The whole status.
+    Status,
+    /// The members.
+    Peers,
+    /// One round trip to a node, through the tunnel.
+    Ping {
+        /// A node's name, its full name, its `C` name or its virtual address.
+        target: String,
+    },
+    /// Take a signed revocation list and spread it (hexadecimal).
+    Revocations {
+        /// The encoded list.
+        list: String,
+    },
+    /// Give the address back, stop HTCondor and end.
+    Leave,
+}
+
+impl Request {
+    /// Whether the request changes anything, so that only root may make it.
+    pub(crate) fn changes_state(&self) -> bool {
+        matches!(self, Self::Revocations { .. } | Self::Leave)
+    }
+}
+
+/// What the daemon answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "kebab-case")]
+pub(crate) enum Reply {
+    /// The status.
+    Status(Box<Report>),
+    /// The members.
+    Peers {
+        /// One record per member, by name.
+        peers: Vec<PeerReport>,
+    },
+    /// A round trip was made.
+    Pong {
+        /// The node that answered.
+        node: String,
+        /// Its virtual address.
+        addr: String,
+        /// Milliseconds.
+        rtt_ms: f64,
+        /// The path that the datagrams took.
+        path: String,
+    },
+    /// Done; the text says what.
+    Ok {
+        /// What was done.
+        message: String,
+    },
+    /// Refused or failed.
+    Error {
+        /// Why, and what to do.
+        message: String,
+    },
+}

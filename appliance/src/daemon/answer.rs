@@ -1,0 +1,141 @@
+//! What the daemon answers on its control socket.
+
+use std::sync::PoisonError;
+use std::time::Instant;
+
+use aerie_types::VirtualAddr;
+use aerie_vpn::PathKind;
+
+use super::enrol::now;
+use super::names::Target;
+use super::node::Node;
+use super::shared::Shared;
+use super::trust;
+use crate::control::{Reply, Request};
+use crate::status::{PeerReport, Report};
+
+pub(crate) async fn answer(shared: &Shared, request: Request) -> Reply {
+    if request == Request::Status {
+        return Reply::Status(Box::new(report(shared).await));
+    }
+    let Some(node) = shared.node() else {
+        if request == Request::Leave {
+            shared.ask_to_leave();
+            return Reply::Ok { message: "The daemon ends; the node had not joined yet.".to_owned() };
+        }
+        return Reply::Error { message: "this node has not joined its grid yet; 'aerie status' says why".to_owned() };
+    };
+    match request {
+        Request::Status => Reply::Status(Box::new(report(shared).await)),
+        Request::Peers => Reply::Peers { peers: peers(node).await },
+        Request::Ping { target } => ping(node, &target).await,
+        Request::Revocations { list } => match hex::decode(&list) {
+            Ok(bytes) => match trust::apply(node, &bytes).await {
+                Ok(true) => Reply::Ok { message: "The list was taken and passed on to the members.".to_owned() },
+                Ok(false) => Reply::Ok { message: "The list was known already.".to_owned() },
+                Err(message) => Reply::Error { message },
+            },
+            Err(_) => Reply::Error { message: "the list is not hexadecimal".to_owned() },
+        },
+        Request::Leave => {
+            shared.ask_to_leave();
+            Reply::Ok { message: "Leaving: the address is given back and HTCondor is stopped.".to_owned() }
+        }
+    }
+}
+
+async fn report(shared: &Shared) -> Report {
+    let mut report = shared.with_tracker(|tracker| Report {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        ready: tracker.is_ready(),
+        ready_ms: tracker.ready_ms(),
+        stages: tracker.reports(),
+        ..Report::default()
+    });
+    let Some(node) = shared.node() else { return report };
+    let credential = node.credential.borrow().clone();
+    report.grid = credential.grid_name.to_string();
+    report.grid_id = credential.grid.to_string();
+    report.node = credential.node.to_string();
+    report.peer = credential.peer.to_string();
+    report.group = credential.group.to_string();
+    report.roles = credential.roles.to_string();
+    report.range = node.spec.grid.range.to_string();
+    report.credential_secs = Some(credential.not_after.since(now()).as_secs());
+    let lease = node.held();
+    report.addr = lease.as_ref().map(|held| held.addr.to_string());
+    report.lease_secs = lease.as_ref().map(|held| held.until.saturating_duration_since(Instant::now()).as_secs());
+    report.lease_receipts = lease.as_ref().map(|held| held.receipts);
+    report.managers = node.managers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    report.members = node.overlay.members().await.map_or(0, |members| members.len());
+    for peer in node.tunnel_peers().await {
+        if peer.path != PathKind::None {
+            *report.paths.entry(kind(&peer.path).to_owned()).or_default() += 1;
+        }
+    }
+    report
+}
+
+fn kind(path: &PathKind) -> &'static str {
+    match path {
+        PathKind::None => "idle",
+        PathKind::Lan(_) => "lan",
+        PathKind::Direct(_) => "direct",
+        PathKind::Relayed { .. } => "relayed",
+    }
+}
+
+async fn peers(node: &Node) -> Vec<PeerReport> {
+    let tunnels = node.tunnel_peers().await;
+    let mut reports: Vec<_> = node
+        .overlay
+        .members()
+        .await
+        .unwrap_or_default()
+        .into_iter()
+        .map(|member| {
+            let tunnel = tunnels.iter().find(|tunnel| tunnel.peer == member.peer);
+            let rtt = tunnel.and_then(|tunnel| tunnel.rtt).or(member.rtt);
+            PeerReport {
+                node: member.credential.node.to_string(),
+                group: member.credential.group.to_string(),
+                roles: member.credential.roles.to_string(),
+                peer: member.peer.to_string(),
+                addr: node.names.addr_of(&member.credential.node).map(|addr| addr.to_string()),
+                overlay: if member.is_relayed() { "relayed" } else { "direct" }.to_owned(),
+                path: tunnel.map_or("idle", |tunnel| kind(&tunnel.path)).to_owned(),
+                through: tunnel.map(|tunnel| tunnel.path.to_string()).unwrap_or_default(),
+                rtt_ms: rtt.map(|rtt| rtt.as_secs_f64() * 1000.0),
+                why: tunnel.and_then(|tunnel| tunnel.why.clone()).unwrap_or_default(),
+                tx_bytes: tunnel.map_or(0, |tunnel| tunnel.tx_bytes),
+                rx_bytes: tunnel.map_or(0, |tunnel| tunnel.rx_bytes),
+            }
+        })
+        .collect();
+    reports.sort_by(|a, b| a.node.cmp(&b.node));
+    reports
+}
+
+async fn ping(node: &Node, target: &str) -> Reply {
+    let found: Option<(String, VirtualAddr)> = match node.names.parse(target) {
+        Some(Target::Addr(addr)) => {
+            let name = node.names.name_of(addr).map_or_else(|| addr.to_string(), |name| name.to_string());
+            Some((name, addr))
+        }
+        Some(Target::Name(name)) => node.addr_of(&name).await.map(|addr| (name.to_string(), addr)),
+        None => None,
+    };
+    let Some((name, addr)) = found else {
+        return Reply::Error {
+            message: format!("no member '{target}' is known; 'aerie peers' lists those that are connected"),
+        };
+    };
+    match node.ping(addr).await {
+        Ok((rtt, path)) => {
+            Reply::Pong { node: name, addr: addr.to_string(), rtt_ms: rtt.as_secs_f64() * 1000.0, path }
+        }
+        Err(reason) => Reply::Error { message: format!("{name} ({addr}) did not answer: {reason}") },
+    }
+}
+

@@ -1,0 +1,335 @@
+//! Credentials: got once, kept, renewed at two thirds of their life without a restart.
+//!
+//! ```text
+//!           kept and valid                     2/3 of the life over
+//!  start ───────────────────► member ──────────────────────────────► renewing
+//!    │                          ▲  ▲                                    │  │
+//!    │ none, or expired         │  └──────── new credentials ───────────┘  │ refused: revoked
+//!    ▼                          │                                          ▼
+//!  enrolling ── credentials ────┘                                     failed, says so
+//!    └── no portal answers: again after a while (backoff, jitter); refused: again, but rarely
+//! ```
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use aerie_config::Spec;
+use aerie_identity::{Credential, EnrolRequest, JoinToken, NodeKeys, RenewRequest, UserKey, Verifier};
+use aerie_identity::{files, pem_to_der, sha256};
+use aerie_portal::{ClientError, EnrolClient, Membership};
+use aerie_types::{NodeName, Role, WallMillis};
+use rand::RngExt;
+use tokio::sync::watch;
+
+use super::shared::Shared;
+use super::source;
+use super::trust::Trust;
+use crate::error::Error;
+use crate::paths::GridPaths;
+use crate::status::Stage;
+
+/// First and longest pause between attempts while no portal answers.
+const BACKOFF_MIN: Duration = Duration::from_secs(1);
+const BACKOFF_MAX: Duration = Duration::from_secs(60);
+/// Pause after a portal said no: only a person can change that.
+const REFUSED_PAUSE: Duration = Duration::from_secs(30);
+/// How often a revocation list is fetched, beside the gossip that brings news at once.
+const REVOCATIONS_EVERY: Duration = Duration::from_secs(60);
+
+/// What the node is, once it is a member.
+pub(crate) struct Member {
+    pub(crate) keys: Arc<NodeKeys>,
+    pub(crate) trust: Trust,
+    /// The newest credential; renewals arrive here.
+    pub(crate) credential: watch::Sender<Arc<Credential>>,
+    pub(crate) client: EnrolClient,
+}
+
+pub(crate) fn now() -> WallMillis {
+    SystemTime::now().into()
+}
+
+/// Takes the kept credentials, or enrols; goes on until the node is a member.
+pub(crate) async fn become_member(spec: &Spec, paths: &GridPaths, shared: &Shared) -> Result<Member, Error> {
+    let failed = |source| Error::Files { path: paths.keys(), source };
+    let keys = Arc::new(NodeKeys::load_or_generate(&paths.keys()).map_err(failed)?);
+    let urls: Vec<_> = spec.enrol.urls.iter().map(|url| url.as_str().to_owned()).collect();
+    let client = EnrolClient::new(&urls, spec.grid.ca_hash.0).map_err(Error::Portal)?;
+    if let Some((credential, verifier)) = kept(spec, paths, &keys)? {
+        let trust = Trust::load(verifier, paths.revocations());
+        if let Some(reason) = refusal(&trust, &credential) {
+            tracing::warn!(reason, "the kept credential is of no use; enrolling anew");
+        } else {
+            shared.done(Stage::Certificate, describe(&credential));
+            return Ok(Member { keys, trust, credential: watch::Sender::new(Arc::new(credential)), client });
+        }
+    }
+    let membership = enrol(spec, &keys, &client, shared).await?;
+    let verifier = Verifier::new(&membership.ca_der).map_err(failed)?;
+    keep(paths, &keys, &membership)?;
+    files::write_atomic(&paths.revocations(), &membership.revocations.encode(), 0o644).map_err(failed)?;
+    source::forget_token(paths, spec)?;
+    shared.done(Stage::Certificate, describe(&membership.credential));
+    let trust = Trust::load(verifier, paths.revocations());
+    Ok(Member { keys, trust, credential: watch::Sender::new(Arc::new(membership.credential)), client })
+}
+
+fn describe(credential: &Credential) -> String {
+    let days = credential.not_after.since(now()).as_secs() / 86_400;
+    format!("{} of group {}, good for {days} days", credential.node, credential.group)
+}
+
+fn refusal(trust: &Trust, credential: &Credential) -> Option<String> {
+    trust.read(|verifier| verifier.verify(&credential.der, now()).err().map(|rejection| rejection.to_string()))
+}
+
+/// The credential of an earlier start with its CA. One that has expired is still given: it is judged later.
+fn kept(spec: &Spec, paths: &GridPaths, keys: &NodeKeys) -> Result<Option<(Credential, Verifier)>, Error> {
+    let read = |path: &Path| {
+        files::read_small(path).map_err(|source| Error::Files { path: path.to_owned(), source })
+    };
+    let (Some(der), Some(ca)) = (read(&paths.credential())?, read(&paths.ca())?) else { return Ok(None) };
+    let broken = |what, path: std::path::PathBuf, reason: String| Error::State { what, path, reason };
+    let ca = pem_to_der(&String::from_utf8_lossy(&ca))
+        .filter(|der| sha256(der) == spec.grid.ca_hash.0)
+        .ok_or_else(|| broken("the CA certificate", paths.ca(), "it is not this grid's".to_owned()))?;
+    let verifier =
+        Verifier::new(&ca).map_err(|error| broken("the CA certificate", paths.ca(), error.to_string()))?;
+    let year = Duration::from_secs(365 * 86_400);
+    match verifier.verify_with_grace(&der, now(), year) {
+        Ok(credential) if credential.peer == keys.peer_id() => Ok(Some((credential, verifier))),
+        Ok(_) => Err(broken("the credential", paths.credential(), "it is for other keys".to_owned())),
+        Err(rejection) => Err(broken("the credential", paths.credential(), rejection.to_string())),
+    }
+}
+
+async fn enrol(
+    spec: &Spec,
+    keys: &NodeKeys,
+    client: &EnrolClient,
+    shared: &Shared,
+) -> Result<Membership, Error> {
+    let (name, exact) = match &spec.node.name {
+        Some(name) => (name.clone(), true),
+        None => (host_name(), false),
+    };
+    let request = EnrolRequest::create(keys, spec.grid.id(), name, exact)
+        .map_err(|source| Error::Files { path: "the node's keys".into(), source })?;
+    let mut backoff = BACKOFF_MIN;
+    loop {
+        let Some(token) = spec.enrol.token.as_ref() else {
+            shared.failed(
+                Stage::Certificate,
+                "the configuration has no token, and this node has no valid credential",
+                "make a fresh blob with 'aerie grid blob' and start the node with it",
+            );
+            tokio::time::sleep(BACKOFF_MAX).await;
+            continue;
+        };
+        let token: JoinToken = match token.expose().parse() {
+            Ok(token) => token,
+            Err(error) => {
+                shared.failed(Stage::Certificate, format!("the token is damaged: {error}"), "make a fresh blob");
+                tokio::time::sleep(BACKOFF_MAX).await;
+                continue;
+            }
+        };
+        shared.waiting(Stage::Certificate, "asking the portal", "");
+        match client.enrol(&token, &request, now()).await {
+            Ok(membership) => return Ok(membership),
+            Err(error) => {
+                let pause = pause(&error, &mut backoff);
+                report(shared, &error, pause);
+                tokio::time::sleep(pause).await;
+            }
+        }
+    }
+}
+
+fn pause(error: &ClientError, backoff: &mut Duration) -> Duration {
+    if !error.is_retryable() {
+        return REFUSED_PAUSE;
+    }
+    // Jittered, so that a rack of nodes does not come back in step.
+    let pause = backoff.mul_f64(rand::rng().random_range(0.75..1.25));
+    *backoff = (*backoff * 2).min(BACKOFF_MAX);
+    pause
+}
+
+fn report(shared: &Shared, error: &ClientError, pause: Duration) {
+    let again = format!("next attempt in {} s", pause.as_secs().max(1));
+    if error.is_retryable() {
+        shared.waiting(Stage::Certificate, error.to_string(), again);
+    } else {
+        shared.failed(Stage::Certificate, error.to_string(), again);
+    }
+}
+
+/// The host's name as a node name: what cannot stand in one is left out.
+fn host_name() -> NodeName {
+    let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
+    node_name(&host)
+}
+
+fn node_name(host: &str) -> NodeName {
+    let label = host.split('.').next().unwrap_or_default().to_ascii_lowercase();
+    let clean: String = label
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+        .skip_while(|c| !c.is_ascii_lowercase())
+        .take(NodeName::MAX)
+        .collect();
+    #[expect(clippy::expect_used, reason = "a constant that is a valid name")]
+    clean.trim_end_matches('-').parse().unwrap_or_else(|_| "node".parse().expect("valid"))
+}
+
+/// Writes what the credentials' readers need: this daemon, and HTCondor. The overlay credential comes last, so that
+/// a crash in between leaves a node that enrols again with the same keys.
+fn keep(paths: &GridPaths, keys: &NodeKeys, membership: &Membership) -> Result<(), Error> {
+    let write = |path: std::path::PathBuf, bytes: &[u8], mode| {
+        files::write_atomic(&path, bytes, mode).map_err(|source| Error::Files { path, source })
+    };
+    let condor = paths.condor();
+    make_readable(paths, &condor)?;
+    write(condor.join("ca.pem"), membership.ca_pem.as_bytes(), 0o644)?;
+    write(condor.join("node.key"), keys.condor_key_pem().as_bytes(), 0o600)?;
+    write(condor.join("node.pem"), membership.condor_pem.as_bytes(), 0o644)?;
+    write(paths.ca(), membership.ca_pem.as_bytes(), 0o644)?;
+    write(paths.credential(), &membership.credential.der, 0o644)
+}
+
+/// HTCondor's tools run as ordinary users and must reach the CA and their own certificate: the folders above are
+/// passable, nothing in them but this folder is readable.
+fn make_readable(paths: &GridPaths, condor: &Path) -> Result<(), Error> {
+    use std::os::unix::fs::PermissionsExt;
+    let failed = |source: std::io::Error| Error::State {
+        what: "the folder",
+        path: condor.to_owned(),
+        reason: source.to_string(),
+    };
+    std::fs::create_dir_all(condor).map_err(failed)?;
+    std::fs::set_permissions(condor, std::fs::Permissions::from_mode(0o755)).map_err(failed)?;
+    std::fs::set_permissions(paths.root(), std::fs::Permissions::from_mode(0o711)).map_err(failed)
+}
+
+/// Renews the credentials for as long as the daemon runs.
+pub(crate) async fn keep_renewed(member: Arc<Member>, paths: GridPaths, shared: Arc<Shared>) {
+    let mut backoff = BACKOFF_MIN;
+    loop {
+        let current = member.credential.borrow().clone();
+        let wait = current.renew_at().since(now());
+        if !wait.is_zero() {
+            // Not in one piece: the wall clock may be set meanwhile.
+            tokio::time::sleep(wait.min(Duration::from_secs(60))).await;
+            continue;
+        }
+        match renew(&member, &paths, &current).await {
+            Ok(()) => {
+                backoff = BACKOFF_MIN;
+                shared.done(Stage::Certificate, describe(&member.credential.borrow()));
+            }
+            Err(RenewError::Client(error)) => {
+                let pause = pause(&error, &mut backoff);
+                report(&shared, &error, pause);
+                tokio::time::sleep(pause).await;
+            }
+            Err(RenewError::Local(error)) => {
+                shared.failed(Stage::Certificate, error.to_string(), "tried again within a minute");
+                tokio::time::sleep(BACKOFF_MAX).await;
+            }
+        }
+    }
+}
+
+enum RenewError {
+    Client(ClientError),
+    Local(Error),
+}
+
+async fn renew(member: &Member, paths: &GridPaths, current: &Credential) -> Result<(), RenewError> {
+    let request = RenewRequest::create(&member.keys, current)
+        .map_err(|source| RenewError::Local(Error::Files { path: paths.keys(), source }))?;
+    let membership = member.client.renew(&request, now()).await.map_err(RenewError::Client)?;
+    keep(paths, &member.keys, &membership).map_err(RenewError::Local)?;
+    member.credential.send_replace(Arc::new(membership.credential));
+    Ok(())
+}
+
+/// Gets the short-lived certificate by which ordinary users of this node may look at managers, and keeps it fresh.
+/// Only nodes with people on them ask: submit nodes, clients and managers.
+pub(crate) async fn keep_user_credential(
+    member: Arc<Member>,
+    paths: GridPaths,
+    ready: watch::Sender<bool>,
+) {
+    let people = [Role::Submit, Role::Client, Role::Manager];
+    if !people.into_iter().any(|role| member.credential.borrow().roles.contains(role)) {
+        return;
+    }
+    let mut backoff = BACKOFF_MIN;
+    loop {
+        let credential = member.credential.borrow().clone();
+        match user_credential(&member, &paths, &credential).await {
+            Ok(lifetime) => {
+                backoff = BACKOFF_MIN;
+                ready.send_replace(true);
+                tokio::time::sleep(lifetime.mul_f64(2.0 / 3.0)).await;
+            }
+            Err(reason) => {
+                tracing::info!(reason, "no user credential yet; only root can ask managers on other nodes");
+                tokio::time::sleep(backoff).await;
+                backoff = (backoff * 2).min(BACKOFF_MAX);
+            }
+        }
+    }
+}
+
+async fn user_credential(member: &Member, paths: &GridPaths, own: &Credential) -> Result<Duration, String> {
+    let key = UserKey::generate().map_err(|error| error.to_string())?;
+    let request = member.keys.user_request(own, &key, &own.user).map_err(|error| error.to_string())?;
+    let issued = member.client.user_credential(&request, now()).await.map_err(|error| error.to_string())?;
+    let condor = paths.condor();
+    // The machine's ordinary users are the grid's: each may use the key, which is good for looking only, and briefly.
+    files::write_atomic(&condor.join("user.key"), key.to_pem().as_bytes(), 0o644)
+        .and_then(|()| {
+            files::write_atomic(&condor.join("user.pem"), issued.certificate_pem.as_bytes(), 0o644)
+        })
+        .map_err(|error| error.to_string())?;
+    Ok(issued.not_after.since(now()))
+}
+
+/// Fetches revocation lists from the portal, as the fallback beside gossip. `apply` takes each.
+pub(crate) async fn poll_revocations<F, R>(client: EnrolClient, apply: F)
+where
+    F: Fn(Vec<u8>) -> R,
+    R: Future<Output = ()>,
+{
+    loop {
+        let pause = REVOCATIONS_EVERY.mul_f64(rand::rng().random_range(0.75..1.25));
+        tokio::time::sleep(pause).await;
+        match client.revocations().await {
+            Ok(list) => apply(list.encode()).await,
+            Err(error) => tracing::debug!(%error, "no revocation list from the portal"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_host_name_gives_a_node_name() {
+        for (host, node) in [
+            ("w1", "w1"),
+            ("W1.example.org", "w1"),
+            ("7zip_box-", "zip-box"),
+            ("", "node"),
+            ("---", "node"),
+            ("ümlaut", "mlaut"),
+        ] {
+            assert_eq!(node_name(host).as_str(), node, "{host}");
+        }
+    }
+}

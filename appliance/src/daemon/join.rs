@@ -1,0 +1,338 @@
+//! Brings a node up: each part in its order, each stage until it is done.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use aerie_condor::Manager;
+use aerie_dht::{Dht, IdentityKeys, LeaseState};
+use aerie_overlay::Overlay;
+use aerie_types::{GridId, Role, VirtualAddr, WallMillis};
+use aerie_vpn::{CredentialCheck, RemoteIdentity, Vpn};
+use tokio::sync::{Notify, watch};
+
+use super::carry::{self, OverlayTransport};
+use super::enrol::{self, Member};
+use super::host::{self, Obstacle};
+use super::names::{self, Names};
+use super::node::{MANAGERS, Node};
+use super::shared::Shared;
+use super::trust::{self, Trust};
+use super::{known, pool, programs, serve, source};
+use crate::cli::UpArgs;
+use crate::error::Error;
+use crate::paths::{self, GridPaths};
+use crate::status::Stage;
+
+/// How often something is looked at again that another program has to mend.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
+/// How often the overlay is asked for members while there is none.
+const MEMBERS_EVERY: Duration = Duration::from_millis(100);
+
+/// Joins the grid and stays, until somebody asks the node to leave.
+pub(crate) async fn join(args: &UpArgs, shared: &Arc<Shared>) -> Result<(), Error> {
+    let waiting = listen(args, None, shared).await?;
+    let spec = tokio::select! {
+        spec = source::find(args, shared) => spec?,
+        () = shared.leave_asked() => return Ok(()),
+    };
+    drop(waiting);
+    let _control = listen(args, Some(spec.grid.id()), shared).await?;
+    tokio::select! {
+        ended = bring_up(args, spec, shared) => ended,
+        () = shared.leave_asked() => Ok(()),
+    }
+}
+
+async fn listen(args: &UpArgs, grid: Option<GridId>, shared: &Arc<Shared>) -> Result<serve::Server, Error> {
+    let path = match grid {
+        Some(grid) => paths::control_socket(&args.run_dir, grid),
+        None => paths::waiting_socket(&args.run_dir),
+    };
+    serve::listen(&path, Arc::clone(shared)).await
+}
+
+async fn bring_up(args: &UpArgs, spec: aerie_config::Spec, shared: &Arc<Shared>) -> Result<(), Error> {
+    let paths = GridPaths::new(&args.state, spec.grid.id());
+    let interface = format!("aerie-{}", spec.grid.id().short());
+    fit_for(&spec, &interface, shared).await;
+    let member = Arc::new(enrol::become_member(&spec, &paths, shared).await?);
+    let node = start(args, spec, paths, interface, Arc::clone(&member), shared).await?;
+    keep_member(&node, &member, shared);
+    meet_members(args, &node, shared).await;
+
+    let (addr, addr_seen) = watch::channel(None);
+    let (managers, managers_seen) = watch::channel(Vec::new());
+    tokio::spawn(follow_managers(Arc::clone(&node), managers));
+    if args.no_condor || !pool::wanted(member.credential.borrow().roles) {
+        let why = if args.no_condor { "by --no-condor" } else { "not part of this node's roles" };
+        shared.off(Stage::Managers, why);
+        shared.off(Stage::Pool, why);
+    } else {
+        shared.waiting(Stage::Managers, "waits for the address", "");
+        shared.waiting(Stage::Pool, "waits for a manager", "");
+        tokio::spawn(pool::run(Arc::clone(&node), Arc::clone(shared), addr_seen, managers_seen));
+    }
+    hold_address(&node, &member, &addr, shared).await
+}
+
+/// Looks at the machine until it can carry the grid.
+async fn fit_for(spec: &aerie_config::Spec, interface: &str, shared: &Shared) {
+    loop {
+        let fit = match host::check_tun() {
+            Ok(()) => host::check_range(spec.grid.range, interface).await,
+            Err(obstacle) => Err(obstacle),
+        };
+        match fit {
+            Ok(()) => return shared.done(Stage::Host, "TUN device usable, range free"),
+            Err(Obstacle { reason, hint }) => shared.failed(Stage::Host, reason, hint),
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
+/// Starts the overlay and the register, and makes the node of them.
+async fn start(
+    args: &UpArgs,
+    spec: aerie_config::Spec,
+    paths: GridPaths,
+    interface: String,
+    member: Arc<Member>,
+    shared: &Arc<Shared>,
+) -> Result<Arc<Node>, Error> {
+    let credential = member.credential.subscribe();
+    let der = der_of(&member.credential);
+    let roles = credential.borrow().roles;
+    let relay = roles.contains(Role::Relay);
+    let port = spec.overlay.listen_port;
+    let mut config = aerie_overlay::Config::new(spec.grid.id(), &member.keys).map_err(Error::Overlay)?;
+    config.listen = aerie_overlay::Config::listen_everywhere(port);
+    config.bootstrap = spec.overlay.bootstrap.iter().filter_map(|addr| addr.as_str().parse().ok()).collect();
+    config.known = known::load(&paths.peers());
+    config.external = args.external.iter().flat_map(|ip| external(*ip, port)).collect();
+    config.relay = relay;
+    config.reserve = !relay;
+    config.mdns = !args.no_mdns;
+    config.upnp = !args.no_upnp;
+    config.virtual_range = Some(spec.grid.range);
+    let (overlay, events) =
+        Overlay::spawn(config, der.clone(), member.trust.verifier()).map_err(Error::Overlay)?;
+    let dht = Dht::start(
+        aerie_dht::Config {
+            grid: spec.grid.id(),
+            range: spec.grid.range,
+            name: credential.borrow().node.clone(),
+            fixed: None,
+            founder: args.founder,
+            store_path: paths.register(),
+        },
+        Arc::new(OverlayTransport(overlay.clone())),
+        IdentityKeys::new(member.keys.overlay_signer(), member.trust.verifier(), der),
+    )
+    .map_err(Error::Register)?;
+    let (user_ready, user_credential) = watch::channel(false);
+    tokio::spawn(enrol::keep_user_credential(Arc::clone(&member), paths.clone(), user_ready));
+    let node = Arc::new(Node {
+        names: Names::new(spec.grid.name.clone()),
+        spec,
+        paths,
+        interface,
+        overlay,
+        dht,
+        trust: member.trust.clone(),
+        credential,
+        managers: Mutex::new(Vec::new()),
+        member_gone: Notify::new(),
+        version: programs::version(),
+        programs: programs::installed(),
+        user_credential,
+        vpn: OnceLock::new(),
+        relays: Mutex::new(BTreeMap::new()),
+    });
+    shared.set_node(Arc::clone(&node));
+    tokio::spawn(carry::overlay_events(Arc::clone(&node), events));
+    tokio::spawn(known::keep(Arc::clone(&node)));
+    tokio::spawn(names::keep_hosts(Arc::clone(&node), Arc::clone(shared)));
+    Ok(node)
+}
+
+/// The credential's bytes, as the overlay and the register show them to others.
+fn der_of(credential: &watch::Sender<Arc<aerie_identity::Credential>>) -> watch::Receiver<Arc<Vec<u8>>> {
+    let mut credentials = credential.subscribe();
+    let (send, receive) = watch::channel(Arc::new(credentials.borrow_and_update().der.clone()));
+    tokio::spawn(async move {
+        while credentials.changed().await.is_ok() {
+            send.send_replace(Arc::new(credentials.borrow_and_update().der.clone()));
+        }
+    });
+    receive
+}
+
+fn external(ip: IpAddr, port: u16) -> Vec<aerie_overlay::Multiaddr> {
+    let family = if ip.is_ipv4() { "ip4" } else { "ip6" };
+    [format!("/{family}/{ip}/tcp/{port}"), format!("/{family}/{ip}/udp/{port}/quic-v1")]
+        .iter()
+        .filter_map(|text| text.parse().ok())
+        .collect()
+}
+
+/// Keeps the credentials fresh and the revocations applied.
+fn keep_member(node: &Arc<Node>, member: &Arc<Member>, shared: &Arc<Shared>) {
+    tokio::spawn(enrol::keep_renewed(Arc::clone(member), node.paths.clone(), Arc::clone(shared)));
+    let for_lists = Arc::clone(node);
+    tokio::spawn(enrol::poll_revocations(member.client.clone(), move |list| {
+        let node = Arc::clone(&for_lists);
+        async move {
+            if let Err(error) = trust::apply(&node, &list).await {
+                tracing::warn!(error, "the portal's revocation list was refused");
+            }
+        }
+    }));
+}
+
+/// Waits until an admitted member is connected, or this node is the founder.
+async fn meet_members(args: &UpArgs, node: &Node, shared: &Shared) {
+    let bootstrap = node.spec.overlay.bootstrap.len();
+    loop {
+        match node.overlay.members().await.map_or(0, |members| members.len()) {
+            0 if args.founder => {
+                return shared.done(Stage::Overlay, "the grid's founder; others may come");
+            }
+            0 => shared.waiting(
+                Stage::Overlay,
+                format!("no member reached yet, of {bootstrap} bootstrap addresses and the local network"),
+                "check that a relay runs and that its port is open; the grid's first member is started with --founder",
+            ),
+            count => return shared.done(Stage::Overlay, format!("connected to {count} member(s)")),
+        }
+        tokio::time::sleep(MEMBERS_EVERY).await;
+    }
+}
+
+/// Claims an address, and follows the lease for as long as the node runs: the tunnel comes up with the first, moves
+/// with each other one, and goes down when this node turns out to be a copy of another.
+async fn hold_address(
+    node: &Arc<Node>,
+    member: &Arc<Member>,
+    held: &watch::Sender<Option<VirtualAddr>>,
+    shared: &Arc<Shared>,
+) -> Result<(), Error> {
+    let mut lease = node.dht.lease();
+    node.dht.acquire().await.map_err(Error::Register)?;
+    let is_manager = member.credential.borrow().roles.contains(Role::Manager);
+    loop {
+        let state = lease.borrow_and_update().clone();
+        match state {
+            LeaseState::Idle => {}
+            LeaseState::Waiting { reason } => shared.waiting(Stage::Address, reason, ""),
+            LeaseState::Held { addr, receipts, .. } => {
+                shared.done(Stage::Address, format!("{addr}, signed by {receipts} witness(es)"));
+                node.names.learn(member.credential.borrow().node.clone(), addr);
+                if let Err(reason) = tunnel(node, member, addr).await {
+                    shared.failed(Stage::Tunnel, reason, "this is tried again");
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                    continue;
+                }
+                shared.done(Stage::Tunnel, format!("{} is up", node.interface));
+                if is_manager {
+                    let announced = node.dht.publish_set(MANAGERS, addr.to_string().into_bytes()).await;
+                    announced.map_err(Error::Register)?;
+                }
+                held.send_if_modified(|before| {
+                    let changed = *before != Some(addr);
+                    *before = Some(addr);
+                    changed
+                });
+            }
+            LeaseState::Failed { reason } => shared.failed(Stage::Address, reason, ""),
+            LeaseState::Lost { reason } => {
+                held.send_replace(None);
+                if let Some(vpn) = node.vpn() {
+                    vpn.shutdown().await;
+                }
+                shared.failed(Stage::Tunnel, "down: the address is not this node's any more", "");
+                shared.failed(
+                    Stage::Address,
+                    reason,
+                    format!(
+                        "if this machine's disk was copied from another node, remove {} and start it with a fresh \
+                         blob; the other node goes on undisturbed",
+                        node.paths.root().display()
+                    ),
+                );
+            }
+        }
+        if lease.changed().await.is_err() {
+            return Ok(());
+        }
+    }
+}
+
+/// Brings the tunnel to an address: starts it, or moves it.
+async fn tunnel(node: &Arc<Node>, member: &Member, addr: VirtualAddr) -> Result<(), String> {
+    if let Some(vpn) = node.vpn() {
+        return vpn.readdress(addr).await.map_err(|error| error.to_string());
+    }
+    let credential = member.credential.borrow().clone();
+    let config = aerie_vpn::VpnConfig {
+        interface: node.interface.clone(),
+        addr,
+        range: node.spec.grid.range,
+        mtu: node.spec.vpn.mtu,
+        port: node.spec.vpn.port,
+        grid: node.spec.grid.id(),
+        me: credential.peer,
+        noise_secret: member.keys.noise_secret(),
+        relay: credential.roles.contains(Role::Relay),
+        credential: credential.der.clone(),
+    };
+    let check = Box::new(TrustCheck(member.trust.clone()));
+    let (vpn, events) = Vpn::start(config, check).await.map_err(|error| error.to_string())?;
+    // Set once in a daemon's life, here.
+    let _ = node.vpn.set(vpn.clone());
+    tokio::spawn(carry::vpn_events(Arc::clone(node), events));
+    node.tell_relays().await;
+    let mut renewed = member.credential.subscribe();
+    renewed.mark_unchanged();
+    tokio::spawn(async move {
+        while renewed.changed().await.is_ok() {
+            let der = renewed.borrow_and_update().der.clone();
+            vpn.set_credential(der).await;
+        }
+    });
+    Ok(())
+}
+
+/// Lets the tunnel judge credentials by what this node trusts at the moment.
+struct TrustCheck(Trust);
+
+impl CredentialCheck for TrustCheck {
+    fn check(&self, der: &[u8], wall: WallMillis) -> Result<RemoteIdentity, String> {
+        let credential =
+            self.0.read(|verifier| verifier.verify(der, wall)).map_err(|rejection| rejection.to_string())?;
+        Ok(RemoteIdentity {
+            peer: credential.peer,
+            noise_public: credential.noise_public,
+            node: credential.node,
+        })
+    }
+}
+
+/// Turns the managers set into what HTCondor's task wants to know.
+async fn follow_managers(node: Arc<Node>, managers: watch::Sender<Vec<Manager>>) {
+    let mut entries = node.dht.watch_set(MANAGERS);
+    loop {
+        let seen = entries.borrow_and_update().clone();
+        let next = node.announced_managers(&seen).await;
+        managers.send_if_modified(|before| {
+            let changed = *before != next;
+            *before = next;
+            changed
+        });
+        if entries.changed().await.is_err() {
+            return;
+        }
+    }
+}

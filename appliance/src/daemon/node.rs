@@ -1,0 +1,232 @@
+//! The running node: the handles of its parts, and what one part has to tell another.
+//!
+//! [`super::carry`] passes their messages on; [`super::join`] brings them up in their order.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use aerie_condor::{Manager, Program};
+use aerie_dht::LeaseState;
+use aerie_identity::Credential;
+use aerie_overlay::Protocol;
+use aerie_types::{NodeName, PeerId, Role, UnderlayAddr, VirtualAddr};
+use aerie_vpn::{RelayInfo, RemotePeer};
+use tokio::sync::{Notify, watch};
+
+use super::names::{self, Names};
+use super::trust::Trust;
+use super::wire::{self, Ask, Facts, Tell};
+use crate::paths::GridPaths;
+use crate::status::ManagerReport;
+
+/// How long a member may take to tell its facts.
+const ASK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Relays that the tunnel is told of. Two are held; a few more are known in case both go.
+const MAX_RELAYS: usize = 8;
+
+/// The set in which managers announce themselves.
+pub(crate) const MANAGERS: &str = "managers";
+
+/// The address that this node holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct HeldLease {
+    pub(crate) addr: VirtualAddr,
+    pub(crate) until: Instant,
+    pub(crate) receipts: usize,
+}
+
+pub(crate) struct Node {
+    pub(crate) spec: aerie_config::Spec,
+    pub(crate) paths: GridPaths,
+    pub(crate) interface: String,
+    pub(crate) overlay: aerie_overlay::Handle,
+    pub(crate) dht: aerie_dht::Handle,
+    pub(crate) trust: Trust,
+    pub(crate) credential: watch::Receiver<Arc<Credential>>,
+    pub(crate) names: Names,
+    /// What `aerie status` says of the managers; kept by the task that owns HTCondor.
+    pub(crate) managers: Mutex<Vec<ManagerReport>>,
+    /// Woken when a member went away: it may have been the primary.
+    pub(crate) member_gone: Notify,
+    pub(crate) version: Program,
+    pub(crate) programs: Vec<Program>,
+    pub(crate) user_credential: watch::Receiver<bool>,
+    pub(crate) vpn: OnceLock<aerie_vpn::Handle>,
+    pub(crate) relays: Mutex<BTreeMap<PeerId, UnderlayAddr>>,
+}
+
+impl Node {
+    pub(crate) fn vpn(&self) -> Option<&aerie_vpn::Handle> {
+        self.vpn.get()
+    }
+
+    /// The lease as it stands.
+    pub(crate) fn held(&self) -> Option<HeldLease> {
+        match &*self.dht.lease().borrow() {
+            LeaseState::Held { addr, receipts, until, .. } => {
+                Some(HeldLease { addr: *addr, until: *until, receipts: *receipts })
+            }
+            _ => None,
+        }
+    }
+
+    /// This node's own facts, for members that ask.
+    pub(crate) fn facts(&self) -> Facts {
+        Facts {
+            data_port: self.vpn().map_or(0, aerie_vpn::Handle::local_port),
+            revocations: self.trust.serial(),
+            relays: self.credential.borrow().roles.contains(Role::Relay),
+        }
+    }
+
+    /// Asks a member over the control protocol.
+    pub(crate) async fn ask(&self, peer: PeerId, ask: &Ask) -> Option<Tell> {
+        let request = self.overlay.request(peer, Protocol::Control, wire::encode(ask));
+        let answer = tokio::time::timeout(ASK_TIMEOUT, request).await.ok()?.ok()?;
+        wire::decode(&answer)
+    }
+
+    /// The member that holds an address, with the key of its tunnel.
+    pub(crate) async fn resolve(&self, addr: VirtualAddr) -> Option<RemotePeer> {
+        let found = self.dht.look_up_addr(addr).await.ok().flatten()?;
+        self.names.learn(found.name, addr);
+        let credential = match self.overlay.credential(found.holder) {
+            Some(credential) => credential,
+            None => {
+                // Not connected: the dial that this request makes admits the member, and with it its credential.
+                self.ask(found.holder, &Ask::Facts).await;
+                self.overlay.credential(found.holder)?
+            }
+        };
+        Some(RemotePeer { peer: found.holder, noise_public: credential.noise_public })
+    }
+
+    /// The address of a node: as known, or as the register has it.
+    pub(crate) async fn addr_of(&self, name: &NodeName) -> Option<VirtualAddr> {
+        if let Some(addr) = self.names.addr_of(name) {
+            return Some(addr);
+        }
+        let found = self.dht.look_up_name(name.clone()).await.ok().flatten()?;
+        self.names.learn(found.name, found.addr);
+        Some(found.addr)
+    }
+
+    fn relays(&self) -> MutexGuard<'_, BTreeMap<PeerId, UnderlayAddr>> {
+        self.relays.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a member for a datagram relay, at the underlay address of its connection.
+    pub(crate) async fn learn_relay(&self, peer: PeerId, data_port: u16) {
+        let members = self.overlay.members().await.unwrap_or_default();
+        let Some(member) = members.iter().find(|member| member.peer == peer) else { return };
+        let direct = member.connections.iter().find(|connection| !connection.relayed);
+        let Some(ip) = direct.and_then(|connection| ip_of(&connection.remote)) else { return };
+        {
+            let mut relays = self.relays();
+            if relays.len() >= MAX_RELAYS && !relays.contains_key(&peer) {
+                return;
+            }
+            relays.insert(peer, UnderlayAddr((ip, data_port).into()));
+        }
+        self.tell_relays().await;
+    }
+
+    pub(crate) async fn forget_relay(&self, peer: PeerId) {
+        if self.relays().remove(&peer).is_some() {
+            self.tell_relays().await;
+        }
+    }
+
+    pub(crate) async fn tell_relays(&self) {
+        let relays: Vec<_> = self.relays().iter().map(|(peer, addr)| RelayInfo { peer: *peer, addr: *addr }).collect();
+        if let Some(vpn) = self.vpn() {
+            vpn.set_relays(relays).await;
+        }
+    }
+
+    pub(crate) fn has_user_credential(&self) -> bool {
+        *self.user_credential.borrow()
+    }
+
+    /// The managers as announced, each checked against the lease of the address that it claims.
+    pub(crate) async fn announced_managers(&self, entries: &[aerie_dht::SetView]) -> Vec<Manager> {
+        let mut managers = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let Some(addr) = std::str::from_utf8(&entry.value).ok().and_then(|text| text.parse().ok()) else {
+                tracing::debug!(node = %entry.node, "a manager announced no address");
+                continue;
+            };
+            let addr = VirtualAddr(addr);
+            if !self.spec.grid.range.contains(addr) {
+                tracing::warn!(node = %entry.node, %addr, "a manager announced an address outside of the grid");
+                continue;
+            }
+            self.names.learn(entry.node.clone(), addr);
+            managers.push(Manager { node: entry.node.clone(), addr, group: Some(entry.group.clone()) });
+        }
+        managers.sort();
+        managers
+    }
+
+    pub(crate) async fn tunnel_peers(&self) -> Vec<aerie_vpn::PeerStatus> {
+        match self.vpn() {
+            Some(vpn) => vpn.peers().await,
+            None => Vec::new(),
+        }
+    }
+
+    /// One round trip through the tunnel.
+    pub(crate) async fn ping(&self, addr: VirtualAddr) -> Result<(Duration, String), String> {
+        if self.held().is_some_and(|held| held.addr == addr) {
+            return Ok((Duration::ZERO, "this node itself".to_owned()));
+        }
+        let vpn = self.vpn().ok_or("this node's tunnel is not up yet; 'aerie status' says why")?;
+        let (rtt, path) = vpn.ping(addr).await.map_err(|error| error.to_string())?;
+        Ok((rtt, path.to_string()))
+    }
+
+    /// Ends the parts in the reverse of their order. `leave` gives the address back as well.
+    pub(crate) async fn shutdown(&self, leave: bool) {
+        if leave {
+            if self.credential.borrow().roles.contains(Role::Manager) {
+                report("withdraw this manager", self.dht.withdraw_set(MANAGERS).await);
+            }
+            report("give the address back", self.dht.release_all().await);
+        }
+        if let Err(error) = aerie_vpn::hosts::remove_block(&names::hosts_file(), self.spec.grid.id()) {
+            tracing::warn!(%error, "the grid's names could not be removed from the hosts file");
+        }
+        if let Some(vpn) = self.vpn() {
+            vpn.shutdown().await;
+        }
+        self.overlay.shutdown().await;
+    }
+}
+
+/// Says what could not be done while leaving; the rest goes on, and leases end by themselves.
+fn report(what: &str, done: Result<(), aerie_dht::Error>) {
+    if let Err(error) = done {
+        tracing::warn!(%error, "could not {what}");
+    }
+}
+
+/// The address that a multiaddress begins with.
+fn ip_of(addr: &aerie_overlay::Multiaddr) -> Option<IpAddr> {
+    addr.to_string().split('/').nth(2)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_underlay_address_is_read_off_a_multiaddress() {
+        let ip = |text: &str| ip_of(&text.parse().unwrap());
+        assert_eq!(ip("/ip4/192.0.2.7/udp/4001/quic-v1"), Some("192.0.2.7".parse().unwrap()));
+        assert_eq!(ip("/ip6/2001:db8::1/tcp/4001"), Some("2001:db8::1".parse().unwrap()));
+        assert_eq!(ip("/dns4/relay.example.org/tcp/4001"), None);
+    }
+}

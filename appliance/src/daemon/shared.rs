@@ -1,0 +1,96 @@
+//! What the daemon's tasks share: the stages, and the handles of the parts that are up.
+
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use super::node::Node;
+use crate::status::{Stage, State, Tracker};
+
+/// Shared by the reconcile loop, the control socket and the watchers.
+pub(crate) struct Shared {
+    started: Instant,
+    tracker: Mutex<Tracker>,
+    node: OnceLock<Arc<Node>>,
+    leave: watch::Sender<bool>,
+}
+
+impl Shared {
+    pub(crate) fn new() -> Self {
+        Self {
+            started: Instant::now(),
+            tracker: Mutex::new(Tracker::new()),
+            node: OnceLock::new(),
+            leave: watch::Sender::new(false),
+        }
+    }
+
+    fn tracker(&self) -> MutexGuard<'_, Tracker> {
+        // A report is a plain value: one left by a panicked task is still the best that is known.
+        self.tracker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Records a stage and logs it where it changed.
+    pub(crate) fn stage(&self, stage: Stage, state: State, reason: impl Into<String>, hint: impl Into<String>) {
+        let (reason, hint) = (reason.into(), hint.into());
+        let changed = self.tracker().set(stage, state, reason.clone(), hint.clone(), self.started.elapsed());
+        if !changed {
+            return;
+        }
+        let stage = stage.as_str();
+        match state {
+            State::Done | State::Off => tracing::info!(stage, "{reason}"),
+            State::Waiting => tracing::info!(stage, hint, "waiting: {reason}"),
+            State::Failed => tracing::warn!(stage, hint, "failed: {reason}"),
+        }
+    }
+
+    pub(crate) fn done(&self, stage: Stage, reason: impl Into<String>) {
+        self.stage(stage, State::Done, reason, "");
+    }
+
+    pub(crate) fn waiting(&self, stage: Stage, reason: impl Into<String>, hint: impl Into<String>) {
+        self.stage(stage, State::Waiting, reason, hint);
+    }
+
+    pub(crate) fn failed(&self, stage: Stage, reason: impl Into<String>, hint: impl Into<String>) {
+        self.stage(stage, State::Failed, reason, hint);
+    }
+
+    pub(crate) fn off(&self, stage: Stage, reason: impl Into<String>) {
+        self.stage(stage, State::Off, reason, "");
+    }
+
+    pub(crate) fn with_tracker<T>(&self, read: impl FnOnce(&Tracker) -> T) -> T {
+        read(&self.tracker())
+    }
+
+    /// The running node, once the overlay is up.
+    pub(crate) fn node(&self) -> Option<&Arc<Node>> {
+        self.node.get()
+    }
+
+    /// Publishes the running node; there is one in a daemon's life.
+    pub(crate) fn set_node(&self, node: Arc<Node>) {
+        self.node.get_or_init(|| node);
+    }
+
+    pub(crate) fn ask_to_leave(&self) {
+        self.leave.send_replace(true);
+    }
+
+    /// Completes when somebody asked the daemon to leave its grid.
+    pub(crate) async fn leave_asked(&self) {
+        // The sender lives as long as `self`, so that waiting cannot fail.
+        let _ = self.leave.subscribe().wait_for(|asked| *asked).await;
+    }
+
+    pub(crate) fn is_leaving(&self) -> bool {
+        *self.leave.borrow()
+    }
+}

@@ -1,0 +1,89 @@
+//! Revocation on this node: the newest list, kept on disk, applied to every live connection and tunnel.
+
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use aerie_identity::{SignedRevocations, Verifier};
+use aerie_overlay::Topic;
+
+use super::node::Node;
+
+/// The verifier that all parts share, and where its list is kept.
+#[derive(Clone)]
+pub(crate) struct Trust {
+    verifier: Arc<RwLock<Verifier>>,
+    path: PathBuf,
+}
+
+impl Trust {
+    /// Takes the list that was kept, if any. A file that does not verify is reported and left out: the next
+    /// member or the enrolment service has a good one.
+    pub(crate) fn load(mut verifier: Verifier, path: PathBuf) -> Self {
+        match std::fs::read(&path) {
+            Ok(bytes) => {
+                let applied = SignedRevocations::decode(&bytes).map_err(|error| error.to_string()).and_then(
+                    |list| verifier.apply(list).map_err(|error| error.to_string()),
+                );
+                if let Err(error) = applied {
+                    tracing::warn!(%error, path = %path.display(), "the kept revocation list is not usable");
+                }
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => tracing::warn!(%error, path = %path.display(), "cannot read the revocation list"),
+        }
+        Self { verifier: Arc::new(RwLock::new(verifier)), path }
+    }
+
+    pub(crate) fn verifier(&self) -> Arc<RwLock<Verifier>> {
+        Arc::clone(&self.verifier)
+    }
+
+    pub(crate) fn read<T>(&self, look: impl FnOnce(&Verifier) -> T) -> T {
+        look(&self.verifier.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Serial of the newest list; 0 for none.
+    pub(crate) fn serial(&self) -> u64 {
+        self.read(|verifier| verifier.revocation_serial())
+    }
+
+    /// The newest list, encoded; empty for none.
+    pub(crate) fn encoded(&self) -> Vec<u8> {
+        self.read(|verifier| verifier.revocations().map(SignedRevocations::encode).unwrap_or_default())
+    }
+
+    /// Takes a list from anywhere. `Ok(true)` if it is newer than the one before and was kept.
+    fn take(&self, bytes: &[u8]) -> Result<bool, String> {
+        let list = SignedRevocations::decode(bytes).map_err(|error| error.to_string())?;
+        let newer = {
+            let mut verifier = self.verifier.write().unwrap_or_else(PoisonError::into_inner);
+            verifier.apply(list).map_err(|error| error.to_string())?
+        };
+        if newer {
+            aerie_identity::files::write_atomic(&self.path, bytes, 0o644).map_err(|error| error.to_string())?;
+        }
+        Ok(newer)
+    }
+}
+
+/// Takes a signed list, cuts whom it names, and passes it on. Returns whether it was news.
+pub(crate) async fn apply(node: &Node, bytes: &[u8]) -> Result<bool, String> {
+    if !node.trust.take(bytes)? {
+        return Ok(false);
+    }
+    tracing::info!(serial = node.trust.serial(), "new revocation list");
+    let members = node.overlay.members().await.unwrap_or_default();
+    if let Some(vpn) = node.vpn() {
+        for member in &members {
+            if node.trust.read(|verifier| verifier.is_revoked(&member.credential)) {
+                tracing::info!(node = %member.credential.node, "revoked: its tunnel is cut");
+                vpn.revoke(member.peer).await;
+            }
+        }
+    }
+    if let Err(error) = node.overlay.publish(Topic::Revocations, bytes.to_vec()) {
+        tracing::warn!(%error, "the list was not passed on");
+    }
+    node.overlay.recheck().await.map_err(|error| error.to_string())?;
+    Ok(true)
+}

@@ -1,0 +1,100 @@
+//! Where things live on a machine. Everything below is keyed by grid, since a machine may belong to several.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use aerie_types::GridId;
+
+/// Default folder of what must survive a restart.
+pub(crate) const STATE_DIR: &str = "/var/lib/aerie";
+/// Default folder of control sockets.
+pub(crate) const RUN_DIR: &str = "/run/aerie";
+/// Default folder of a grid's CA and its enrolment database.
+pub(crate) const PORTAL_DIR: &str = "/var/lib/aerie-portal";
+
+/// The folders of one grid on this machine.
+#[derive(Debug, Clone)]
+pub(crate) struct GridPaths {
+    root: PathBuf,
+}
+
+impl GridPaths {
+    pub(crate) fn new(state_dir: &Path, grid: GridId) -> Self {
+        Self { root: grids_dir(state_dir).join(grid.to_string()) }
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The configuration that this node was given, kept so that a restart needs no blob.
+    pub(crate) fn spec(&self) -> PathBuf {
+        self.root.join("aerie.toml")
+    }
+
+    pub(crate) fn keys(&self) -> PathBuf {
+        self.root.join("keys")
+    }
+
+    /// The overlay credential (DER).
+    pub(crate) fn credential(&self) -> PathBuf {
+        self.root.join("overlay.der")
+    }
+
+    pub(crate) fn ca(&self) -> PathBuf {
+        self.root.join("ca.pem")
+    }
+
+    pub(crate) fn revocations(&self) -> PathBuf {
+        self.root.join("revocations")
+    }
+
+    /// What HTCondor reads: certificate, key and CA.
+    pub(crate) fn condor(&self) -> PathBuf {
+        self.root.join("condor")
+    }
+
+    /// The lease register's database.
+    pub(crate) fn register(&self) -> PathBuf {
+        self.root.join("register.sqlite")
+    }
+
+    /// The manager that this node reported to last.
+    pub(crate) fn primary(&self) -> PathBuf {
+        self.root.join("primary")
+    }
+
+    /// Addresses at which members were reached before.
+    pub(crate) fn peers(&self) -> PathBuf {
+        self.root.join("peers")
+    }
+}
+
+pub(crate) fn grids_dir(state_dir: &Path) -> PathBuf {
+    state_dir.join("grids")
+}
+
+/// The control socket of the daemon that serves a grid.
+pub(crate) fn control_socket(run_dir: &Path, grid: GridId) -> PathBuf {
+    run_dir.join(format!("{}.sock", grid.short()))
+}
+
+/// The control socket of a daemon that has no grid yet.
+pub(crate) fn waiting_socket(run_dir: &Path) -> PathBuf {
+    run_dir.join("waiting.sock")
+}
+
+/// Every control socket present, in the order of their names.
+pub(crate) fn control_sockets(run_dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match std::fs::read_dir(run_dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut sockets: Vec<_> = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|ext| ext == "sock"))
+        .collect();
+    sockets.sort();
+    Ok(sockets)
+}
