@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use aerie_types::{Instance, Key, NodeName, PeerId, VirtualAddr, VirtualRange};
 
-use crate::receipt::quorum;
+use crate::receipt::{WITNESSES, quorum};
 use crate::{Certificate, Receipt, Refusal};
 
 /// How long the first grant stands: long enough to confirm it, short enough to free it soon if that fails.
@@ -138,15 +138,19 @@ impl Slot {
             .values()
             .map(|receipt| usize::from(receipt.body.members_known))
             .max();
-        let need = quorum(seen.unwrap_or(0).max(asked));
+        // Where all known members were asked because too few of more than nine are there, a majority of them must have
+        // answered, so that two sides of a partition cannot both have a quorum.
+        let of_all = if asked > WITNESSES { asked / 2 + 1 } else { 0 };
+        let need = quorum(seen.unwrap_or(0).max(asked)).max(of_all);
         let got = self.receipts.len();
         let certificate = Certificate {
-            receipts: self.receipts.values().cloned().collect(),
+            receipts: self.receipts.values().take(WITNESSES).cloned().collect(),
         };
-        if got > 0 && got >= certificate.needed() {
+        if got > 0 && got >= certificate.needed().max(of_all) {
             return Verdict::Won(vec![certificate]);
         }
-        if asked > 0 && self.cloned.len() + need > asked {
+        // Only where the other answers could have made a quorum: too few witnesses prove nothing about clones.
+        if asked >= need && self.cloned.len() > asked - need {
             return Verdict::Cloned;
         }
         let silent = self.held.len() + self.cloned.len() + self.failed.len();
@@ -316,5 +320,63 @@ impl Claimant {
     /// When to be woken.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.round.as_ref().map(|round| round.deadline).or(self.wake)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use aerie_types::{GridId, WallMillis};
+
+    use super::*;
+    use crate::receipt::ReceiptBody;
+
+    fn receipt(witness: u8, members_known: u16) -> Receipt {
+        let body = ReceiptBody {
+            grid: GridId([1; 16]),
+            key: Key([2; 32]),
+            holder: PeerId([3; 32]),
+            name: "w1".parse().unwrap(),
+            addr: Ipv4Addr::new(100, 96, 0, 1).into(),
+            instance: Instance(4),
+            number: 1,
+            witness: PeerId([witness; 32]),
+            witness_time: WallMillis(5),
+            ttl_ms: 10_000,
+            members_known,
+        };
+        Receipt { body, witness_credential: Vec::new(), signature: Vec::new() }
+    }
+
+    fn slot(asked: u8, answered: u8, members_known: u16) -> Slot {
+        let mut slot = Slot::new(Key([2; 32]));
+        slot.asked = Some((0..asked).map(|i| PeerId([i; 32])).collect());
+        for witness in 0..answered {
+            slot.receipts.insert(PeerId([witness; 32]), receipt(witness, members_known));
+        }
+        slot
+    }
+
+    #[test]
+    fn a_newcomer_that_knows_too_few_witnesses_is_not_taken_for_a_clone() {
+        let verdict = slot(2, 2, 5).verdict(false, true);
+        assert!(matches!(verdict, Verdict::Short { got: 2, need: 3, .. }), "{verdict:?}");
+    }
+
+    #[test]
+    fn a_clone_is_told_so_once_no_quorum_is_left() {
+        let mut slot = slot(5, 2, 5);
+        slot.cloned.extend([PeerId([2; 32]), PeerId([3; 32])]);
+        assert!(matches!(slot.verdict(false, false), Verdict::Open));
+        slot.cloned.insert(PeerId([4; 32]));
+        assert!(matches!(slot.verdict(false, false), Verdict::Cloned));
+    }
+
+    #[test]
+    fn a_side_of_a_partition_with_less_than_half_of_the_members_gets_no_lease() {
+        assert!(matches!(slot(20, 8, 20).verdict(false, true), Verdict::Short { need: 11, .. }));
+        assert!(matches!(slot(20, 11, 20).verdict(false, true), Verdict::Won(_)));
+        assert!(matches!(slot(9, 7, 20).verdict(false, true), Verdict::Won(_)));
     }
 }
