@@ -11,6 +11,8 @@ pub(crate) enum Error {
     AlreadyRunning { path: PathBuf },
     #[error("{path} cannot be written: {source}; check its owner and the space left on its disk")]
     Files { path: PathBuf, source: aerie_identity::Error },
+    #[error("the folder {path} cannot be made: {source}; check its owner and the space left on its disk")]
+    Folder { path: PathBuf, source: io::Error },
     #[error("{what} in {path} is not usable: {reason}; remove it to enrol this node anew with a fresh blob")]
     State { what: &'static str, path: PathBuf, reason: String },
     #[error("the enrolment service cannot be asked: {0}")]

@@ -1,6 +1,8 @@
 //! Where things live on a machine. Everything below is keyed by grid, since a machine may belong to several.
 
+use std::fs::Permissions;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use aerie_types::GridId;
@@ -21,6 +23,18 @@ pub(crate) struct GridPaths {
 impl GridPaths {
     pub(crate) fn new(state_dir: &Path, grid: GridId) -> Self {
         Self { root: grids_dir(state_dir).join(grid.to_string()) }
+    }
+
+    /// Makes the grid's folder. HTCondor's daemons and tools run as other users and must reach what is theirs in it:
+    /// the folder and the two above are passable, and nothing in them but [`Self::condor`] can be listed.
+    pub(crate) fn prepare(&self) -> io::Result<()> {
+        std::fs::create_dir_all(self.condor())?;
+        std::fs::set_permissions(self.condor(), Permissions::from_mode(0o755))?;
+        // The grid's folder, the folder of grids, and the state folder.
+        for folder in self.root.ancestors().take(3) {
+            std::fs::set_permissions(folder, Permissions::from_mode(0o711))?;
+        }
+        Ok(())
     }
 
     pub(crate) fn root(&self) -> &Path {
@@ -97,4 +111,21 @@ pub(crate) fn control_sockets(run_dir: &Path) -> io::Result<Vec<PathBuf>> {
         .collect();
     sockets.sort();
     Ok(sockets)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_users_reach_what_htcondor_reads_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = GridPaths::new(&dir.path().join("aerie"), GridId([7; 16]));
+        paths.prepare().unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        for folder in paths.root().ancestors().take(3) {
+            assert_eq!(mode(folder), 0o711, "{}", folder.display());
+        }
+        assert_eq!(mode(&paths.condor()), 0o755);
+    }
 }

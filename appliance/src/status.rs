@@ -216,10 +216,6 @@ impl Tracker {
     pub(crate) fn reports(&self) -> Vec<StageReport> {
         self.reports.values().map(|(report, _)| report.clone()).collect()
     }
-
-    pub(crate) fn state(&self, stage: Stage) -> State {
-        self.reports.get(&stage).map(|(report, _)| report.state).unwrap_or_default()
-    }
 }
 
 fn millis(duration: Duration) -> u64 {

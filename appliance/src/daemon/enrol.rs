@@ -191,26 +191,12 @@ fn keep(paths: &GridPaths, keys: &NodeKeys, membership: &Membership) -> Result<(
         files::write_atomic(&path, bytes, mode).map_err(|source| Error::Files { path, source })
     };
     let condor = paths.condor();
-    make_readable(paths, &condor)?;
+    paths.prepare().map_err(|source| Error::Folder { path: condor.clone(), source })?;
     write(condor.join("ca.pem"), membership.ca_pem.as_bytes(), 0o644)?;
     write(condor.join("node.key"), keys.condor_key_pem().as_bytes(), 0o600)?;
     write(condor.join("node.pem"), membership.condor_pem.as_bytes(), 0o644)?;
     write(paths.ca(), membership.ca_pem.as_bytes(), 0o644)?;
     write(paths.credential(), &membership.credential.der, 0o644)
-}
-
-/// HTCondor's tools run as ordinary users and must reach the CA and their own certificate: the folders above are
-/// passable, nothing in them but this folder is readable.
-fn make_readable(paths: &GridPaths, condor: &Path) -> Result<(), Error> {
-    use std::os::unix::fs::PermissionsExt;
-    let failed = |source: std::io::Error| Error::State {
-        what: "the folder",
-        path: condor.to_owned(),
-        reason: source.to_string(),
-    };
-    std::fs::create_dir_all(condor).map_err(failed)?;
-    std::fs::set_permissions(condor, std::fs::Permissions::from_mode(0o755)).map_err(failed)?;
-    std::fs::set_permissions(paths.root(), std::fs::Permissions::from_mode(0o711)).map_err(failed)
 }
 
 /// Renews the credentials for as long as the daemon runs.

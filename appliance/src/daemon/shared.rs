@@ -1,7 +1,7 @@
 //! What the daemon's tasks share: the stages, and the handles of the parts that are up.
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::watch;
 
@@ -29,10 +29,6 @@ impl Shared {
     fn tracker(&self) -> MutexGuard<'_, Tracker> {
         // A report is a plain value: one left by a panicked task is still the best that is known.
         self.tracker.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn elapsed(&self) -> Duration {
-        self.started.elapsed()
     }
 
     /// Records a stage and logs it where it changed.

@@ -105,9 +105,9 @@ pub(crate) fn forget_token(paths: &GridPaths, spec: &Spec) -> Result<(), Error> 
 }
 
 fn write(paths: &GridPaths, spec: &Spec) -> Result<(), Error> {
-    let failed = |source| Error::Files { path: paths.spec(), source };
-    aerie_identity::files::private_dir(paths.root()).map_err(failed)?;
-    aerie_identity::files::write_atomic(&paths.spec(), spec.to_toml().as_bytes(), 0o600).map_err(failed)
+    paths.prepare().map_err(|source| Error::Folder { path: paths.root().to_owned(), source })?;
+    aerie_identity::files::write_atomic(&paths.spec(), spec.to_toml().as_bytes(), 0o600)
+        .map_err(|source| Error::Files { path: paths.spec(), source })
 }
 
 #[cfg(test)]
