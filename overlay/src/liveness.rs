@@ -11,6 +11,9 @@
 //!     └── echo ──────────────── Late ────────────► Dead             (the driver closes the connection)
 //! ```
 //!
+//! On an overloaded machine, or towards one, the times stretch: a member that answers slowly is not declared dead, for
+//! the handshakes of its return would only add to the load.
+//!
 //! A probe that *arrives* proves as much as an echo, so whoever receives one puts its own off, at most four times in
 //! a row: in a quiet grid one side of each connection probes. With many connections the interval grows in steps, so
 //! that a node sends the same number of probes in any grid; a member that declares somebody dead tells the others,
@@ -48,6 +51,12 @@ const FIRST_PROBE: Duration = Duration::from_secs(1);
 
 /// A probe answered less than this ago is not repeated on somebody's suspicion.
 const FRESH: Duration = Duration::from_secs(1);
+
+/// A probe may take this many round trips of late before the timeout counts, and this many timeouts at most.
+const SLOW_FACTOR: u32 = 4;
+
+/// A timer that comes this late speaks of an overloaded machine.
+const LATE: Duration = Duration::from_millis(500);
 
 /// The bytes of a probe and of its echo.
 const PROBE: usize = 8;
@@ -206,7 +215,10 @@ pub(crate) struct Handler {
     outbound: Outbound,
     inbound: Option<BoxFuture<'static, io::Result<Stream>>>,
     answered: Option<Instant>,
+    rtt: Option<Duration>,
     put_off: u8,
+    /// Whether the deadline of this probe was put off because this machine is slow.
+    excused: bool,
     dead: bool,
 }
 
@@ -227,7 +239,9 @@ impl Handler {
             outbound: Outbound::None,
             inbound: None,
             answered: None,
+            rtt: None,
             put_off: 0,
+            excused: false,
             dead: false,
         }
     }
@@ -247,7 +261,10 @@ impl Handler {
                 Poll::Ready(Err(_)) => self.inbound = None,
                 Poll::Ready(Ok(stream)) => {
                     self.inbound = Some(echo_one(stream).boxed());
-                    if self.is_idle() && self.answered.is_some() && self.put_off < MAX_PUT_OFF {
+                    if !self.is_idle() {
+                        // Slow, but there.
+                        self.set_deadline();
+                    } else if self.answered.is_some() && self.put_off < MAX_PUT_OFF {
                         self.put_off += 1;
                         self.set_timer(self.interval + self.interval / 4);
                     }
@@ -296,7 +313,10 @@ impl ConnectionHandler for Handler {
                     Poll::Ready(Ok((stream, rtt))) => {
                         self.outbound = Outbound::Idle(stream);
                         self.answered = Some(Instant::now());
+                        // Follows a rise at once and a fall slowly.
+                        self.rtt = Some(self.rtt.map_or(rtt, |known| rtt.max((known * 3 + rtt) / 4)));
                         self.put_off = 0;
+                        self.excused = false;
                         self.dead = false;
                         self.set_timer(self.interval);
                         return Poll::Ready(ConnectionHandlerEvent::NotifyBehaviour(Found::Alive(rtt)));
@@ -317,14 +337,14 @@ impl ConnectionHandler for Handler {
                         self.outbound = Outbound::Idle(stream);
                         return Poll::Pending;
                     }
-                    self.set_timer(self.timeout * 2);
+                    self.set_deadline();
                     self.outbound = Outbound::Waiting(probe_once(stream).boxed());
                 }
                 Outbound::None => {
                     if self.timer.as_mut().poll(cx).is_pending() {
                         return Poll::Pending;
                     }
-                    self.set_timer(self.timeout * 2);
+                    self.set_deadline();
                     self.outbound = Outbound::Opening;
                     return Poll::Ready(ConnectionHandlerEvent::OutboundSubstreamRequest {
                         protocol: SubstreamProtocol::new(ReadyUpgrade::new(self.protocol.clone()), ()),
@@ -362,10 +382,30 @@ impl ConnectionHandler for Handler {
 }
 
 impl Handler {
+    /// Sets the time after which the connection counts as dead: twice the timeout, longer where answers take long,
+    /// and twice as long while there never was one, since connections begin when much else does.
+    fn set_deadline(&mut self) {
+        let timeout = match self.rtt {
+            Some(rtt) => self
+                .timeout
+                .max(rtt * SLOW_FACTOR)
+                .min(self.timeout * SLOW_FACTOR),
+            None => self.timeout * 2,
+        };
+        self.set_timer(timeout * 2);
+    }
+
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> HandlerPoll {
-        if !self.dead && self.timer.as_mut().poll(cx).is_ready() {
-            self.dead = true;
-            return Poll::Ready(ConnectionHandlerEvent::NotifyBehaviour(Found::Dead));
+        let deadline = self.timer.deadline();
+        while !self.dead && self.timer.as_mut().poll(cx).is_ready() {
+            // If even this timer comes late, it is this machine that is slow, and says nothing about the other.
+            if deadline.elapsed() > LATE && !self.excused {
+                self.excused = true;
+                self.set_deadline();
+            } else {
+                self.dead = true;
+                return Poll::Ready(ConnectionHandlerEvent::NotifyBehaviour(Found::Dead));
+            }
         }
         Poll::Pending
     }

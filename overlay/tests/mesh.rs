@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aerie_identity::NodeKeys;
-use aerie_overlay::{Config, Multiaddr, Protocol, RequestError, Topic};
+use aerie_overlay::{Config, Multiaddr, Protocol, RequestError, Stats, Topic};
 use aerie_types::{Key, PeerId, Role};
 use common::{Grid, Node, QUIC, Seen, TCP, eventually, now};
 
@@ -304,8 +304,25 @@ async fn measure_a_large_mesh() {
     let grid = Grid::new("chem");
     let begun = Instant::now();
     let nodes = mesh(&grid, members - 1).await;
-    all_connected(&nodes).await;
+    let sum = |of: fn(&Stats) -> u64| nodes.iter().map(|node| of(&node.handle.stats())).sum::<u64>();
+    let report = |when: &str| {
+        println!(
+            "{when}: {} connections, {} exchanges, {} dials, {} failed, {} given up",
+            sum(|stats| stats.connections_now) / 2,
+            sum(|stats| stats.admitted) / 2,
+            sum(|stats| stats.dials),
+            sum(|stats| stats.dial_failures),
+            sum(|stats| stats.dead_connections),
+        );
+    };
+    let pairs = members * (members - 1);
+    while sum(|stats| stats.members_now) < pairs as u64 {
+        assert!(begun.elapsed() < Duration::from_secs(120), "no mesh");
+        report(&format!("{:4.1} s", begun.elapsed().as_secs_f64()));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
     println!("{members} members meshed in {} ms", begun.elapsed().as_millis());
+    report("meshed");
     let cpu = || {
         let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
         let fields: Vec<u64> = stat.split(' ').filter_map(|field| field.parse().ok()).collect();
@@ -317,13 +334,7 @@ async fn measure_a_large_mesh() {
     let ticks = (cpu() - before.0) as f64;
     let percent = ticks / before.1.elapsed().as_secs_f64() / members as f64;
     println!("at rest {percent:.3} % of a core each");
-    let stats: Vec<_> = nodes.iter().map(|node| node.handle.stats()).collect();
-    let connections: u64 = stats.iter().map(|stats| stats.connections_now).sum();
-    let dead: u64 = stats.iter().map(|stats| stats.dead_connections).sum();
-    println!(
-        "{} connections each, {dead} given up",
-        connections / members as u64
-    );
+    report("after 30 s");
     let key = Key::of("test", &[b"k"]);
     let begun = Instant::now();
     for node in &nodes {

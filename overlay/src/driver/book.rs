@@ -28,12 +28,6 @@ const MAX_PINNED_PAUSE: Duration = Duration::from_secs(30);
 /// A member that refused us, or that we refused, is left alone this long.
 const REFUSED_PAUSE: Duration = Duration::from_secs(120);
 
-/// Within this time the first dial of a new member begins, so that not all begin at once.
-const LEARN_SPREAD: Duration = Duration::from_millis(100);
-
-/// A lost member is dialled again within this time, by only one side at a time if luck permits.
-const LOST_SPREAD: Duration = Duration::from_millis(800);
-
 /// A bootstrap member is dialled within this time once the node is alone.
 const ALONE_SPREAD: Duration = Duration::from_millis(500);
 
@@ -60,6 +54,11 @@ impl Entry {
     pub(crate) fn is_fresh(&self) -> bool {
         !self.met && self.failures == 0
     }
+
+    /// Whether it has been due for so long already.
+    pub(crate) fn is_due(&self, now: Instant, since: Duration) -> bool {
+        self.next_dial + since <= now
+    }
 }
 
 #[derive(Debug, Default)]
@@ -76,9 +75,9 @@ impl Book {
         self.entries.iter().map(|(peer, entry)| (*peer, entry))
     }
 
-    /// Notes an address. `true` if the member is new. `jitter` is in 0..1, here and below.
-    pub(crate) fn learn(&mut self, peer: PeerId, addr: Multiaddr, now: Instant, jitter: f64) -> bool {
-        let soon = now + LEARN_SPREAD.mul_f64(jitter);
+    /// Notes an address. `true` if the member is new, to be dialled after `wait`.
+    pub(crate) fn learn(&mut self, peer: PeerId, addr: Multiaddr, now: Instant, wait: Duration) -> bool {
+        let soon = now + wait;
         let is_new = !self.entries.contains_key(&peer);
         if is_new {
             self.make_room();
@@ -101,17 +100,17 @@ impl Book {
             entry.addrs.push(addr);
             // A new address of a member that could not be reached is worth a try, though not on every rumour.
             if entry.failures > 0 && !is_new {
-                entry.next_dial = entry.next_dial.min(now + FIRST_PAUSE.mul_f64(1.0 + jitter));
+                entry.next_dial = entry.next_dial.min(now + FIRST_PAUSE + wait);
             }
         }
         is_new
     }
 
     /// Notes the addresses that the member states itself: those come first, older ones stay while there is room.
-    pub(crate) fn restate(&mut self, peer: PeerId, addrs: Vec<Multiaddr>, now: Instant, jitter: f64) {
+    pub(crate) fn restate(&mut self, peer: PeerId, addrs: Vec<Multiaddr>, now: Instant) {
         let mut stated: Vec<_> = addrs.into_iter().map(without_target).collect();
         for addr in &stated {
-            self.learn(peer, addr.clone(), now, jitter);
+            self.learn(peer, addr.clone(), now, Duration::ZERO);
         }
         if let Some(entry) = self.entries.get_mut(&peer) {
             let older = std::mem::take(&mut entry.addrs);
@@ -135,7 +134,7 @@ impl Book {
     /// The member was reached, at this address if this node dialled it.
     pub(crate) fn reached(&mut self, peer: PeerId, at: Option<Multiaddr>, now: Instant) {
         if let Some(at) = &at {
-            self.learn(peer, at.clone(), now, 0.0);
+            self.learn(peer, at.clone(), now, Duration::ZERO);
         }
         if let Some(entry) = self.entries.get_mut(&peer) {
             entry.met = true;
@@ -150,10 +149,10 @@ impl Book {
         }
     }
 
-    /// The member's last connection closed.
-    pub(crate) fn lost(&mut self, peer: PeerId, now: Instant, jitter: f64) {
+    /// The member's last connection closed; it is to be dialled again after `wait`.
+    pub(crate) fn lost(&mut self, peer: PeerId, now: Instant, wait: Duration) {
         if let Some(entry) = self.entries.get_mut(&peer) {
-            entry.next_dial = now + LOST_SPREAD.mul_f64(jitter);
+            entry.next_dial = now + wait;
             entry.touched = now;
         }
     }
@@ -165,7 +164,7 @@ impl Book {
         }
     }
 
-    /// No address of the member led to it.
+    /// No address of the member led to it. `jitter` is in 0..1, here and below.
     pub(crate) fn failed(&mut self, peer: PeerId, now: Instant, jitter: f64) {
         if let Some(entry) = self.entries.get_mut(&peer) {
             let limit = if entry.pinned { MAX_PINNED_PAUSE } else { MAX_PAUSE };
@@ -272,7 +271,7 @@ mod tests {
         let now = Instant::now();
         for (pinned, longest) in [(false, MAX_PAUSE), (true, MAX_PINNED_PAUSE)] {
             let mut book = Book::default();
-            book.learn(peer(1), addr(1), now, 0.0);
+            book.learn(peer(1), addr(1), now, Duration::ZERO);
             if pinned {
                 book.pin(peer(1));
             }
@@ -292,12 +291,17 @@ mod tests {
     fn the_book_stays_bounded_and_keeps_bootstrap_members() {
         let now = Instant::now();
         let mut book = Book::default();
-        book.learn(peer(0), addr(1), now, 0.0);
+        book.learn(peer(0), addr(1), now, Duration::ZERO);
         book.pin(peer(0));
         for n in 1..=(MAX_BOOK as u16 + 50) {
-            book.learn(peer(n), addr(1), now + Duration::from_millis(n.into()), 0.0);
+            book.learn(
+                peer(n),
+                addr(1),
+                now + Duration::from_millis(n.into()),
+                Duration::ZERO,
+            );
             for port in 0..(MAX_ADDRS as u16 + 5) {
-                book.learn(peer(n), addr(port), now, 0.0);
+                book.learn(peer(n), addr(port), now, Duration::ZERO);
             }
         }
         assert_eq!(book.entries.len(), MAX_BOOK);
@@ -310,7 +314,7 @@ mod tests {
         let now = Instant::now();
         let mut book = Book::default();
         for port in 1..=3 {
-            book.learn(peer(1), addr(port), now, 0.0);
+            book.learn(peer(1), addr(port), now, Duration::ZERO);
         }
         book.reached(peer(1), Some(addr(3)), now);
         assert_eq!(book.get(peer(1)).unwrap().addrs, [addr(3), addr(1), addr(2)]);
@@ -320,7 +324,7 @@ mod tests {
     fn a_node_that_is_alone_dials_those_it_met_again_soon() {
         let now = Instant::now();
         let mut book = Book::default();
-        book.learn(peer(1), addr(1), now, 0.0);
+        book.learn(peer(1), addr(1), now, Duration::ZERO);
         book.reached(peer(1), None, now);
         for _ in 0..9 {
             book.failed(peer(1), now, 0.5);

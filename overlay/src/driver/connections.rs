@@ -8,7 +8,7 @@ use aerie_types::{PeerId, Role};
 use libp2p::core::ConnectedPoint;
 use libp2p::swarm::ConnectionId;
 
-use super::dialer::FIRST_UPGRADE;
+use super::dialer::{FIRST_UPGRADE, LOST_SPREAD};
 use super::{Driver, Link, Live};
 use crate::admission::Refusal;
 use crate::config::CLOSEST;
@@ -77,7 +77,8 @@ impl Driver {
             let now = Instant::now();
             self.live.remove(&peer);
             tracing::debug!(peer = %peer.short(), "disconnected");
-            self.book.lost(peer, now, rand::random());
+            let wait = self.wait_for(peer, LOST_SPREAD);
+            self.book.lost(peer, now, wait);
             // A look-up should not wait for somebody who may be gone. When it is back, it states its addresses anew.
             self.swarm.behaviour_mut().kad.remove_peer(&to_libp2p(peer));
             self.report(Event::MemberDown { peer });

@@ -1,7 +1,7 @@
 //! Dials members that are due, in stages:
 //!
 //! ```text
-//!   due ──► TCP ──── 300 ms, or failed ────► QUIC ──── 400 ms, or failed ────► through relays
+//!   due ──► TCP ──── 300 ms, or failed ────► QUIC ──── 400 ms, or failed ────► through relays  (longer when busy)
 //!            │                                │         (as stated by the member, and a guess
 //!            ▼ reached                        ▼          through each connected relay)
 //!          done                             done               │ reached      │ failed
@@ -29,7 +29,16 @@ use crate::config::CLOSEST;
 use crate::peer::{from_libp2p, is_dialable, is_quic, is_relayed, is_tcp, relay_of, to_libp2p};
 use crate::stats::Counters;
 
-/// The head start of TCP over QUIC, and of both over relayed addresses.
+/// New members are dialled within this time, so that not all are dialled at once; lost ones within that.
+const LEARN_SPREAD: Duration = Duration::from_millis(100);
+pub(super) const LOST_SPREAD: Duration = Duration::from_millis(500);
+
+/// How much longer the higher id of two waits, and how much for each member that it is dialling already.
+const GIVE_WAY: Duration = Duration::from_millis(300);
+const GIVE_WAY_BUSY: Duration = Duration::from_millis(400);
+
+/// The head start of TCP over QUIC, and of both over relayed addresses, when nothing else is being dialled. With
+/// every two members dialled at once they grow by as much again, since then slowness says less about the path.
 const TCP_HEAD_START: Duration = Duration::from_millis(300);
 const DIRECT_HEAD_START: Duration = Duration::from_millis(700);
 
@@ -38,7 +47,7 @@ pub(super) const FIRST_UPGRADE: Duration = Duration::from_secs(1);
 const LAST_UPGRADE: Duration = Duration::from_secs(600);
 
 /// Members dialled at once. More would only contend for the line.
-const MAX_ATTEMPTS: usize = 24;
+const MAX_ATTEMPTS: usize = 12;
 
 /// Connected relays through which an unreachable member is looked for without being told.
 const MAX_GUESSES: usize = 3;
@@ -109,7 +118,32 @@ impl Driver {
         if peer == self.local || through_self || !is_dialable(&addr, locally, self.config.virtual_range) {
             return false;
         }
-        self.book.learn(peer, addr, Instant::now(), rand::random())
+        let wait = self.wait_for(peer, LEARN_SPREAD);
+        self.book.learn(peer, addr, Instant::now(), wait)
+    }
+
+    /// How long to wait before dialling a member that is likely to dial this node too: the lower id goes first.
+    pub(super) fn wait_for(&self, peer: PeerId, spread: Duration) -> Duration {
+        let jitter = spread.mul_f64(rand::random());
+        if self.local < peer {
+            jitter
+        } else {
+            jitter + GIVE_WAY
+        }
+    }
+
+    /// Whether to leave it to a member yet to dial this node.
+    ///
+    /// The higher id waits the longer the more it is doing already: when a whole grid starts at once, or a switch
+    /// comes back, two handshakes for each pair would make it take twice as long.
+    fn gives_way(&self, peer: PeerId, now: Instant) -> bool {
+        let busy = u32::try_from(self.dials.attempts.len()).unwrap_or(u32::MAX);
+        let wait = GIVE_WAY_BUSY * busy;
+        self.local > peer
+            && self
+                .book
+                .get(peer)
+                .is_some_and(|entry| !entry.pinned && !entry.is_due(now, wait))
     }
 
     /// Dials who is due, as far as there is room, and moves attempts on to their second stage.
@@ -120,7 +154,7 @@ impl Driver {
             if self.dials.attempts.len() >= MAX_ATTEMPTS {
                 break;
             }
-            if self.live.contains_key(&peer) || self.dials.is_dialling(peer) {
+            if self.live.contains_key(&peer) || self.dials.is_dialling(peer) || self.gives_way(peer, now) {
                 continue;
             }
             let pinned = self.book.get(peer).is_some_and(|entry| entry.pinned);
@@ -165,10 +199,11 @@ impl Driver {
         if self.live.contains_key(&peer) || self.dials.is_dialling(peer) {
             return;
         }
+        let load = 1 + u32::try_from(self.dials.attempts.len() / 2).unwrap_or(u32::MAX - 1);
         let stages = [
             (now, Stage::Tcp),
-            (now + TCP_HEAD_START, Stage::Quic),
-            (now + DIRECT_HEAD_START, Stage::Relayed),
+            (now + TCP_HEAD_START * load, Stage::Quic),
+            (now + DIRECT_HEAD_START * load, Stage::Relayed),
         ];
         let attempt = Attempt {
             pending: 0,

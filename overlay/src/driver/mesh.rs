@@ -1,7 +1,7 @@
 //! How members learn of each other: they tell each other whom they are connected to.
 //!
-//! A node asks every member that it meets, and from then on somebody at random: soon again after it met or learned
-//! of anybody, since the grid is changing, and ever more rarely while nothing is new. The question names by
+//! A node asks the first members that it meets, and from then on somebody at random: soon again after it learned of
+//! anybody new, since the grid is changing, and ever more rarely while nothing is new. The question names by
 //! fingerprint whom the asker is connected to, so that in a quiet grid the answer is empty.
 //!
 //! The same protocol hands a renewed credential to the connected members.
@@ -29,8 +29,9 @@ const LONGEST: Duration = Duration::from_secs(300);
 /// Members named in one answer.
 const MAX_NAMED: usize = 64;
 
-/// Members asked at once by the clock.
+/// Members asked at once by the clock, and those asked as soon as they are met.
 const ASKED: usize = 2;
+const ASKED_FIRST: usize = 3;
 
 pub(super) struct Mesh {
     next: Instant,
@@ -74,10 +75,12 @@ impl Mesh {
 }
 
 impl Driver {
-    /// A member has been met: asks it whom it knows.
+    /// A member has been met: asks it whom it knows, if it is one of the first.
     pub(super) fn meet(&mut self, peer: PeerId) {
-        self.mesh.something_new();
-        self.ask_peers(peer);
+        if self.live.len() <= ASKED_FIRST {
+            self.mesh.something_new();
+            self.ask_peers(peer);
+        }
         self.seek_waiting(Instant::now());
     }
 

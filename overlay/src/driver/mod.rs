@@ -155,7 +155,12 @@ impl Driver {
             Some(peer) if peer == self.local => {}
             Some(peer) => {
                 let now = Instant::now();
-                self.book.learn(peer, addr, now, rand::random());
+                self.book.learn(
+                    peer,
+                    addr,
+                    now,
+                    Duration::from_millis(150).mul_f64(rand::random()),
+                );
                 self.book.pin(peer);
             }
             None => self.dials.add_unnamed(addr, Instant::now(), rand::random()),

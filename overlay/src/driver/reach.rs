@@ -245,7 +245,7 @@ impl Driver {
         for addr in &addrs {
             self.swarm.behaviour_mut().kad.add_address(&peer_id, addr.clone());
         }
-        self.book.restate(peer, addrs, Instant::now(), rand::random());
+        self.book.restate(peer, addrs, Instant::now());
     }
 
     /// Somebody on the local network says that it is there. It may be of another grid, or of none.
