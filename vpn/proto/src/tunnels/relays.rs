@@ -187,9 +187,13 @@ impl Tunnels {
         }
     }
 
-    pub(super) fn sessions_with(&self, far: PeerId) -> Vec<u64> {
-        let of_far = self.links.iter().filter(|(_, link)| link.far == far);
-        of_far.map(|(session, _)| *session).collect()
+    /// Ends the ways through relays to a peer that have existed for so long.
+    pub(super) fn drop_links_older_than(&mut self, age: Duration, far: PeerId, now: Instant) {
+        let old = self.links.iter().filter(|(_, link)| link.far == far && link.is_older_than(age, now));
+        let old: Vec<u64> = old.map(|(session, _)| *session).collect();
+        for session in old {
+            self.drop_link(session, now);
+        }
     }
 
     fn links_of(&self, far: PeerId) -> usize {

@@ -58,9 +58,7 @@ impl Tunnels {
         if idle >= IDLE_AFTER && peer.agent.is_awake() {
             peer.agent.sleep();
             peer.wants_session = false;
-            for session in self.sessions_with(id) {
-                self.drop_link(session, at);
-            }
+            self.drop_links_older_than(Duration::ZERO, id, at);
             self.give_up_queue(id, at);
         }
         let Some(peer) = self.peers.get_mut(&id) else { return };
@@ -86,9 +84,8 @@ impl Tunnels {
             self.give_up_queue(id, at);
         }
         if standby_over {
-            for session in self.sessions_with(id) {
-                self.drop_link(session, at);
-            }
+            // A younger one was asked for by the peer, which may have lost the direct way already.
+            self.drop_links_older_than(STANDBY, id, at);
         }
         self.drive_agent(id, now);
     }
