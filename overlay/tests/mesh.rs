@@ -106,6 +106,19 @@ async fn a_look_up_asks_the_network_where_members_keep_few_connections() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_look_up_of_a_member_that_has_just_joined_names_the_others_too() {
+    let grid = Grid::new("chem");
+    let nodes = mesh(&grid, 5).await;
+    all_connected(&nodes).await;
+    let key = Key::of("test", &[b"k"]);
+    let mut expected: Vec<_> = nodes.iter().map(Node::peer).collect();
+    expected.sort_by_key(|peer| key.position().distance(&peer.position()));
+    let mut late = grid.worker("late", &[TCP], &nodes[5].full_addrs()).await;
+    late.sees_up(nodes[5].peer()).await;
+    assert_eq!(late.handle.closest(key).await.unwrap(), expected);
+}
+
 #[tokio::test]
 async fn a_node_listens_everywhere_and_looks_around() {
     let grid = Grid::new("chem");

@@ -1,7 +1,7 @@
 //! Which members are closest to a key.
 //!
 //! In a small grid everybody is connected to everybody, so the connected members are the answer and the network is
-//! not asked. Otherwise Kademlia locates, and what it finds is merged with the connected members: a look-up asks for
+//! not asked, as soon as some member has said whom it knows and all those have been dialled. Otherwise Kademlia locates, and what it finds is merged with the connected members: a look-up asks for
 //! twenty, never names the node itself, and can miss somebody whom this node knows.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -18,9 +18,13 @@ use crate::peer::{from_libp2p, to_libp2p};
 /// How long a look-up may take. A member that has just gone would hold it up for a dial's whole time limit.
 const PATIENCE: Duration = Duration::from_millis(2500);
 
+/// How long the look-ups of a node that has just joined wait for a member to name the others.
+const DEFERRED: Duration = Duration::from_secs(1);
+
 #[derive(Default)]
 pub(super) struct Queries {
     closest: HashMap<QueryId, (Key, oneshot::Sender<Vec<PeerId>>)>,
+    deferred: VecDeque<(Instant, Key, oneshot::Sender<Vec<PeerId>>)>,
     /// The look-ups under way in the order of their beginning.
     begun: VecDeque<(Instant, QueryId)>,
     finding: BTreeMap<PeerId, QueryId>,
@@ -28,7 +32,17 @@ pub(super) struct Queries {
 
 impl Driver {
     pub(super) fn closest(&mut self, key: Key, reply: oneshot::Sender<Vec<PeerId>>) {
-        let small = self.live.len() < CLOSEST && !self.has_untried();
+        // A node that has just joined is connected to one member and knows no better, until that one names the others.
+        let hears_soon = !self.live.is_empty() && !self.mesh.has_heard();
+        if hears_soon && self.queries.deferred.len() < MAX_QUERIES {
+            self.queries.deferred.push_back((Instant::now(), key, reply));
+        } else {
+            self.look_up(key, reply);
+        }
+    }
+
+    fn look_up(&mut self, key: Key, reply: oneshot::Sender<Vec<PeerId>>) {
+        let small = self.live.len() < CLOSEST.min(self.config.max_members) && !self.has_untried();
         if small || self.live.is_empty() || self.queries.closest.len() >= MAX_QUERIES {
             let _ = reply.send(self.nearest(key, std::iter::empty()));
             return;
@@ -36,6 +50,19 @@ impl Driver {
         let query = self.swarm.behaviour_mut().kad.get_closest_peers(key.0.to_vec());
         self.queries.closest.insert(query, (key, reply));
         self.queries.begun.push_back((Instant::now(), query));
+    }
+
+    /// Begins the look-ups that waited for a member to name the others: it has, or has not in time.
+    pub(super) fn begin_deferred(&mut self, now: Instant) {
+        let late = |begun: Instant| now.saturating_duration_since(begun) >= DEFERRED;
+        while let Some((begun, _, _)) = self.queries.deferred.front() {
+            if !self.live.is_empty() && !self.mesh.has_heard() && !late(*begun) {
+                return;
+            }
+            if let Some((_, key, reply)) = self.queries.deferred.pop_front() {
+                self.look_up(key, reply);
+            }
+        }
     }
 
     /// Ends look-ups that wait for members who do not answer; what was found until then is the answer.

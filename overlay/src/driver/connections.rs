@@ -83,6 +83,7 @@ impl Driver {
             self.swarm.behaviour_mut().kad.remove_peer(&to_libp2p(peer));
             self.report(Event::MemberDown { peer });
             if self.live.is_empty() {
+                self.mesh.alone();
                 self.book.hurry(now, rand::random);
                 self.dials.hurry(now, rand::random());
             }

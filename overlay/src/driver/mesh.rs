@@ -36,6 +36,8 @@ const ASKED_FIRST: usize = 3;
 pub(super) struct Mesh {
     next: Instant,
     pause: Duration,
+    /// Whether a member has named the others since this node was last alone.
+    heard: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -65,7 +67,17 @@ impl Mesh {
         Self {
             next: Instant::now(),
             pause: SHORTEST,
+            heard: false,
         }
+    }
+
+    pub(super) fn has_heard(&self) -> bool {
+        self.heard
+    }
+
+    /// The node is connected to nobody any more.
+    pub(super) fn alone(&mut self) {
+        self.heard = false;
     }
 
     fn something_new(&mut self) {
@@ -199,6 +211,8 @@ impl Driver {
             self.seek_waiting(now);
             self.dial_due(now);
         }
+        self.mesh.heard = true;
+        self.begin_deferred(Instant::now());
     }
 
     /// Whether a member is on this machine, as far as its direct connections tell.

@@ -237,6 +237,7 @@ impl Driver {
         self.ticks += 1;
         self.dial_due(now);
         self.expire_waiting(now);
+        self.begin_deferred(now);
         self.finish_slow_queries(now);
         self.gossip_peers(now);
         if self.ticks.is_multiple_of(CHORE_TICKS) {
