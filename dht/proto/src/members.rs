@@ -1,0 +1,254 @@
+//! Whom this node knows: who counts in a small grid's quorum, who is connected, whose credential is at hand.
+//!
+//! ```text
+//!            heard of, with its credential          connected
+//!  unknown ─────────────────────────────► known ◄──────────────► up
+//!     ▲                                     │                     │
+//!     └──── not heard of for a day ◄────────┴──── leaves cleanly ─┘
+//! ```
+//!
+//! A member counts for [`REMEMBERED`] after it was last heard of, by this node or by one that told it (the age
+//! travels along, so that telling does not make anybody younger). Members are told with their credentials: nobody
+//! can inflate the count of a small grid, and with it the quorum, by inventing members. One that leaves cleanly stops
+//! counting at once; older news of it does not bring it back.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use aerie_types::{Key, PeerId};
+
+use crate::limits::{MAX_CREDENTIALS, MAX_MEMBERS, REMEMBERED};
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Known {
+    /// Until when it counts without news of it.
+    until: Instant,
+    /// When it was first known.
+    first: Instant,
+    /// It left cleanly; news that would let it count until before this moment are older than its leaving.
+    left: Option<Instant>,
+    connected: bool,
+}
+
+/// The members that this node knows, other than itself.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Members {
+    me: PeerId,
+    known: BTreeMap<PeerId, Known>,
+    credentials: BTreeMap<PeerId, Vec<u8>>,
+}
+
+impl Members {
+    pub(crate) fn new(me: PeerId) -> Self {
+        Self {
+            me,
+            known: BTreeMap::new(),
+            credentials: BTreeMap::new(),
+        }
+    }
+
+    /// News of a member that are `age` old. Whether it was not counted before.
+    pub(crate) fn heard(&mut self, peer: PeerId, age: Duration, now: Instant) -> bool {
+        if peer == self.me || age >= REMEMBERED {
+            return false;
+        }
+        let until = now + (REMEMBERED - age);
+        if let Some(known) = self.known.get_mut(&peer) {
+            if known.left.is_some_and(|left| until <= left) {
+                return false;
+            }
+            let new = known.left.take().is_some() || known.until <= now;
+            if new {
+                known.first = now;
+            }
+            known.until = known.until.max(until);
+            return new;
+        }
+        if self.known.len() >= MAX_MEMBERS {
+            return false;
+        }
+        let first = now;
+        self.known.insert(
+            peer,
+            Known {
+                until,
+                first,
+                left: None,
+                connected: false,
+            },
+        );
+        true
+    }
+
+    /// The member is connected; it is let in even where the bound is reached.
+    pub(crate) fn up(&mut self, peer: PeerId, now: Instant) -> bool {
+        if peer == self.me {
+            return false;
+        }
+        if self.known.len() >= MAX_MEMBERS && !self.known.contains_key(&peer) {
+            let idle = self.known.iter().find(|(_, known)| !known.connected);
+            if let Some(idle) = idle.map(|(peer, _)| *peer) {
+                self.known.remove(&idle);
+            }
+        }
+        let new = self.heard(peer, Duration::ZERO, now);
+        if let Some(known) = self.known.get_mut(&peer) {
+            known.connected = true;
+        }
+        new
+    }
+
+    pub(crate) fn down(&mut self, peer: PeerId, now: Instant) {
+        if let Some(known) = self.known.get_mut(&peer) {
+            if known.connected && known.left.is_none() {
+                known.until = now + REMEMBERED;
+            }
+            known.connected = false;
+        }
+    }
+
+    pub(crate) fn left(&mut self, peer: PeerId, now: Instant) {
+        if let Some(known) = self.known.get_mut(&peer) {
+            known.left = Some(now + REMEMBERED);
+        }
+    }
+
+    /// Forgets who was not heard of for too long, and returns them.
+    pub(crate) fn purge(&mut self, now: Instant) -> Vec<PeerId> {
+        let gone: Vec<_> = self
+            .known
+            .iter()
+            .filter(|(_, known)| !known.connected && known.until <= now)
+            .map(|(peer, _)| *peer)
+            .collect();
+        for peer in &gone {
+            self.known.remove(peer);
+        }
+        gone
+    }
+
+    /// Members that count, this node included.
+    pub(crate) fn count(&self, now: Instant) -> usize {
+        1 + self.counted(now).count()
+    }
+
+    /// Members that have counted for as long as `settle`, this node included.
+    pub(crate) fn settled(&self, settle: Duration, now: Instant) -> usize {
+        let old = |known: &Known| now.saturating_duration_since(known.first) >= settle;
+        1 + self.counted(now).filter(|(_, known)| old(known)).count()
+    }
+
+    /// The others that count, with the age of the last news of them.
+    pub(crate) fn others(&self, now: Instant) -> impl Iterator<Item = (PeerId, Duration)> + '_ {
+        self.counted(now).map(move |(peer, known)| {
+            let age = if known.connected {
+                Duration::ZERO
+            } else {
+                REMEMBERED.saturating_sub(known.until.saturating_duration_since(now))
+            };
+            (peer, age)
+        })
+    }
+
+    pub(crate) fn connected(&self) -> impl Iterator<Item = PeerId> + '_ {
+        self.known
+            .iter()
+            .filter(|(_, known)| known.connected)
+            .map(|(peer, _)| *peer)
+    }
+
+    pub(crate) fn any_connected(&self) -> bool {
+        self.connected().next().is_some()
+    }
+
+    pub(crate) fn is_connected(&self, peer: PeerId) -> bool {
+        self.known.get(&peer).is_some_and(|known| known.connected)
+    }
+
+    /// The connected members and this node, closest to a position first.
+    pub(crate) fn closest(&self, position: Key) -> Vec<PeerId> {
+        sorted(self.connected().chain([self.me]), position)
+    }
+
+    /// How many connected members are closer to a position than this node is.
+    pub(crate) fn closer(&self, position: Key) -> usize {
+        let mine = self.me.position().distance(&position);
+        self.connected()
+            .filter(|peer| peer.position().distance(&position) < mine)
+            .count()
+    }
+
+    pub(crate) fn credential(&self, peer: PeerId) -> Option<&Vec<u8>> {
+        self.credentials.get(&peer)
+    }
+
+    /// Keeps a credential that was found valid.
+    pub(crate) fn learn(&mut self, peer: PeerId, credential: &[u8]) {
+        if self
+            .credentials
+            .get(&peer)
+            .is_some_and(|known| known == credential)
+        {
+            return;
+        }
+        if self.credentials.len() >= MAX_CREDENTIALS && !self.credentials.contains_key(&peer) {
+            let spare = self.credentials.keys().find(|peer| !self.is_connected(**peer));
+            let spare = spare.or_else(|| self.credentials.keys().next()).copied();
+            if let Some(spare) = spare {
+                self.credentials.remove(&spare);
+            }
+        }
+        self.credentials.insert(peer, credential.to_vec());
+    }
+
+    fn counted(&self, now: Instant) -> impl Iterator<Item = (PeerId, &Known)> + '_ {
+        self.known
+            .iter()
+            .filter(move |(_, known)| known.left.is_none() && (known.connected || known.until > now))
+            .map(|(peer, known)| (*peer, known))
+    }
+}
+
+/// Members without repetition, closest to a position first.
+pub(crate) fn sorted(peers: impl Iterator<Item = PeerId>, position: Key) -> Vec<PeerId> {
+    let unique: BTreeSet<PeerId> = peers.collect();
+    let mut sorted: Vec<_> = unique.into_iter().collect();
+    sorted.sort_by_cached_key(|peer| peer.position().distance(&position));
+    sorted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a test needs some instant to count from"
+    )]
+    fn start() -> (Members, Instant) {
+        (Members::new(PeerId([0; 32])), Instant::now())
+    }
+
+    #[test]
+    fn news_passed_on_do_not_make_a_member_younger() {
+        let (mut members, now) = start();
+        let hour = Duration::from_secs(3600);
+        assert!(members.heard(PeerId([1; 32]), hour * 23, now));
+        assert_eq!(members.count(now), 2);
+        assert_eq!(members.count(now + hour), 1);
+    }
+
+    #[test]
+    fn one_who_left_is_not_brought_back_by_older_news() {
+        let (mut members, now) = start();
+        let (peer, second) = (PeerId([1; 32]), Duration::from_secs(1));
+        members.up(peer, now);
+        members.left(peer, now + second * 60);
+        members.down(peer, now + second * 61);
+        assert_eq!(members.count(now + second * 61), 1);
+        members.heard(peer, second * 20, now + second * 70);
+        assert_eq!(members.count(now + second * 70), 1);
+        members.up(peer, now + second * 80);
+        assert_eq!(members.count(now + second * 80), 2);
+    }
+}

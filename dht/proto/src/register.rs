@@ -1,0 +1,760 @@
+//! The register: one state, moved by inputs and by time.
+//!
+//! The caller gives every input to [`Register::handle_input`], calls [`Register::handle_timeout`] when
+//! [`Register::poll_timeout`] is due, and after either of them takes all of [`Register::poll_output`] and
+//! [`Register::poll_event`]. Nothing waits inside: each request of a member is answered within the call that brings
+//! it.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Instant;
+
+use aerie_types::{GridId, Instance, Key, NodeName, PeerId, Role, VirtualAddr, VirtualRange};
+use rand_core::Rng;
+
+use crate::draw::Draw;
+use crate::holder::{Failure, HeldLease, Holding, LostReason};
+use crate::lease::{Certificate, encode};
+use crate::limits::{MAX_OUTPUTS, MAX_PENDING, REMEMBERED, Timings};
+use crate::members::Members;
+use crate::ready::Readiness;
+use crate::record::{GrantRow, Record, Seen, SeenRow};
+use crate::search::Searches;
+use crate::sets::Sets;
+use crate::store::{Change, Store, Table};
+use crate::wire::{Answer, Gossip, Request, from_bytes, to_bytes};
+use crate::witness::{NUMBER_ROW, put, remove};
+use crate::{Error, Keys, Now, Stats, StoreError};
+
+/// How often what has ended is forgotten.
+const PURGE_EVERY: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// How often it is noted that connected members are still there; a small part of the day for which they count.
+const SAVE_EVERY: std::time::Duration = std::time::Duration::from_secs(3600);
+
+/// What a register is given at its start.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Config {
+    /// The grid.
+    pub grid: GridId,
+    /// The grid's range of virtual addresses.
+    pub range: VirtualRange,
+    /// This node founds the grid: it may claim before it knows anybody. For the first start of the first node.
+    pub founder: bool,
+    /// When things happen.
+    pub timings: Timings,
+    /// The role that publishers of a set must have. In a set without an entry every member may publish.
+    pub set_roles: BTreeMap<String, Role>,
+}
+
+impl Config {
+    /// The defaults: not the founder, the design's times, and managers alone in the managers set.
+    #[must_use]
+    pub fn new(grid: GridId, range: VirtualRange) -> Self {
+        Self {
+            grid,
+            range,
+            founder: false,
+            timings: Timings::default(),
+            set_roles: BTreeMap::from([("managers".to_owned(), Role::Manager)]),
+        }
+    }
+}
+
+/// What the driver tells the register.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Input {
+    /// A member asks something. The answer has the same `id`.
+    Request {
+        /// Who asks, as the connection proves it.
+        from: PeerId,
+        /// The driver's own number for the request.
+        id: u64,
+        /// The request.
+        bytes: Vec<u8>,
+    },
+    /// What became of an [`Output::Send`].
+    Reply {
+        /// The number of the request.
+        id: u64,
+        /// The answer.
+        result: Result<Vec<u8>, SendError>,
+    },
+    /// What became of an [`Output::Locate`].
+    Located {
+        /// The number of the look-up.
+        query: u64,
+        /// The closest members, nearest first, without this node.
+        peers: Vec<PeerId>,
+    },
+    /// A message to all members.
+    Gossip {
+        /// Its author, whose signature the overlay has checked.
+        from: PeerId,
+        /// The message.
+        bytes: Vec<u8>,
+    },
+    /// An admitted member is connected.
+    MemberUp {
+        /// The member.
+        peer: PeerId,
+    },
+    /// A member's last connection has closed.
+    MemberDown {
+        /// The member.
+        peer: PeerId,
+    },
+}
+
+/// Why a request has no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum SendError {
+    /// The member could not be reached.
+    #[error("the member could not be reached")]
+    Unreachable,
+    /// No answer came in time; the request may have been carried out.
+    #[error("no answer came in time")]
+    Timeout,
+}
+
+/// What the driver is to do.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Output {
+    /// Answer a member's request.
+    Answer {
+        /// The number of the request.
+        id: u64,
+        /// The answer.
+        bytes: Vec<u8>,
+    },
+    /// Ask a member.
+    Send {
+        /// Whom.
+        to: PeerId,
+        /// To be given back with the reply.
+        id: u64,
+        /// The request.
+        bytes: Vec<u8>,
+    },
+    /// Find the members closest to a key's position.
+    Locate {
+        /// To be given back with the result.
+        query: u64,
+        /// The key.
+        key: Key,
+    },
+    /// Tell all members.
+    Gossip(Vec<u8>),
+}
+
+/// What the caller may want to know.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Event {
+    /// This witness votes from now on.
+    Ready,
+    /// The claim has to wait: why, and what helps.
+    Waiting {
+        /// The reason, for a person.
+        reason: String,
+    },
+    /// An address is held.
+    Held(HeldLease),
+    /// The lease was renewed.
+    Renewed(HeldLease),
+    /// The address is held no longer.
+    Lost(LostReason),
+    /// The claim failed, for a reason that waiting does not mend.
+    Failed(Failure),
+    /// A later instance of this node was refused: its disk was copied.
+    CloneSeen {
+        /// The other instance.
+        instance: Instance,
+    },
+    /// The result of [`Register::look_up`].
+    LookedUp {
+        /// The number of the look-up.
+        id: u64,
+        /// Who holds the key, if anybody does.
+        found: Option<Found>,
+    },
+    /// A set has changed; read it with [`Register::set`].
+    SetChanged {
+        /// The set.
+        set: String,
+    },
+    /// Everything that was held is given back, and as many witnesses as could be reached know it.
+    Left,
+}
+
+/// The holder of a key, proved by a certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Found {
+    /// Who.
+    pub holder: PeerId,
+    /// Its address.
+    pub addr: VirtualAddr,
+    /// Its name.
+    pub name: NodeName,
+    /// How long the lease lasts yet, by the clock of the witness that answered.
+    pub remaining: std::time::Duration,
+    /// The certificate.
+    pub certificate: Certificate,
+}
+
+impl Found {
+    pub(crate) fn of(seen: &Seen, now: Instant) -> Self {
+        let terms = &seen.certificate.terms;
+        Self {
+            holder: terms.holder,
+            addr: terms.addr,
+            name: terms.name.clone(),
+            remaining: seen.until.saturating_duration_since(now),
+            certificate: seen.certificate.clone(),
+        }
+    }
+}
+
+/// What an answer is for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Purpose {
+    Claim { round: u64 },
+    Merge,
+    Fetch,
+    Offer,
+    Challenge { key: Key, current: Instance },
+    LookUp { search: u64 },
+    Put { set: String },
+    Read { set: String },
+    Leaving,
+    Nothing,
+}
+
+/// What a location is for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Wanted {
+    Round(u64),
+    Search(u64),
+    Set(String),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Pending {
+    to: PeerId,
+    purpose: Purpose,
+    deadline: Instant,
+}
+
+/// The register of one node in one grid.
+#[derive(Debug, Clone)]
+pub struct Register<S, K> {
+    pub(crate) config: Config,
+    pub(crate) me: PeerId,
+    pub(crate) instance: Instance,
+    pub(crate) keys: K,
+    pub(crate) store: S,
+    pub(crate) draw: Draw,
+    pub(crate) members: Members,
+    pub(crate) readiness: Readiness,
+    pub(crate) records: BTreeMap<Key, Record>,
+    /// The number of the last grant.
+    pub(crate) number: u64,
+    pub(crate) holding: Holding,
+    pub(crate) searches: Searches,
+    pub(crate) sets: Sets,
+    pub(crate) handover_at: Option<Instant>,
+    pub(crate) stats: Stats,
+    pending: BTreeMap<u64, Pending>,
+    queries: BTreeMap<u64, (Wanted, Instant)>,
+    next_id: u64,
+    /// Requests of this node to itself, and those for which there was no room.
+    local: VecDeque<(u64, Option<Request>)>,
+    outputs: VecDeque<Output>,
+    events: VecDeque<Event>,
+    /// Rows of the store whose contents have ended.
+    stale: BTreeSet<(Table, Key)>,
+    purge_at: Instant,
+    save_at: Instant,
+}
+
+impl<S: Store, K: Keys> Register<S, K> {
+    /// Reads the store, draws this start's instance, and begins to get ready.
+    ///
+    /// # Errors
+    /// [`Error::Load`] or [`Error::Row`]: a witness must not start without what it granted before.
+    pub fn new(config: Config, keys: K, mut store: S, rng: &mut impl Rng, now: Now) -> Result<Self, Error> {
+        let me = keys.me();
+        let mut load = |table: Table| {
+            let source = store.load(table);
+            source.map_err(|source| Error::Load {
+                table: table.name(),
+                source,
+            })
+        };
+        let (grants, certificates) = (load(Table::Grants)?, load(Table::Certificates)?);
+        let (members, meta) = (load(Table::Members)?, load(Table::Meta)?);
+        let meta: BTreeMap<Vec<u8>, Vec<u8>> = meta.into_iter().collect();
+        let instance = Instance(rng.next_u64());
+        let draw = Draw::new(rng.next_u64());
+        let number = match meta.get(NUMBER_ROW) {
+            None => 0,
+            Some(bytes) => {
+                let bytes: [u8; 8] = bytes.as_slice().try_into().map_err(|_| row_error(Table::Meta))?;
+                u64::from_be_bytes(bytes)
+            }
+        };
+        let readiness = Readiness::at_start(&meta);
+        let holding = Holding::at_start(&meta)?;
+        let mut register = Self {
+            me,
+            instance,
+            draw,
+            members: Members::new(me),
+            readiness,
+            records: BTreeMap::new(),
+            number,
+            holding,
+            searches: Searches::default(),
+            sets: Sets::default(),
+            handover_at: None,
+            stats: Stats::default(),
+            pending: BTreeMap::new(),
+            queries: BTreeMap::new(),
+            next_id: 1,
+            local: VecDeque::new(),
+            outputs: VecDeque::new(),
+            events: VecDeque::new(),
+            stale: BTreeSet::new(),
+            purge_at: now.instant + PURGE_EVERY,
+            save_at: now.instant + SAVE_EVERY,
+            config,
+            keys,
+            store,
+        };
+        register.load_members(members, now)?;
+        register.load_records(grants, certificates, now)?;
+        register.found_or_wait(now);
+        Ok(register)
+    }
+
+    fn load_members(&mut self, rows: crate::store::Rows, now: Now) -> Result<(), Error> {
+        for (key, value) in rows {
+            let peer: [u8; 32] = key.try_into().map_err(|_| row_error(Table::Members))?;
+            let until: [u8; 8] = value.try_into().map_err(|_| row_error(Table::Members))?;
+            let until = aerie_types::WallMillis(u64::from_be_bytes(until));
+            let age = REMEMBERED.saturating_sub(until.since(now.wall));
+            self.members.heard(PeerId(peer), age, now.instant);
+        }
+        Ok(())
+    }
+
+    fn load_records(
+        &mut self,
+        grants: crate::store::Rows,
+        certificates: crate::store::Rows,
+        now: Now,
+    ) -> Result<(), Error> {
+        for (key, value) in grants {
+            let key = Key(key.try_into().map_err(|_| row_error(Table::Grants))?);
+            let row: GrantRow = postcard::from_bytes(&value).map_err(|_| row_error(Table::Grants))?;
+            self.records.entry(key).or_default().grant = Some(row.into_grant(now));
+        }
+        for (key, value) in certificates {
+            let key = Key(key.try_into().map_err(|_| row_error(Table::Certificates))?);
+            let row: SeenRow = postcard::from_bytes(&value).map_err(|_| row_error(Table::Certificates))?;
+            for credential in &row.proof.credentials {
+                self.learn(credential, now);
+            }
+            self.records.entry(key).or_default().seen = Some(Seen {
+                until: now.instant + row.rest(now.wall),
+                certificate: row.proof.certificate,
+            });
+        }
+        Ok(())
+    }
+
+    /// Moves the register by one input.
+    pub fn handle_input(&mut self, input: Input, now: Now) {
+        match input {
+            Input::Request { from, id, bytes } => {
+                let answer = self.request(from, &bytes, now);
+                self.output(Output::Answer {
+                    id,
+                    bytes: to_bytes(&answer),
+                });
+            }
+            Input::Reply { id, result } => {
+                let result = result.map(|bytes| from_bytes::<Answer>(&bytes));
+                self.reply(id, result, now);
+            }
+            Input::Located { query, peers } => self.located(query, &peers, now),
+            Input::Gossip { from, bytes } => match from_bytes::<Gossip>(&bytes) {
+                Some(gossip) => self.gossiped(from, gossip, now),
+                None => self.stats.malformed += 1,
+            },
+            Input::MemberUp { peer } => self.member_up(peer, now),
+            Input::MemberDown { peer } => self.member_down(peer, now),
+        }
+        self.settle(now);
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Now) {
+        let late = |deadline: &Instant| *deadline <= now.instant;
+        let lost: Vec<u64> = self
+            .pending
+            .iter()
+            .filter(|(_, pending)| late(&pending.deadline))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in lost {
+            self.reply(id, Err(SendError::Timeout), now);
+        }
+        let lost: Vec<u64> = self
+            .queries
+            .iter()
+            .filter(|(_, (_, deadline))| late(deadline))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in lost {
+            self.located(id, &[], now);
+        }
+        self.readiness_due(now);
+        self.handover_due(now);
+        self.holder_due(now);
+        self.sets_due(now);
+        if self.purge_at <= now.instant {
+            self.purge(now);
+        }
+        self.settle(now);
+    }
+
+    /// When [`Self::handle_timeout`] is due next.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let pending = self.pending.values().map(|pending| pending.deadline);
+        let queries = self.queries.values().map(|(_, deadline)| *deadline);
+        pending
+            .chain(queries)
+            .chain(self.handover_at)
+            .chain(self.readiness_timeout())
+            .chain(self.holder_timeout())
+            .chain(self.sets.timeout())
+            .chain([self.purge_at])
+            .min()
+    }
+
+    /// What the driver is to do next.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// What the caller may want to know next.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// What was counted.
+    #[must_use]
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// This node.
+    #[must_use]
+    pub fn me(&self) -> PeerId {
+        self.me
+    }
+
+    /// This start of this node.
+    #[must_use]
+    pub fn instance(&self) -> Instance {
+        self.instance
+    }
+
+    /// How many members this node counts, itself included.
+    #[must_use]
+    pub fn members_known(&self, now: Now) -> usize {
+        self.members.count(now.instant)
+    }
+
+    /// An administrator declared a member gone, or revoked it: it does not count in the quorum of a small grid.
+    pub fn forget(&mut self, peer: PeerId, now: Now) {
+        self.left(peer, now);
+        self.settle(now);
+    }
+
+    /// Gives the store back, as a crash leaves it.
+    #[must_use]
+    pub fn into_store(self) -> S {
+        self.store
+    }
+
+    /// The store.
+    pub fn store_mut(&mut self) -> &mut S {
+        &mut self.store
+    }
+
+    fn request(&mut self, from: PeerId, bytes: &[u8], now: Now) -> Answer {
+        let Some(request) = from_bytes::<Request>(bytes) else {
+            self.stats.malformed += 1;
+            return Answer::Malformed;
+        };
+        self.stats.requests += 1;
+        self.answer(from, request, now)
+    }
+
+    fn answer(&mut self, from: PeerId, request: Request, now: Now) -> Answer {
+        match request {
+            Request::Claim(claim) => self.claim(from, &claim, now),
+            Request::Release { key, instance, seq } => self.release(from, key, instance, seq, now),
+            Request::LookUp { key } => self.looked_up_here(key, now),
+            Request::Merge {
+                credential,
+                members,
+                after,
+            } => self.merge_asked(from, &credential, &members, after, now),
+            Request::Offer(summaries) => self.offered(&summaries, now),
+            Request::Fetch(keys) => self.fetched(&keys, now),
+            Request::HandOver(handed) => self.handed_over(&handed, now),
+            Request::Conflict(handed) => self.handed_over(std::slice::from_ref(&handed), now),
+            Request::Challenge { instance } => {
+                if instance == self.instance && from != self.me {
+                    self.assert_soon(now);
+                }
+                Answer::Alive {
+                    instance: self.instance,
+                }
+            }
+            Request::Put { entry, credential } => self.put_here(from, &entry, credential.as_deref(), now),
+            Request::Read { set, have } => self.read_here(&set, &have, now),
+            Request::Leave => {
+                self.left(from, now);
+                Answer::Done
+            }
+        }
+    }
+
+    fn reply(&mut self, id: u64, result: Result<Option<Answer>, SendError>, now: Now) {
+        let Some(pending) = self.pending.remove(&id) else {
+            self.stats.stray_answers += 1;
+            return;
+        };
+        let answer = match result {
+            Ok(Some(answer)) => Ok(answer),
+            Ok(None) => {
+                self.stats.malformed += 1;
+                Err(SendError::Unreachable)
+            }
+            Err(error) => Err(error),
+        };
+        let from = pending.to;
+        match pending.purpose {
+            Purpose::Claim { round } => self.claim_answered(round, from, answer, now),
+            Purpose::Merge => self.merge_answered(from, answer, now),
+            Purpose::Fetch => self.fetch_answered(answer, now),
+            Purpose::Offer => self.offer_answered(from, answer, now),
+            Purpose::Challenge { key, current } => {
+                if let Ok(Answer::Alive { instance }) = answer {
+                    self.challenge_answered(key, current, instance);
+                }
+            }
+            Purpose::LookUp { search } => self.look_up_answered(search, answer, now),
+            Purpose::Put { set } => self.put_answered(&set, from, answer, now),
+            Purpose::Read { set } => self.read_answered(&set, answer, now),
+            Purpose::Leaving => self.leaving_answered(),
+            Purpose::Nothing => {}
+        }
+    }
+
+    fn located(&mut self, query: u64, peers: &[PeerId], now: Now) {
+        match self.queries.remove(&query) {
+            None => self.stats.stray_answers += 1,
+            Some((Wanted::Round(round), _)) => self.round_located(round, peers, now),
+            Some((Wanted::Search(search), _)) => self.search_located(search, peers, now),
+            Some((Wanted::Set(set), _)) => self.set_located(&set, peers, now),
+        }
+    }
+
+    fn gossiped(&mut self, from: PeerId, gossip: Gossip, now: Now) {
+        match gossip {
+            Gossip::Entry { entry, credential } => self.entry_gossiped(&entry, &credential, now),
+            Gossip::Restarting { holder, instance } => {
+                if holder == self.me && instance != self.instance {
+                    self.assert_soon(now);
+                }
+            }
+            Gossip::Leave => self.left(from, now),
+        }
+    }
+
+    fn member_up(&mut self, peer: PeerId, now: Now) {
+        if peer == self.me {
+            return;
+        }
+        self.members.up(peer, now.instant);
+        self.save_member(peer, now);
+        self.merge_with(peer, now);
+        self.schedule_handover(now);
+        self.holder_nudged(now);
+    }
+
+    fn member_down(&mut self, peer: PeerId, now: Now) {
+        self.members.down(peer, now.instant);
+        self.save_member(peer, now);
+        for record in self.records.values_mut() {
+            record.offered.remove(&peer);
+        }
+        self.readiness.forget(peer);
+        self.schedule_handover(now);
+    }
+
+    fn left(&mut self, peer: PeerId, now: Now) {
+        self.members.left(peer, now.instant);
+        // Forgotten later only makes the quorum of a small grid larger than it has to be.
+        let _ = self.persist(&[remove(Table::Members, &peer.0)]);
+        self.holder_nudged(now);
+    }
+
+    /// A member counts from now on, also after a restart.
+    pub(crate) fn save_member(&mut self, peer: PeerId, now: Now) {
+        let until = now.wall.plus(REMEMBERED).0.to_be_bytes().to_vec();
+        let _ = self.persist(&[put(Table::Members, &peer.0, until)]);
+    }
+
+    /// Asks a member, this node itself included.
+    pub(crate) fn ask(&mut self, to: PeerId, request: &Request, purpose: Purpose, now: Now) {
+        let id = self.next_id;
+        self.next_id += 1;
+        let full = self.pending.len() >= MAX_PENDING;
+        let deadline = now.instant + self.config.timings.request_timeout;
+        self.pending.insert(
+            id,
+            Pending {
+                to,
+                purpose,
+                deadline,
+            },
+        );
+        if full {
+            self.stats.over_bound += 1;
+            self.local.push_back((id, None));
+        } else if to == self.me {
+            self.local.push_back((id, Some(request.clone())));
+        } else {
+            let bytes = to_bytes(request);
+            self.output(Output::Send { to, id, bytes });
+        }
+    }
+
+    pub(crate) fn locate(&mut self, key: Key, wanted: Wanted, now: Now) {
+        let query = self.next_id;
+        self.next_id += 1;
+        let deadline = now.instant + self.config.timings.request_timeout * 2;
+        self.queries.insert(query, (wanted, deadline));
+        self.output(Output::Locate { query, key });
+    }
+
+    pub(crate) fn gossip(&mut self, gossip: &Gossip) {
+        self.output(Output::Gossip(to_bytes(gossip)));
+    }
+
+    pub(crate) fn event(&mut self, event: Event) {
+        if self.events.len() >= MAX_OUTPUTS {
+            self.stats.over_bound += 1;
+            self.events.pop_front();
+        }
+        self.events.push_back(event);
+    }
+
+    pub(crate) fn fresh_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id - 1
+    }
+
+    pub(crate) fn persist(&mut self, changes: &[Change]) -> Result<(), StoreError> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let result = self.store.persist(changes);
+        if let Err(error) = &result {
+            self.stats.store_failures += 1;
+            tracing::warn!(%error, "the register's store cannot write; this witness abstains");
+        }
+        result
+    }
+
+    pub(crate) fn persist_meta(&mut self, name: &[u8], value: Option<&impl serde::Serialize>) {
+        let change = match value {
+            Some(value) => put(Table::Meta, name, encode(value)),
+            None => remove(Table::Meta, name),
+        };
+        let _ = self.persist(&[change]);
+    }
+
+    fn output(&mut self, output: Output) {
+        if self.outputs.len() >= MAX_OUTPUTS {
+            self.stats.over_bound += 1;
+            self.outputs.pop_front();
+        }
+        self.outputs.push_back(output);
+    }
+
+    /// Lets this node answer itself until nothing is left to answer.
+    pub(crate) fn settle(&mut self, now: Now) {
+        while let Some((id, request)) = self.local.pop_front() {
+            let result = match request {
+                Some(request) => Ok(Some(self.answer(self.me, request, now))),
+                None => Err(SendError::Unreachable),
+            };
+            self.reply(id, result, now);
+        }
+    }
+
+    /// A copy of what is known of a key, without what has ended.
+    pub(crate) fn record(&mut self, key: Key, now: Now) -> Record {
+        let mut record = self.records.get(&key).cloned().unwrap_or_default();
+        let (grant, seen) = record.expire(now.instant);
+        self.note_stale(key, grant, seen);
+        record
+    }
+
+    fn note_stale(&mut self, key: Key, grant: bool, seen: bool) {
+        if grant {
+            self.stale.insert((Table::Grants, key));
+        }
+        if seen {
+            self.stale.insert((Table::Certificates, key));
+        }
+    }
+
+    fn purge(&mut self, now: Now) {
+        self.purge_at = now.instant + PURGE_EVERY;
+        let keys: Vec<Key> = self.records.keys().copied().collect();
+        for key in keys {
+            let record = self.record(key, now);
+            self.keep(key, record);
+        }
+        let stale = std::mem::take(&mut self.stale);
+        let mut changes: Vec<Change> = stale
+            .into_iter()
+            .filter(|(table, key)| match self.records.get(key) {
+                Some(record) if *table == Table::Grants => record.grant.is_none(),
+                Some(record) => record.seen.is_none(),
+                None => true,
+            })
+            .map(|(table, key)| remove(table, &key.0))
+            .collect();
+        let gone = self.members.purge(now.instant);
+        changes.extend(gone.iter().map(|peer| remove(Table::Members, &peer.0)));
+        if self.save_at <= now.instant {
+            self.save_at = now.instant + SAVE_EVERY;
+            let until = now.wall.plus(REMEMBERED).0.to_be_bytes();
+            let connected = self.members.connected();
+            changes.extend(connected.map(|peer| put(Table::Members, &peer.0, until.to_vec())));
+        }
+        let _ = self.persist(&changes);
+    }
+}
+
+fn row_error(table: Table) -> Error {
+    Error::Row { table: table.name() }
+}
