@@ -1,1 +1,26 @@
-//! Placeholder.
+//! The grid's virtual network on this host: a TUN device, a UDP socket, and the tunnels between them.
+//!
+//! [`Vpn::start`] opens both and runs one task, the driver, which owns the protocol core
+//! ([`aerie_vpn_proto::Tunnels`]) and moves packets in batches. Others hold a [`Handle`] and receive [`Event`]s;
+//! what the core asks for ([`Event::Resolve`], [`Event::Signal`]) is answered through the handle.
+//!
+//! - [`io`]: the two edges, [`io::Tun`] and [`io::Udp`], real and in memory
+//! - `driver`: the loop; its order of calls is documented there
+//! - [`routes`]: whether a range is free on this host
+//! - [`names`]: a resolver for the grid's names, and a block in the hosts file
+
+mod driver;
+mod error;
+mod handle;
+mod hosts;
+pub mod io;
+pub mod names;
+pub mod routes;
+
+pub use aerie_vpn_proto::{
+    Candidate, Counters, CredentialCheck, Identity, Mapping, PathKind, PeerStatus, RelayInfo, RelayLimits,
+    RemoteIdentity, RemotePeer, Suite, noise_public,
+};
+pub use driver::{DEFAULT_MTU, DEFAULT_PORT, Vpn, VpnConfig};
+pub use error::{Error, PingError};
+pub use handle::{Event, Handle, Pong, Status};

@@ -1,0 +1,452 @@
+//! The driver: one task that owns the protocol core and both edges.
+//!
+//! Each turn of the loop, in this order:
+//!
+//! 1. wait for the first of: a datagram, a packet of the host, a command, the core's timer, room for events
+//! 2. take what is there: one command, or one batch of datagrams, or one batch of packets
+//! 3. `handle_timeout`, if the core's timer is due
+//! 4. send the core's own datagrams (`poll_transmits`): probes and handshakes never wait behind bulk data
+//! 5. send the sealed batch of step 2; if the socket is full, wait: the host's queue then slows its senders
+//! 6. deliver what the core has kept back (`poll_inner`)
+//! 7. hand out events (`poll_event`) as far as their channel has room
+//!
+//! Packets that were opened in step 2 are written to the device before anything else, from where they lie.
+//! Nothing else touches the core, so that there is no lock.
+
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::time::{Duration, Instant, SystemTime};
+
+use aerie_types::{VirtualAddr, VirtualRange, WallMillis};
+use aerie_vpn_proto as proto;
+use aerie_vpn_proto::{
+    Config, CredentialCheck, Identity, Now, RelayLimits, Suite, Transmits, Tunnels,
+};
+use rand::CryptoRng;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+use crate::handle::{Command, Event, Handle, Pong, Status};
+use crate::io::{Received, Tun, TunDevice, Udp, UdpSocket};
+use crate::{Error, hosts};
+
+/// The data socket's port unless configured.
+pub const DEFAULT_PORT: u16 = 4242;
+/// Inner MTU: with the tunnel's header, tag and a relay's frame a datagram still fits 1,500 bytes over IPv4.
+pub const DEFAULT_MTU: u16 = 1420;
+
+/// Commands that wait for the driver. Callers wait beyond that.
+const COMMANDS: usize = 256;
+/// Events that wait for the daemon. Beyond that they stay in the core, which bounds them too.
+const EVENTS: usize = 1024;
+/// Packets read from the device for one turn: a few round trips of sealing, 1 ms at a gigabit.
+const PACKETS: usize = 64;
+/// How often the interfaces' addresses are looked at.
+const HOSTS_EVERY: Duration = Duration::from_secs(5);
+/// The longest wait for a full socket before the rest of a batch is dropped, as a full link drops it.
+const SEND_PATIENCE: Duration = Duration::from_millis(100);
+
+/// How the virtual network is set up on this host.
+#[derive(Debug, Clone)]
+pub struct VpnConfig {
+    /// The interface's name, such as `aerie-ab12cd34`.
+    pub interface: String,
+    /// This node's leased address.
+    pub addr: VirtualAddr,
+    /// The grid's range.
+    pub range: VirtualRange,
+    /// Inner MTU; [`DEFAULT_MTU`] if nothing demands less.
+    pub mtu: u16,
+    /// The data socket's port; 0 for any.
+    pub port: u16,
+    /// Whether this node relays for others, and how much.
+    pub relay: Option<RelayLimits>,
+    /// Ciphers in order of preference; empty for what suits the processor.
+    pub suites: Vec<Suite>,
+}
+
+impl VpnConfig {
+    /// A node's usual set-up.
+    #[must_use]
+    pub fn new(interface: impl Into<String>, addr: VirtualAddr, range: VirtualRange) -> Self {
+        Self {
+            interface: interface.into(),
+            addr,
+            range,
+            mtu: DEFAULT_MTU,
+            port: DEFAULT_PORT,
+            relay: None,
+            suites: Vec::new(),
+        }
+    }
+}
+
+/// A running virtual network.
+#[derive(Debug)]
+pub struct Vpn;
+
+impl Vpn {
+    /// Makes the interface and the socket and starts the driver on the current tokio runtime.
+    ///
+    /// # Errors
+    /// Whatever stands in the way of the interface or the socket, and what to do about it.
+    pub fn start<R: CryptoRng>(
+        config: VpnConfig,
+        identity: Identity,
+        check: Box<dyn CredentialCheck>,
+        rng: &mut R,
+    ) -> Result<(Handle, mpsc::Receiver<Event>), Error> {
+        if !(576..=9000).contains(&config.mtu) {
+            return Err(Error::Mtu { mtu: config.mtu });
+        }
+        let udp = UdpSocket::bind(config.port)?;
+        let tun = TunDevice::create(&config.interface, config.addr, config.range, config.mtu)?;
+        let (handle, events, _) = Self::start_with(config, identity, check, rng, tun, udp)?;
+        Ok((handle, events))
+    }
+
+    /// Starts the driver on given edges, such as those in memory.
+    ///
+    /// # Errors
+    /// [`Error::Protocol`], [`Error::Interfaces`], [`Error::Udp`].
+    pub fn start_with<R: CryptoRng, T: Tun, U: Udp>(
+        config: VpnConfig,
+        identity: Identity,
+        check: Box<dyn CredentialCheck>,
+        rng: &mut R,
+        tun: T,
+        udp: U,
+    ) -> Result<(Handle, mpsc::Receiver<Event>, JoinHandle<()>), Error> {
+        let port = udp.port().map_err(|source| Error::Udp { port: config.port, source })?;
+        let suites = if config.suites.is_empty() {
+            Suite::preferred(has_aes())
+        } else {
+            config.suites.clone()
+        };
+        let core_config =
+            Config { range: config.range, addr: config.addr, suites, relay: config.relay, loopback: false };
+        let mut core = Tunnels::new(core_config, identity, check, rng, now())?;
+        core.set_hosts(hosts::candidates(port, config.range, &config.interface)?, now());
+        let (commands, receive_commands) = mpsc::channel(COMMANDS);
+        let (events, receive_events) = mpsc::channel(EVENTS);
+        let driver = Driver {
+            packets: vec![vec![0; usize::from(config.mtu) + 128]; PACKETS],
+            config,
+            port,
+            core,
+            tun,
+            udp,
+            commands: receive_commands,
+            events,
+            pings: BTreeMap::new(),
+            next_ping: 0,
+            next_hosts: Instant::now() + HOSTS_EVERY,
+            waiting_event: None,
+            received: Received::default(),
+            control: Transmits::new(),
+            bulk: Transmits::new(),
+        };
+        let task = tokio::spawn(driver.run());
+        Ok((Handle::new(commands), receive_events, task))
+    }
+}
+
+struct Driver<T, U> {
+    config: VpnConfig,
+    port: u16,
+    core: Tunnels,
+    tun: T,
+    udp: U,
+    commands: mpsc::Receiver<Command>,
+    events: mpsc::Sender<Event>,
+    pings: BTreeMap<u64, oneshot::Sender<Result<Pong, String>>>,
+    next_ping: u64,
+    next_hosts: Instant,
+    /// An event for which the channel had no room.
+    waiting_event: Option<Event>,
+    received: Received,
+    packets: Vec<Vec<u8>>,
+    control: Transmits,
+    bulk: Transmits,
+}
+
+/// What woke the driver.
+enum Wake {
+    Datagrams,
+    Packets,
+    Command(Option<Command>),
+    Timer,
+    EventRoom,
+}
+
+impl<T: Tun, U: Udp> Driver<T, U> {
+    async fn run(mut self) {
+        loop {
+            match self.wait().await {
+                Wake::Datagrams => self.take_datagrams(),
+                Wake::Packets => self.take_packets(),
+                Wake::Command(None) => break,
+                Wake::Command(Some(Command::Shutdown(done))) => {
+                    drop(self);
+                    // Nobody may wait for it any more.
+                    let _ = done.send(());
+                    return;
+                }
+                Wake::Command(Some(command)) => self.obey(command),
+                Wake::Timer | Wake::EventRoom => {}
+            }
+            self.look_at_clock();
+            self.send().await;
+            while let Some(packet) = self.core.poll_inner() {
+                self.deliver(&packet);
+            }
+            self.hand_out_events();
+        }
+    }
+
+    async fn wait(&mut self) -> Wake {
+        let timer = self.core.poll_timeout().map_or(self.next_hosts, |at| at.min(self.next_hosts));
+        let room = async {
+            match &self.waiting_event {
+                // A closed channel is noticed when the event is handed out.
+                Some(_) => drop(self.events.reserve().await),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            command = self.commands.recv() => Wake::Command(command),
+            () = tokio::time::sleep_until(timer.into()) => Wake::Timer,
+            () = room => Wake::EventRoom,
+            () = ready(self.udp.readable()) => Wake::Datagrams,
+            () = ready(self.tun.readable()) => Wake::Packets,
+        }
+    }
+
+    fn look_at_clock(&mut self) {
+        let moment = now();
+        if moment.instant >= self.next_hosts {
+            self.next_hosts = moment.instant + HOSTS_EVERY;
+            match hosts::candidates(self.port, self.config.range, &self.config.interface) {
+                Ok(hosts) => self.core.set_hosts(hosts, moment),
+                Err(error) => tracing::debug!(%error, "the interfaces could not be read; looking again later"),
+            }
+        }
+        if self.core.poll_timeout().is_some_and(|at| at <= moment.instant) {
+            self.core.handle_timeout(moment);
+        }
+    }
+
+    fn take_datagrams(&mut self) {
+        match self.udp.try_recv(&mut self.received) {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+            // An ICMP error of some earlier datagram, for example; the path agent finds out by itself.
+            Err(error) => {
+                tracing::trace!(%error, "receive");
+                return;
+            }
+        }
+        let mut inner = Vec::new();
+        let mut datagrams = self.received.datagrams();
+        self.core.handle_datagrams(&mut datagrams, now(), &mut inner);
+        for slice in inner {
+            let packet =
+                datagrams.get(slice.datagram).and_then(|datagram| datagram.bytes.get(slice.start..slice.start + slice.len));
+            if let Some(packet) = packet {
+                write(&self.tun, packet);
+            }
+        }
+    }
+
+    fn take_packets(&mut self) {
+        let mut lengths = [0; PACKETS];
+        let mut count = 0;
+        for (buffer, length) in self.packets.iter_mut().zip(&mut lengths) {
+            match self.tun.try_recv(buffer) {
+                Ok(len) => *length = len,
+                Err(error) => {
+                    if error.kind() != ErrorKind::WouldBlock {
+                        tracing::debug!(%error, "the interface cannot be read; is it down?");
+                    }
+                    break;
+                }
+            }
+            count += 1;
+        }
+        let batch: Vec<&[u8]> =
+            self.packets.iter().zip(lengths).take(count).map(|(buffer, len)| &buffer[..len]).collect();
+        self.core.handle_inner(&batch, now(), &mut self.bulk);
+    }
+
+    async fn send(&mut self) {
+        self.core.poll_transmits(&mut self.control);
+        let Self { udp, control, bulk, .. } = self;
+        for batch in [control, bulk] {
+            for run in batch.runs(udp.max_segments().max(1)) {
+                transmit(udp, run).await;
+            }
+            batch.clear();
+        }
+    }
+
+    fn deliver(&self, packet: &[u8]) {
+        write(&self.tun, packet);
+    }
+
+    fn obey(&mut self, command: Command) {
+        let moment = now();
+        match command {
+            Command::Resolved(addr, remote) => self.core.resolved(addr, remote, moment),
+            Command::Signal(from, bytes) => {
+                if let Err(error) = self.core.signal(from, &bytes, moment) {
+                    tracing::debug!(%error, "a signal was refused");
+                }
+            }
+            Command::SetRelays(relays) => self.core.set_relays(relays, moment),
+            Command::SetCredential(der) => self.core.set_credential(der),
+            Command::Revoke(peer) => self.core.revoke(peer, moment),
+            Command::Readdress(addr, answer) => {
+                let result = self.readdress(addr, moment);
+                // Whoever asked may have gone away.
+                let _ = answer.send(result);
+            }
+            Command::Peers(answer) => {
+                let _ = answer.send(self.core.peers(moment));
+            }
+            Command::Status(answer) => {
+                let (nat, reflexive) = self.core.nat(moment);
+                let _ = answer.send(Status {
+                    interface: self.config.interface.clone(),
+                    addr: self.config.addr,
+                    port: self.port,
+                    nat,
+                    reflexive,
+                    counters: self.core.counters(),
+                    relayed_sessions: self.core.relayed_sessions(),
+                });
+            }
+            Command::Ping(addr, answer) => {
+                self.next_ping += 1;
+                self.pings.insert(self.next_ping, answer);
+                self.core.ping(self.next_ping, addr, moment);
+            }
+            // Handled where the driver can be dropped.
+            Command::Shutdown(_) => {}
+        }
+    }
+
+    fn readdress(&mut self, addr: VirtualAddr, moment: Now) -> Result<(), Error> {
+        let old = self.config.addr;
+        if addr == old {
+            return Ok(());
+        }
+        self.core.readdress(addr, moment)?;
+        self.config.addr = addr;
+        self.tun
+            .readdress(old, addr, self.config.range.prefix_len())
+            .map_err(|source| Error::Readdress { addr, source })
+    }
+
+    fn hand_out_events(&mut self) {
+        loop {
+            let event = match self.waiting_event.take() {
+                Some(event) => event,
+                None => match self.core.poll_event() {
+                    Some(event) => match self.translate(event) {
+                        Some(event) => event,
+                        None => continue,
+                    },
+                    None => return,
+                },
+            };
+            match self.events.try_send(event) {
+                Ok(()) => {}
+                Err(mpsc::error::TrySendError::Full(event)) => {
+                    self.waiting_event = Some(event);
+                    return;
+                }
+                // Nobody listens: what is asked stays unanswered, and the core gives up by itself.
+                Err(mpsc::error::TrySendError::Closed(_)) => {}
+            }
+        }
+    }
+
+    /// Answers pings; everything else is the daemon's.
+    fn translate(&mut self, event: proto::Event) -> Option<Event> {
+        match event {
+            proto::Event::Resolve(addr) => Some(Event::Resolve(addr)),
+            proto::Event::Signal { to, bytes } => Some(Event::Signal { to, bytes }),
+            proto::Event::PathChanged { peer, path, why } => Some(Event::PathChanged { peer, path, why }),
+            proto::Event::Pong { id, rtt, path } => {
+                self.answer_ping(id, Ok(Pong { rtt, path }));
+                None
+            }
+            proto::Event::PingFailed { id, why } => {
+                self.answer_ping(id, Err(why));
+                None
+            }
+        }
+    }
+
+    fn answer_ping(&mut self, id: u64, result: Result<Pong, String>) {
+        if let Some(answer) = self.pings.remove(&id) {
+            // Whoever asked may have gone away.
+            let _ = answer.send(result);
+        }
+    }
+}
+
+fn write(tun: &impl Tun, packet: &[u8]) {
+    if let Err(error) = tun.try_send(packet) {
+        // A full queue drops, as every link does.
+        tracing::trace!(%error, "a packet was not delivered");
+    }
+}
+
+async fn transmit(udp: &impl Udp, run: proto::Run<'_>) {
+    loop {
+        match udp.try_send(run) {
+            Ok(()) => return,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                let room = tokio::time::timeout(SEND_PATIENCE, udp.writable()).await;
+                if !matches!(room, Ok(Ok(()))) {
+                    return;
+                }
+            }
+            // No route, for example: the path agent finds out by itself.
+            Err(error) => {
+                tracing::trace!(%error, to = %run.to, "send");
+                return;
+            }
+        }
+    }
+}
+
+/// Completes when an edge is ready. An edge that fails is looked at again after a pause, so that a device that is
+/// down does not keep the driver busy.
+async fn ready(edge: impl Future<Output = std::io::Result<()>>) {
+    if let Err(error) = edge.await {
+        tracing::debug!(%error, "an edge failed");
+        tokio::time::sleep(SEND_PATIENCE).await;
+    }
+}
+
+fn now() -> Now {
+    Now { instant: Instant::now(), wall: WallMillis::from(SystemTime::now()) }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_aes() -> bool {
+    std::arch::is_x86_feature_detected!("aes") && std::arch::is_x86_feature_detected!("pclmulqdq")
+}
+
+#[cfg(target_arch = "aarch64")]
+fn has_aes() -> bool {
+    std::arch::is_aarch64_feature_detected!("aes") && std::arch::is_aarch64_feature_detected!("pmull")
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn has_aes() -> bool {
+    false
+}

@@ -1,0 +1,162 @@
+//! How the rest of the daemon speaks with the driver.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use aerie_types::{PeerId, UnderlayAddr, VirtualAddr};
+use aerie_vpn_proto::{Counters, Mapping, PathKind, PeerStatus, RelayInfo, RemotePeer};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::{Error, PingError};
+
+/// What the driver asks and tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// Who holds this address? To be answered by [`Handle::resolved`], with `None` if nobody does.
+    Resolve(VirtualAddr),
+    /// Carry these bytes to a member; there they go to [`Handle::signal`].
+    Signal {
+        /// To whom.
+        to: PeerId,
+        /// What.
+        bytes: Vec<u8>,
+    },
+    /// Packets to a peer take another way.
+    PathChanged {
+        /// The peer.
+        peer: PeerId,
+        /// The way now.
+        path: PathKind,
+        /// Why it is not direct.
+        why: Option<String>,
+    },
+}
+
+/// A ping's answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pong {
+    /// Round trip inside the tunnel.
+    pub rtt: Duration,
+    /// The way that was taken.
+    pub path: PathKind,
+}
+
+/// The virtual network as a whole.
+#[derive(Debug, Clone)]
+pub struct Status {
+    /// The interface.
+    pub interface: String,
+    /// The node's address.
+    pub addr: VirtualAddr,
+    /// The data socket's port.
+    pub port: u16,
+    /// What the NAT in front of this host does.
+    pub nat: Mapping,
+    /// How this host looks from outside.
+    pub reflexive: BTreeSet<UnderlayAddr>,
+    /// Counters since the start.
+    pub counters: Counters,
+    /// Sessions relayed for others.
+    pub relayed_sessions: usize,
+}
+
+pub(crate) enum Command {
+    Resolved(VirtualAddr, Option<RemotePeer>),
+    Signal(PeerId, Vec<u8>),
+    SetRelays(Vec<RelayInfo>),
+    SetCredential(Vec<u8>),
+    Revoke(PeerId),
+    Readdress(VirtualAddr, oneshot::Sender<Result<(), Error>>),
+    Peers(oneshot::Sender<Vec<PeerStatus>>),
+    Status(oneshot::Sender<Status>),
+    Ping(VirtualAddr, oneshot::Sender<Result<Pong, String>>),
+    Shutdown(oneshot::Sender<()>),
+}
+
+/// A handle to a running driver. Once the driver has ended, what is told to it is dropped and what is asked of it
+/// is answered with nothing or [`Error::Down`].
+#[derive(Debug, Clone)]
+pub struct Handle {
+    commands: mpsc::Sender<Command>,
+}
+
+impl Handle {
+    pub(crate) fn new(commands: mpsc::Sender<Command>) -> Self {
+        Self { commands }
+    }
+
+    /// The answer to [`Event::Resolve`]; may be given unasked when a lease is known to have changed hands.
+    pub async fn resolved(&self, addr: VirtualAddr, remote: Option<RemotePeer>) {
+        self.tell(Command::Resolved(addr, remote)).await;
+    }
+
+    /// A signal that a member has sent, as the overlay proved.
+    pub async fn signal(&self, from: PeerId, bytes: Vec<u8>) {
+        self.tell(Command::Signal(from, bytes)).await;
+    }
+
+    /// The members that relay; they also tell this host how it looks from outside. Replaces the last list.
+    pub async fn set_relays(&self, relays: Vec<RelayInfo>) {
+        self.tell(Command::SetRelays(relays)).await;
+    }
+
+    /// This node's credential after a renewal, X.509 in DER.
+    pub async fn set_credential(&self, der: Vec<u8>) {
+        self.tell(Command::SetCredential(der)).await;
+    }
+
+    /// Cuts a member off now. The credential check has to refuse it from then on.
+    pub async fn revoke(&self, peer: PeerId) {
+        self.tell(Command::Revoke(peer)).await;
+    }
+
+    /// Gives the interface another address of the range.
+    ///
+    /// # Errors
+    /// [`Error::Protocol`] outside the range, [`Error::Readdress`], [`Error::Down`].
+    pub async fn readdress(&self, addr: VirtualAddr) -> Result<(), Error> {
+        let (answer, answered) = oneshot::channel();
+        self.tell(Command::Readdress(addr, answer)).await;
+        answered.await.map_err(|_| Error::Down)?
+    }
+
+    /// Every peer as it is now; empty when the driver has ended.
+    pub async fn peers(&self) -> Vec<PeerStatus> {
+        let (answer, answered) = oneshot::channel();
+        self.tell(Command::Peers(answer)).await;
+        answered.await.unwrap_or_default()
+    }
+
+    /// The virtual network as a whole.
+    ///
+    /// # Errors
+    /// [`Error::Down`].
+    pub async fn status(&self) -> Result<Status, Error> {
+        let (answer, answered) = oneshot::channel();
+        self.tell(Command::Status(answer)).await;
+        answered.await.map_err(|_| Error::Down)
+    }
+
+    /// Measures the round trip to a member inside the tunnel, opening it if need be. At most ten seconds.
+    ///
+    /// # Errors
+    /// [`PingError::Unreachable`] with the reason, or [`PingError::Down`].
+    pub async fn ping(&self, addr: VirtualAddr) -> Result<Pong, PingError> {
+        let (answer, answered) = oneshot::channel();
+        self.tell(Command::Ping(addr, answer)).await;
+        answered.await.map_err(|_| Error::Down)?.map_err(PingError::Unreachable)
+    }
+
+    /// Ends the driver and removes the interface. Returns when that is done.
+    pub async fn shutdown(&self) {
+        let (done, ended) = oneshot::channel();
+        self.tell(Command::Shutdown(done)).await;
+        // An error means that the driver had ended already.
+        let _ = ended.await;
+    }
+
+    async fn tell(&self, command: Command) {
+        // A closed channel means that the driver has ended; whoever waits for an answer sees that.
+        let _ = self.commands.send(command).await;
+    }
+}

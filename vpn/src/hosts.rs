@@ -1,0 +1,63 @@
+//! This host's own addresses, as candidates for members of the same network.
+
+use std::net::{IpAddr, SocketAddr};
+
+use aerie_types::{UnderlayAddr, VirtualAddr, VirtualRange};
+use nix::ifaddrs::getifaddrs;
+use nix::net::if_::InterfaceFlags;
+
+use crate::Error;
+
+/// How interfaces of this and of other grids are named: nobody is reached through a tunnel inside a tunnel.
+const OWN_PREFIX: &str = "aerie-";
+
+/// The addresses of interfaces that are up, with the data socket's port.
+pub(crate) fn candidates(port: u16, range: VirtualRange, own: &str) -> Result<Vec<UnderlayAddr>, Error> {
+    let interfaces = getifaddrs().map_err(|errno| Error::Interfaces(errno.into()))?;
+    let mut addrs: Vec<_> = interfaces
+        .filter(|interface| {
+            interface.flags.contains(InterfaceFlags::IFF_UP)
+                && !interface.flags.contains(InterfaceFlags::IFF_LOOPBACK)
+                && interface.interface_name != own
+                && !interface.interface_name.starts_with(OWN_PREFIX)
+        })
+        .filter_map(|interface| {
+            let addr = interface.address?;
+            let v4 = addr.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+            v4.or_else(|| addr.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+        })
+        .filter(|ip| is_usable(*ip, range))
+        .map(|ip| UnderlayAddr(SocketAddr::new(ip, port)))
+        .collect();
+    addrs.sort_unstable();
+    addrs.dedup();
+    Ok(addrs)
+}
+
+fn is_usable(ip: IpAddr, range: VirtualRange) -> bool {
+    let special = match ip {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    !special && !ip.is_loopback() && !ip.is_unspecified() && !range.contains(VirtualAddr(ip))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_that_nobody_else_can_use_are_left_out() {
+        let range = "100.96.0.0/11".parse().unwrap();
+        for (ip, usable) in [
+            ("192.168.1.7", true),
+            ("2001:db8::7", true),
+            ("169.254.3.4", false),
+            ("fe80::1", false),
+            ("127.0.0.1", false),
+            ("100.100.1.1", false),
+        ] {
+            assert_eq!(is_usable(ip.parse().unwrap(), range), usable, "{ip}");
+        }
+    }
+}
