@@ -26,7 +26,10 @@ pub(crate) fn ask_all(run_dir: &Path, request: &Request) -> Vec<Result<Reply>> {
 
 fn ask_at(socket: &Path, request: &Request) -> Result<Reply> {
     let stream = UnixStream::connect(socket).with_context(|| {
-        format!("no daemon answers at {}; start one with 'aerie up', or look at its log", socket.display())
+        format!(
+            "no daemon answers at {}; start one with 'aerie up', or look at its log",
+            socket.display()
+        )
     })?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
@@ -49,7 +52,10 @@ fn find_socket(run_dir: &Path, grid: Option<&str>) -> Result<PathBuf> {
         None => sockets,
         Some(prefix) => sockets
             .into_iter()
-            .filter(|path| path.file_stem().is_some_and(|stem| prefix.starts_with(&*stem.to_string_lossy())))
+            .filter(|path| {
+                path.file_stem()
+                    .is_some_and(|stem| prefix.starts_with(&*stem.to_string_lossy()))
+            })
             .collect(),
     };
     match wanted.as_slice() {
@@ -59,9 +65,14 @@ fn find_socket(run_dir: &Path, grid: Option<&str>) -> Result<PathBuf> {
             run_dir.display()
         ),
         many => {
-            let names: Vec<_> =
-                many.iter().filter_map(|p| Some(p.file_stem()?.to_string_lossy().into_owned())).collect();
-            bail!("several daemons run here; choose one with --grid, out of: {}", names.join(", "))
+            let names: Vec<_> = many
+                .iter()
+                .filter_map(|p| Some(p.file_stem()?.to_string_lossy().into_owned()))
+                .collect();
+            bail!(
+                "several daemons run here; choose one with --grid, out of: {}",
+                names.join(", ")
+            )
         }
     }
 }

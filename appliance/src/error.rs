@@ -7,14 +7,23 @@ use std::path::PathBuf;
 pub(crate) enum Error {
     #[error("the control socket {path} cannot be made: {source}; choose another folder with --run-dir")]
     Control { path: PathBuf, source: io::Error },
-    #[error("a daemon for this grid runs already (it answers at {path}); stop it first, or ask it: aerie status")]
+    #[error(
+        "a daemon for this grid runs already (it answers at {path}); stop it first, or ask it: aerie status"
+    )]
     AlreadyRunning { path: PathBuf },
     #[error("{path} cannot be written: {source}; check its owner and the space left on its disk")]
-    Files { path: PathBuf, source: aerie_identity::Error },
+    Files {
+        path: PathBuf,
+        source: aerie_identity::Error,
+    },
     #[error("the folder {path} cannot be made: {source}; check its owner and the space left on its disk")]
     Folder { path: PathBuf, source: io::Error },
     #[error("{what} in {path} is not usable: {reason}; remove it to enrol this node anew with a fresh blob")]
-    State { what: &'static str, path: PathBuf, reason: String },
+    State {
+        what: &'static str,
+        path: PathBuf,
+        reason: String,
+    },
     #[error("the enrolment service cannot be asked: {0}")]
     Portal(#[source] aerie_portal::Error),
     #[error("the overlay cannot start: {0}")]

@@ -15,7 +15,10 @@ use clap::Parser;
 fn main() -> ExitCode {
     let args = cli::Args::parse();
     // Both aws-lc-rs and ring are in the tree; without a choice made here, the first TLS session would panic.
-    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+    if rustls::crypto::aws_lc_rs::default_provider()
+        .install_default()
+        .is_err()
+    {
         eprintln!("aerie: another TLS provider is installed already; this is a bug, please report it");
         return ExitCode::FAILURE;
     }

@@ -22,7 +22,9 @@ pub(crate) struct GridPaths {
 
 impl GridPaths {
     pub(crate) fn new(state_dir: &Path, grid: GridId) -> Self {
-        Self { root: grids_dir(state_dir).join(grid.to_string()) }
+        Self {
+            root: grids_dir(state_dir).join(grid.to_string()),
+        }
     }
 
     /// Makes the grid's folder. HTCondor's daemons and tools run as other users and must reach what is theirs in it:

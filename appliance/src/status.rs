@@ -187,7 +187,9 @@ impl Tracker {
             .filter_map(|(_, (report, end))| (report.state == State::Done).then_some(*end).flatten())
             .max()
             .unwrap_or_default();
-        let Some((report, end)) = self.reports.get_mut(&stage) else { return false };
+        let Some((report, end)) = self.reports.get_mut(&stage) else {
+            return false;
+        };
         let (reason, hint) = (reason.into(), hint.into());
         let changed = report.state != state || report.reason != reason || report.hint != hint;
         if state == State::Done && end.is_none() {
@@ -205,7 +207,9 @@ impl Tracker {
 
     /// Whether every stage is done or not part of this node.
     pub(crate) fn is_ready(&self) -> bool {
-        self.reports.values().all(|(report, _)| matches!(report.state, State::Done | State::Off))
+        self.reports
+            .values()
+            .all(|(report, _)| matches!(report.state, State::Done | State::Off))
     }
 
     /// When the node was ready for the first time, in milliseconds since the daemon's start.
@@ -238,7 +242,13 @@ mod tests {
     fn a_stage_that_falls_back_keeps_its_first_time() {
         let mut tracker = Tracker::new();
         tracker.set(Stage::Source, State::Done, "file", "", Duration::from_millis(200));
-        tracker.set(Stage::Source, State::Waiting, "gone", "look", Duration::from_millis(900));
+        tracker.set(
+            Stage::Source,
+            State::Waiting,
+            "gone",
+            "look",
+            Duration::from_millis(900),
+        );
         tracker.set(Stage::Source, State::Done, "file", "", Duration::from_millis(990));
         assert_eq!(tracker.reports()[0].ms, Some(200));
     }
@@ -248,7 +258,11 @@ mod tests {
         let mut tracker = Tracker::new();
         for stage in Stage::ALL {
             assert!(!tracker.is_ready());
-            let state = if stage == Stage::Pool { State::Off } else { State::Done };
+            let state = if stage == Stage::Pool {
+                State::Off
+            } else {
+                State::Done
+            };
             tracker.set(stage, state, "", "", Duration::from_millis(10));
         }
         assert!(tracker.is_ready());

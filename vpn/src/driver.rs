@@ -1,328 +1,474 @@
-//! The task that owns the core, the TUN device and the data socket.
+//! The driver: one task that owns the protocol core and both edges.
 //!
-//! One turn of the loop: wait until a command, a datagram, a packet or the core's timer is there; take a whole batch
-//! of it; give it to the core; then, always in this order, send what the core wants sent (probes and handshakes must
-//! not wait behind bulk), deliver packets to the TUN device, pass events on, and ask for the next timer.
+//! Each turn of the loop, in this order:
+//!
+//! 1. wait for the first of: a datagram, a packet of the host, a command, the core's timer, room for events
+//! 2. take what is there: one command, or one batch of datagrams, or one batch of packets
+//! 3. `handle_timeout`, if the core's timer is due
+//! 4. send the core's own datagrams (`poll_transmits`): probes and handshakes never wait behind bulk data
+//! 5. send the sealed batch of step 2; if the socket is full, wait: the host's queue then slows its senders
+//! 6. deliver what the core has kept back (`poll_inner`)
+//! 7. hand out events (`poll_event`) as far as their channel has room
+//!
+//! Packets that were opened in step 2 are written to the device before anything else, from where they lie.
+//! Nothing else touches the core, so that there is no lock.
 
 use std::collections::BTreeMap;
-use std::io;
-use std::net::SocketAddr;
+use std::io::ErrorKind;
 use std::time::{Duration, Instant, SystemTime};
 
-use aerie_types::{PeerId, UnderlayAddr, VirtualAddr, VirtualRange};
-use aerie_vpn_proto::{
-    Config, CredentialCheck, Datagram, Event as CoreEvent, Identity, InnerSlice, Now, PathKind, PeerStatus,
-    RelayInfo, RelayLimits, RemotePeer, Suite, Transmits, Tunnels,
-};
-use rand::SeedableRng;
-use rand::rngs::StdRng;
-use tokio::net::UdpSocket;
+use aerie_types::{VirtualAddr, VirtualRange, WallMillis};
+use aerie_vpn_proto as proto;
+use aerie_vpn_proto::{Config, CredentialCheck, Identity, Now, RelayLimits, Suite, Transmits, Tunnels};
+use rand::CryptoRng;
 use tokio::sync::{mpsc, oneshot};
-use tun_rs::AsyncDevice;
+use tokio::task::JoinHandle;
 
-use crate::handle::{DEFAULT_MTU, Event, Handle, VpnConfig};
-use crate::{Error, device, interfaces, socket};
+use crate::handle::{Command, Event, Handle, Pong, Status};
+use crate::io::{Received, Tun, TunDevice, Udp, UdpSocket};
+use crate::{Error, hosts};
 
-/// Datagrams or packets taken at one wake-up: enough to pay for the wake-up, little enough to stay fair.
-const BATCH: usize = 64;
+/// The data socket's port unless configured.
+pub const DEFAULT_PORT: u16 = 4242;
+/// Inner MTU: with the tunnel's header, tag and a relay's frame a datagram still fits 1,500 bytes over IPv4.
+pub const DEFAULT_MTU: u16 = 1420;
 
-/// The longest datagram or packet: the largest MTU allowed, with all headers.
-const MAX_DATAGRAM: usize = 9216;
+/// Commands that wait for the driver. Callers wait beyond that.
+const COMMANDS: usize = 256;
+/// Events that wait for the daemon. Beyond that they stay in the core, which bounds them too.
+const EVENTS: usize = 1024;
+/// Packets read from the device for one turn: a few round trips of sealing, 1 ms at a gigabit.
+const PACKETS: usize = 64;
+/// How often the interfaces' addresses are looked at.
+const HOSTS_EVERY: Duration = Duration::from_secs(5);
+/// The longest wait for a full socket before the rest of a batch is dropped, as a full link drops it.
+const SEND_PATIENCE: Duration = Duration::from_millis(100);
 
-/// Commands and events that wait. A slow caller delays look-ups; it never stops packets.
-const QUEUE: usize = 1024;
-
-/// Pings under way at once.
-const MAX_PINGS: usize = 256;
-
-/// How often this host's addresses are listed again.
-const HOSTS_EVERY: Duration = Duration::from_secs(15);
-
-pub(crate) enum Command {
-    Resolved(VirtualAddr, Option<RemotePeer>),
-    Signal(PeerId, Vec<u8>),
-    Relays(Vec<RelayInfo>),
-    Credential(Vec<u8>),
-    Revoke(PeerId),
-    Readdress(VirtualAddr, oneshot::Sender<Result<(), Error>>),
-    Peers(oneshot::Sender<Vec<PeerStatus>>),
-    Ping(VirtualAddr, oneshot::Sender<Result<(Duration, PathKind), Error>>),
-    Shutdown(oneshot::Sender<()>),
+/// How the virtual network is set up on this host.
+#[derive(Debug, Clone)]
+pub struct VpnConfig {
+    /// The interface's name, such as `aerie-ab12cd34`.
+    pub interface: String,
+    /// This node's leased address.
+    pub addr: VirtualAddr,
+    /// The grid's range.
+    pub range: VirtualRange,
+    /// Inner MTU; [`DEFAULT_MTU`] if nothing demands less.
+    pub mtu: u16,
+    /// The data socket's port; 0 for any.
+    pub port: u16,
+    /// Whether this node relays for others, and how much.
+    pub relay: Option<RelayLimits>,
+    /// Ciphers in order of preference; empty for what suits the processor.
+    pub suites: Vec<Suite>,
 }
 
-pub(crate) fn start(
-    config: VpnConfig,
-    check: Box<dyn CredentialCheck>,
-) -> Result<(Handle, mpsc::Receiver<Event>), Error> {
-    let udp = socket::open(config.port)?;
-    let port = udp.local_addr().map_err(|source| Error::Socket { port: config.port, source })?.port();
-    let tun = device::open(&config.interface, config.addr, config.range, config.mtu.unwrap_or(DEFAULT_MTU))?;
-    let core = Tunnels::new(
-        Config {
+impl VpnConfig {
+    /// A node's usual set-up.
+    #[must_use]
+    pub fn new(interface: impl Into<String>, addr: VirtualAddr, range: VirtualRange) -> Self {
+        Self {
+            interface: interface.into(),
+            addr,
+            range,
+            mtu: DEFAULT_MTU,
+            port: DEFAULT_PORT,
+            relay: None,
+            suites: Vec::new(),
+        }
+    }
+}
+
+/// A running virtual network.
+#[derive(Debug)]
+pub struct Vpn;
+
+impl Vpn {
+    /// Makes the interface and the socket and starts the driver on the current tokio runtime.
+    ///
+    /// # Errors
+    /// Whatever stands in the way of the interface or the socket, and what to do about it.
+    pub fn start<R: CryptoRng>(
+        config: VpnConfig,
+        identity: Identity,
+        check: Box<dyn CredentialCheck>,
+        rng: &mut R,
+    ) -> Result<(Handle, mpsc::Receiver<Event>), Error> {
+        if !(576..=9000).contains(&config.mtu) {
+            return Err(Error::Mtu { mtu: config.mtu });
+        }
+        let udp = UdpSocket::bind(config.port)?;
+        let tun = TunDevice::create(&config.interface, config.addr, config.range, config.mtu)?;
+        let (handle, events, _) = Self::start_with(config, identity, check, rng, tun, udp)?;
+        Ok((handle, events))
+    }
+
+    /// Starts the driver on given edges, such as those in memory.
+    ///
+    /// # Errors
+    /// [`Error::Protocol`], [`Error::Interfaces`], [`Error::Udp`].
+    pub fn start_with<R: CryptoRng, T: Tun, U: Udp>(
+        config: VpnConfig,
+        identity: Identity,
+        check: Box<dyn CredentialCheck>,
+        rng: &mut R,
+        tun: T,
+        udp: U,
+    ) -> Result<(Handle, mpsc::Receiver<Event>, JoinHandle<()>), Error> {
+        let port = udp.port().map_err(|source| Error::Udp {
+            port: config.port,
+            source,
+        })?;
+        let suites = if config.suites.is_empty() {
+            Suite::preferred(has_aes())
+        } else {
+            config.suites.clone()
+        };
+        let core_config = Config {
             range: config.range,
             addr: config.addr,
-            suites: Suite::preferred(has_aes()),
-            relay: config.relay.then(RelayLimits::default),
+            suites,
+            relay: config.relay,
             loopback: false,
-        },
-        Identity {
-            grid: config.grid,
-            peer: config.me,
-            noise_secret: config.noise_secret,
-            credential: config.credential,
-        },
-        check,
-        &mut StdRng::from_rng(&mut rand::rng()),
-        now(),
-    )?;
-    let (commands, commands_in) = mpsc::channel(QUEUE);
-    let (events, events_out) = mpsc::channel(QUEUE);
-    let driver = Driver {
-        core,
-        tun,
-        udp,
-        port,
-        range: config.range,
-        interface: config.interface,
-        events,
-        pings: BTreeMap::new(),
-        next_ping: 0,
-        out: Transmits::new(),
-        lost_events: 0,
-    };
-    tokio::spawn(driver.run(commands_in));
-    Ok((Handle { commands, port }, events_out))
+        };
+        let mut core = Tunnels::new(core_config, identity, check, rng, now())?;
+        core.set_hosts(hosts::candidates(port, config.range, &config.interface)?, now());
+        let (commands, receive_commands) = mpsc::channel(COMMANDS);
+        let (events, receive_events) = mpsc::channel(EVENTS);
+        let driver = Driver {
+            packets: vec![vec![0; usize::from(config.mtu) + 128]; PACKETS],
+            config,
+            port,
+            core,
+            tun,
+            udp,
+            commands: receive_commands,
+            events,
+            pings: BTreeMap::new(),
+            next_ping: 0,
+            next_hosts: Instant::now() + HOSTS_EVERY,
+            waiting_event: None,
+            received: Received::default(),
+            control: Transmits::new(),
+            bulk: Transmits::new(),
+        };
+        let task = tokio::spawn(driver.run());
+        Ok((Handle::new(commands), receive_events, task))
+    }
 }
 
-fn now() -> Now {
-    Now { instant: Instant::now(), wall: SystemTime::now().into() }
-}
-
-/// Whether the processor has instructions for AES-GCM.
-fn has_aes() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return std::arch::is_x86_feature_detected!("aes") && std::arch::is_x86_feature_detected!("pclmulqdq");
-    #[cfg(target_arch = "aarch64")]
-    return std::arch::is_aarch64_feature_detected!("aes");
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    return false;
-}
-
-struct Driver {
-    core: Tunnels,
-    tun: AsyncDevice,
-    udp: UdpSocket,
+struct Driver<T, U> {
+    config: VpnConfig,
     port: u16,
-    range: VirtualRange,
-    interface: String,
+    core: Tunnels,
+    tun: T,
+    udp: U,
+    commands: mpsc::Receiver<Command>,
     events: mpsc::Sender<Event>,
-    pings: BTreeMap<u64, oneshot::Sender<Result<(Duration, PathKind), Error>>>,
+    pings: BTreeMap<u64, oneshot::Sender<Result<Pong, String>>>,
     next_ping: u64,
-    out: Transmits,
-    lost_events: u64,
+    next_hosts: Instant,
+    /// An event for which the channel had no room.
+    waiting_event: Option<Event>,
+    received: Received,
+    packets: Vec<Vec<u8>>,
+    control: Transmits,
+    bulk: Transmits,
 }
 
-/// Memory for one batch, taken once.
-struct Buffers {
-    bytes: Vec<u8>,
-    received: Vec<(UnderlayAddr, usize)>,
-    slices: Vec<InnerSlice>,
+/// What woke the driver.
+enum Wake {
+    Datagrams,
+    Packets,
+    Command(Option<Command>),
+    Timer,
+    EventRoom,
 }
 
-impl Buffers {
-    fn new() -> Self {
-        Self {
-            bytes: vec![0; BATCH * MAX_DATAGRAM],
-            received: Vec::with_capacity(BATCH),
-            slices: Vec::with_capacity(BATCH),
-        }
-    }
-}
-
-impl Driver {
-    async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
-        let mut datagrams = Buffers::new();
-        let mut packets = Buffers::new();
-        let mut hosts = tokio::time::interval(HOSTS_EVERY);
+impl<T: Tun, U: Udp> Driver<T, U> {
+    async fn run(mut self) {
         loop {
-            self.flush().await;
-            let timer = self.core.poll_timeout();
-            tokio::select! {
-                command = commands.recv() => match command {
-                    None => return,
-                    Some(Command::Shutdown(done)) => {
-                        drop(self);
-                        // Whoever asked may have stopped waiting.
-                        let _ = done.send(());
-                        return;
-                    }
-                    Some(command) => self.command(command),
-                },
-                ready = self.udp.readable() => match ready {
-                    Ok(()) => self.datagrams(&mut datagrams),
-                    Err(error) => return tracing::error!(%error, "the data socket is gone; the tunnel ends"),
-                },
-                ready = self.tun.readable() => match ready {
-                    Ok(()) => self.packets(&mut packets),
-                    Err(error) => return tracing::error!(%error, "the TUN device is gone; the tunnel ends"),
-                },
-                () = sleep_until(timer) => self.core.handle_timeout(now()),
-                _ = hosts.tick() => {
-                    let addrs = interfaces::host_addresses(self.range, &self.interface, self.port);
-                    self.core.set_hosts(addrs, now());
-                }
-            }
-        }
-    }
-
-    fn command(&mut self, command: Command) {
-        let now = now();
-        match command {
-            Command::Resolved(addr, remote) => self.core.resolved(addr, remote, now),
-            Command::Signal(from, bytes) => {
-                if let Err(error) = self.core.signal(from, &bytes, now) {
-                    tracing::debug!(%error, peer = %from.short(), "a signal was dropped");
-                }
-            }
-            Command::Relays(relays) => self.core.set_relays(relays, now),
-            Command::Credential(der) => self.core.set_credential(der),
-            Command::Revoke(peer) => self.core.revoke(peer, now),
-            Command::Readdress(addr, reply) => {
-                let moved = device::readdress(&self.tun, addr, self.range)
-                    .and_then(|()| self.core.readdress(addr, now).map_err(Error::from));
-                let _ = reply.send(moved);
-            }
-            Command::Peers(reply) => {
-                let _ = reply.send(self.core.peers(now));
-            }
-            Command::Ping(addr, reply) => {
-                if self.pings.len() >= MAX_PINGS {
-                    let _ = reply.send(Err(Error::NoAnswer("too many pings are under way; try again".to_owned())));
+            match self.wait().await {
+                Wake::Datagrams => self.take_datagrams(),
+                Wake::Packets => self.take_packets(),
+                Wake::Command(None) => break,
+                Wake::Command(Some(Command::Shutdown(done))) => {
+                    drop(self);
+                    // Nobody may wait for it any more.
+                    let _ = done.send(());
                     return;
                 }
-                self.next_ping += 1;
-                self.pings.insert(self.next_ping, reply);
-                self.core.ping(self.next_ping, addr, now);
+                Wake::Command(Some(command)) => self.obey(command),
+                Wake::Timer | Wake::EventRoom => {}
             }
-            // Taken by the loop itself.
+            self.look_at_clock();
+            self.send().await;
+            while let Some(packet) = self.core.poll_inner() {
+                self.deliver(&packet);
+            }
+            self.hand_out_events();
+        }
+    }
+
+    async fn wait(&mut self) -> Wake {
+        let timer = self
+            .core
+            .poll_timeout()
+            .map_or(self.next_hosts, |at| at.min(self.next_hosts));
+        let room = async {
+            match &self.waiting_event {
+                // A closed channel is noticed when the event is handed out.
+                Some(_) => drop(self.events.reserve().await),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            command = self.commands.recv() => Wake::Command(command),
+            () = tokio::time::sleep_until(timer.into()) => Wake::Timer,
+            () = room => Wake::EventRoom,
+            () = ready(self.udp.readable()) => Wake::Datagrams,
+            () = ready(self.tun.readable()) => Wake::Packets,
+        }
+    }
+
+    fn look_at_clock(&mut self) {
+        let moment = now();
+        if moment.instant >= self.next_hosts {
+            self.next_hosts = moment.instant + HOSTS_EVERY;
+            match hosts::candidates(self.port, self.config.range, &self.config.interface) {
+                Ok(hosts) => self.core.set_hosts(hosts, moment),
+                Err(error) => {
+                    tracing::debug!(%error, "the interfaces could not be read; looking again later")
+                }
+            }
+        }
+        if self.core.poll_timeout().is_some_and(|at| at <= moment.instant) {
+            self.core.handle_timeout(moment);
+        }
+    }
+
+    fn take_datagrams(&mut self) {
+        match self.udp.try_recv(&mut self.received) {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+            // An ICMP error of some earlier datagram, for example; the path agent finds out by itself.
+            Err(error) => {
+                tracing::trace!(%error, "receive");
+                return;
+            }
+        }
+        let mut inner = Vec::new();
+        let mut datagrams = self.received.datagrams();
+        self.core.handle_datagrams(&mut datagrams, now(), &mut inner);
+        for slice in inner {
+            let packet = datagrams
+                .get(slice.datagram)
+                .and_then(|datagram| datagram.bytes.get(slice.start..slice.start + slice.len));
+            if let Some(packet) = packet {
+                write(&self.tun, packet);
+            }
+        }
+    }
+
+    fn take_packets(&mut self) {
+        let mut lengths = [0; PACKETS];
+        let mut count = 0;
+        for (buffer, length) in self.packets.iter_mut().zip(&mut lengths) {
+            match self.tun.try_recv(buffer) {
+                Ok(len) => *length = len,
+                Err(error) => {
+                    if error.kind() != ErrorKind::WouldBlock {
+                        tracing::debug!(%error, "the interface cannot be read; is it down?");
+                    }
+                    break;
+                }
+            }
+            count += 1;
+        }
+        let batch: Vec<&[u8]> = self
+            .packets
+            .iter()
+            .zip(lengths)
+            .take(count)
+            .map(|(buffer, len)| &buffer[..len])
+            .collect();
+        self.core.handle_inner(&batch, now(), &mut self.bulk);
+    }
+
+    async fn send(&mut self) {
+        self.core.poll_transmits(&mut self.control);
+        let Self {
+            udp, control, bulk, ..
+        } = self;
+        for batch in [control, bulk] {
+            for run in batch.runs(udp.max_segments().max(1)) {
+                transmit(udp, run).await;
+            }
+            batch.clear();
+        }
+    }
+
+    fn deliver(&self, packet: &[u8]) {
+        write(&self.tun, packet);
+    }
+
+    fn obey(&mut self, command: Command) {
+        let moment = now();
+        match command {
+            Command::Resolved(addr, remote) => self.core.resolved(addr, remote, moment),
+            Command::Signal(from, bytes) => {
+                if let Err(error) = self.core.signal(from, &bytes, moment) {
+                    tracing::debug!(%error, "a signal was refused");
+                }
+            }
+            Command::SetRelays(relays) => self.core.set_relays(relays, moment),
+            Command::SetCredential(der) => self.core.set_credential(der),
+            Command::Revoke(peer) => self.core.revoke(peer, moment),
+            Command::Readdress(addr, answer) => {
+                let result = self.readdress(addr, moment);
+                // Whoever asked may have gone away.
+                let _ = answer.send(result);
+            }
+            Command::Peers(answer) => {
+                let _ = answer.send(self.core.peers(moment));
+            }
+            Command::Status(answer) => {
+                let (nat, reflexive) = self.core.nat(moment);
+                let _ = answer.send(Status {
+                    interface: self.config.interface.clone(),
+                    addr: self.config.addr,
+                    port: self.port,
+                    nat,
+                    reflexive,
+                    counters: self.core.counters(),
+                    relayed_sessions: self.core.relayed_sessions(),
+                });
+            }
+            Command::Ping(addr, answer) => {
+                self.next_ping += 1;
+                self.pings.insert(self.next_ping, answer);
+                self.core.ping(self.next_ping, addr, moment);
+            }
+            // Handled where the driver can be dropped.
             Command::Shutdown(_) => {}
         }
     }
 
-    /// Takes what the socket has, at most a batch, and delivers what comes out of it.
-    fn datagrams(&mut self, buffers: &mut Buffers) {
-        buffers.received.clear();
-        buffers.slices.clear();
-        for slot in buffers.bytes.chunks_exact_mut(MAX_DATAGRAM) {
-            match self.udp.try_recv_from(slot) {
-                Ok((len, from)) => buffers.received.push((UnderlayAddr(from), len)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                // An ICMP error about an earlier datagram: the path agent notices silence by itself.
-                Err(_) => {}
-            }
+    fn readdress(&mut self, addr: VirtualAddr, moment: Now) -> Result<(), Error> {
+        let old = self.config.addr;
+        if addr == old {
+            return Ok(());
         }
-        let mut batch: Vec<_> = buffers
-            .bytes
-            .chunks_exact_mut(MAX_DATAGRAM)
-            .zip(&buffers.received)
-            .map(|(slot, (from, len))| Datagram { from: *from, bytes: &mut slot[..*len] })
-            .collect();
-        self.core.handle_datagrams(&mut batch, now(), &mut buffers.slices);
-        for slice in &buffers.slices {
-            if let Some(packet) =
-                batch.get(slice.datagram).and_then(|d| d.bytes.get(slice.start..slice.start + slice.len))
-            {
-                deliver(&self.tun, packet);
-            }
-        }
+        self.core.readdress(addr, moment)?;
+        self.config.addr = addr;
+        self.tun
+            .readdress(old, addr, self.config.range.prefix_len())
+            .map_err(|source| Error::Readdress { addr, source })
     }
 
-    /// Takes what the TUN device has, at most a batch, and seals it.
-    fn packets(&mut self, buffers: &mut Buffers) {
-        let mut lens = [0; BATCH];
-        let mut count = 0;
-        for slot in buffers.bytes.chunks_exact_mut(MAX_DATAGRAM) {
-            match self.tun.try_recv(slot) {
-                Ok(len) => {
-                    lens[count] = len;
-                    count += 1;
-                }
-                Err(_) => break,
-            }
-        }
-        let batch: Vec<_> = buffers
-            .bytes
-            .chunks_exact(MAX_DATAGRAM)
-            .zip(&lens[..count])
-            .map(|(slot, len)| &slot[..*len])
-            .collect();
-        let mut sealed = std::mem::take(&mut self.out);
-        self.core.poll_transmits(&mut sealed);
-        self.core.handle_inner(&batch, now(), &mut sealed);
-        self.out = sealed;
-    }
-
-    /// Sends, delivers and tells whatever the core has ready.
-    async fn flush(&mut self) {
-        self.core.poll_transmits(&mut self.out);
-        for (to, datagram) in self.out.iter() {
-            send(&self.udp, to.0, datagram).await;
-        }
-        self.out.clear();
-        while let Some(packet) = self.core.poll_inner() {
-            deliver(&self.tun, &packet);
-        }
-        while let Some(event) = self.core.poll_event() {
-            let event = match event {
-                CoreEvent::Resolve(addr) => Event::Resolve(addr),
-                CoreEvent::Signal { to, bytes } => Event::Signal { to, bytes },
-                CoreEvent::PathChanged { peer, path, why } => Event::PathChanged { peer, path, why },
-                CoreEvent::Pong { id, rtt, path } => {
-                    self.pong(id, Ok((rtt, path)));
-                    continue;
-                }
-                CoreEvent::PingFailed { id, why } => {
-                    self.pong(id, Err(Error::NoAnswer(why)));
-                    continue;
-                }
+    fn hand_out_events(&mut self) {
+        loop {
+            let event = match self.waiting_event.take() {
+                Some(event) => event,
+                None => match self.core.poll_event() {
+                    Some(event) => match self.translate(event) {
+                        Some(event) => event,
+                        None => continue,
+                    },
+                    None => return,
+                },
             };
-            if self.events.try_send(event).is_err() {
-                self.lost_events += 1;
-                tracing::debug!(lost = self.lost_events, "events of the tunnel are not taken fast enough");
+            match self.events.try_send(event) {
+                Ok(()) => {}
+                Err(mpsc::error::TrySendError::Full(event)) => {
+                    self.waiting_event = Some(event);
+                    return;
+                }
+                // Nobody listens: what is asked stays unanswered, and the core gives up by itself.
+                Err(mpsc::error::TrySendError::Closed(_)) => {}
             }
         }
     }
 
-    fn pong(&mut self, id: u64, answer: Result<(Duration, PathKind), Error>) {
-        if let Some(waiting) = self.pings.remove(&id) {
-            // Whoever asked may have stopped waiting.
-            let _ = waiting.send(answer);
+    /// Answers pings; everything else is the daemon's.
+    fn translate(&mut self, event: proto::Event) -> Option<Event> {
+        match event {
+            proto::Event::Resolve(addr) => Some(Event::Resolve(addr)),
+            proto::Event::Signal { to, bytes } => Some(Event::Signal { to, bytes }),
+            proto::Event::PathChanged { peer, path, why } => Some(Event::PathChanged { peer, path, why }),
+            proto::Event::Pong { id, rtt, path } => {
+                self.answer_ping(id, Ok(Pong { rtt, path }));
+                None
+            }
+            proto::Event::PingFailed { id, why } => {
+                self.answer_ping(id, Err(why));
+                None
+            }
+        }
+    }
+
+    fn answer_ping(&mut self, id: u64, result: Result<Pong, String>) {
+        if let Some(answer) = self.pings.remove(&id) {
+            // Whoever asked may have gone away.
+            let _ = answer.send(result);
         }
     }
 }
 
-/// Sends a datagram. Where the socket's buffer is full, waits for room: dropping would only cost the inner TCP more.
-async fn send(udp: &UdpSocket, to: SocketAddr, datagram: &[u8]) {
-    let sent = match udp.try_send_to(datagram, to) {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => udp.send_to(datagram, to).await,
-        sent => sent,
-    };
-    if let Err(error) = sent {
-        // No route, a filter: the path agent finds another way.
-        tracing::trace!(%error, %to, "a datagram was not sent");
-    }
-}
-
-/// Delivers a packet. A device that is full or down drops it, as a network would.
-fn deliver(tun: &AsyncDevice, packet: &[u8]) {
+fn write(tun: &impl Tun, packet: &[u8]) {
     if let Err(error) = tun.try_send(packet) {
+        // A full queue drops, as every link does.
         tracing::trace!(%error, "a packet was not delivered");
     }
 }
 
-async fn sleep_until(timer: Option<Instant>) {
-    match timer {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
-        None => std::future::pending().await,
+async fn transmit(udp: &impl Udp, run: proto::Run<'_>) {
+    loop {
+        match udp.try_send(run) {
+            Ok(()) => return,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                let room = tokio::time::timeout(SEND_PATIENCE, udp.writable()).await;
+                if !matches!(room, Ok(Ok(()))) {
+                    return;
+                }
+            }
+            // No route, for example: the path agent finds out by itself.
+            Err(error) => {
+                tracing::trace!(%error, to = %run.to, "send");
+                return;
+            }
+        }
     }
+}
+
+/// Completes when an edge is ready. An edge that fails is looked at again after a pause, so that a device that is
+/// down does not keep the driver busy.
+async fn ready(edge: impl Future<Output = std::io::Result<()>>) {
+    if let Err(error) = edge.await {
+        tracing::debug!(%error, "an edge failed");
+        tokio::time::sleep(SEND_PATIENCE).await;
+    }
+}
+
+fn now() -> Now {
+    Now {
+        instant: Instant::now(),
+        wall: WallMillis::from(SystemTime::now()),
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_aes() -> bool {
+    std::arch::is_x86_feature_detected!("aes") && std::arch::is_x86_feature_detected!("pclmulqdq")
+}
+
+#[cfg(target_arch = "aarch64")]
+fn has_aes() -> bool {
+    std::arch::is_aarch64_feature_detected!("aes") && std::arch::is_aarch64_feature_detected!("pmull")
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn has_aes() -> bool {
+    false
 }

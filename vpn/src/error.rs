@@ -1,39 +1,125 @@
-use std::io;
+//! Errors of the virtual network, each with what to do.
 
-/// Why a tunnel does not come up, or a question to it has no answer.
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use aerie_types::VirtualAddr;
+
+/// An error of the driver or its helpers.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The kernel gives no TUN device.
-    #[error("the interface {interface} cannot be made: {source}; {hint}")]
+    /// The kernel has no TUN device.
+    #[error(
+        "there is no TUN device (/dev/net/tun): load it with 'modprobe tun'; in a container add --device=/dev/net/tun"
+    )]
+    NoTun,
+    /// The process may not make interfaces.
+    #[error(
+        "the interface {name} may not be made (CAP_NET_ADMIN is missing): run as root, or give the unit \
+         AmbientCapabilities=CAP_NET_ADMIN; in a container add --cap-add=NET_ADMIN"
+    )]
+    NotPermitted {
+        /// The interface.
+        name: String,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// Somebody has the interface.
+    #[error("the interface {name} is in use: another daemon of this grid runs on this host; stop it first")]
+    Busy {
+        /// The interface.
+        name: String,
+    },
+    /// The interface's name is too long or empty.
+    #[error("'{name}' is no name for an interface: use 1 to 15 letters, digits and dashes")]
+    InterfaceName {
+        /// The name.
+        name: String,
+    },
+    /// The interface could not be set up.
+    #[error("the interface {name} could not be set up; look at the kernel's log with 'dmesg'")]
     Tun {
         /// The interface.
-        interface: String,
+        name: String,
         /// What the kernel said.
+        #[source]
         source: io::Error,
-        /// What to do.
-        hint: &'static str,
     },
-    /// The data socket's port cannot be had.
-    #[error("UDP port {port} cannot be used: {source}; set another one as [vpn] port in the configuration, or 0 for any")]
-    Socket {
+    /// The data socket's port is taken.
+    #[error(
+        "the UDP port {port} cannot be opened; choose another with [vpn] port in aerie.toml, or 0 for any"
+    )]
+    Udp {
         /// The port.
         port: u16,
         /// What the kernel said.
+        #[source]
         source: io::Error,
     },
-    /// The core refuses its configuration.
-    #[error("the tunnel cannot start: {0}")]
-    Core(#[from] aerie_vpn_proto::Error),
-    /// The virtual address is of a kind that the tunnel does not carry.
-    #[error("the tunnel carries IPv4; {0} is not an IPv4 address")]
-    NotIpv4(aerie_types::VirtualAddr),
+    /// The interfaces' addresses could not be read.
+    #[error("the addresses of this host's interfaces cannot be read")]
+    Interfaces(#[source] io::Error),
+    /// The MTU is unusable.
+    #[error("the MTU {mtu} is unusable: choose one from 576 to 9000")]
+    Mtu {
+        /// The MTU.
+        mtu: u16,
+    },
+    /// The core refused a call.
+    #[error(transparent)]
+    Protocol(#[from] aerie_vpn_proto::Error),
+    /// The address of the interface could not be changed.
+    #[error("the interface's address could not be changed to {addr}; restart the daemon")]
+    Readdress {
+        /// The new address.
+        addr: VirtualAddr,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
     /// The driver has ended.
-    #[error("the tunnel has ended; restart the daemon")]
-    Ended,
-    /// A ping got no answer.
+    #[error("the virtual network is down: its driver has ended; 'aerie status' says why")]
+    Down,
+    /// The routing table could not be read.
+    #[error("the host's routes cannot be read from {}", path.display())]
+    Routes {
+        /// The file.
+        path: PathBuf,
+        /// What went wrong.
+        #[source]
+        source: io::Error,
+    },
+    /// The hosts file could not be read or written.
+    #[error("the hosts file {} cannot be {action}; check that it is a file and may be written", path.display())]
+    Hosts {
+        /// The file.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// What went wrong.
+        #[source]
+        source: io::Error,
+    },
+    /// The resolver's socket could not be opened.
+    #[error("the resolver cannot listen on {addr}; is another name server running there?")]
+    Resolver {
+        /// The address.
+        addr: SocketAddr,
+        /// What went wrong.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Why a ping had no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum PingError {
+    /// The peer was not reached.
     #[error("{0}")]
-    NoAnswer(String),
-    /// The host's routes cannot be read.
-    #[error("the host's routes cannot be read: {0}")]
-    Routes(#[source] io::Error),
+    Unreachable(String),
+    /// The driver has ended.
+    #[error(transparent)]
+    Down(#[from] Error),
 }

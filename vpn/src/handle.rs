@@ -1,49 +1,20 @@
-//! What the rest of the node holds of the tunnel.
+//! How the rest of the daemon speaks with the driver.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use aerie_types::{GridId, PeerId, VirtualAddr, VirtualRange};
-use aerie_vpn_proto::{CredentialCheck, PathKind, PeerStatus, RelayInfo, RemotePeer};
+use aerie_types::{PeerId, UnderlayAddr, VirtualAddr};
+use aerie_vpn_proto::{Counters, Mapping, PathKind, PeerStatus, RelayInfo, RemotePeer};
 use tokio::sync::{mpsc, oneshot};
-use zeroize::Zeroizing;
 
-use crate::driver::{self, Command};
-use crate::Error;
+use crate::{Error, PingError};
 
-/// The inner MTU where none is configured: leaves room for a relay's header on a path of 1500 bytes.
-pub(crate) const DEFAULT_MTU: u16 = 1380;
-
-/// How a tunnel is to run.
-#[derive(Debug)]
-pub struct VpnConfig {
-    /// The interface's name.
-    pub interface: String,
-    /// This node's virtual address.
-    pub addr: VirtualAddr,
-    /// The grid's range, which becomes the interface's route.
-    pub range: VirtualRange,
-    /// The interface's MTU in bytes.
-    pub mtu: Option<u16>,
-    /// UDP port of the data socket; 0 for any.
-    pub port: u16,
-    /// The grid.
-    pub grid: GridId,
-    /// This node.
-    pub me: PeerId,
-    /// The X25519 private key of its credential.
-    pub noise_secret: Zeroizing<[u8; 32]>,
-    /// Its credential (DER).
-    pub credential: Vec<u8>,
-    /// Whether it forwards datagrams for other members.
-    pub relay: bool,
-}
-
-/// What the tunnel asks of its caller, or tells it.
+/// What the driver asks and tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// Who holds this address? To be answered by [`Handle::resolved`].
+    /// Who holds this address? To be answered by [`Handle::resolved`], with `None` if nobody does.
     Resolve(VirtualAddr),
-    /// Carry these bytes to a member, authenticated.
+    /// Carry these bytes to a member; there they go to [`Handle::signal`].
     Signal {
         /// To whom.
         to: PeerId,
@@ -61,98 +32,134 @@ pub enum Event {
     },
 }
 
-/// Starts tunnels.
-#[derive(Debug)]
-pub struct Vpn;
-
-impl Vpn {
-    /// Makes the interface, opens the data socket and starts the driver on the present tokio runtime.
-    ///
-    /// # Errors
-    /// [`Error::Tun`], [`Error::Socket`] or [`Error::Core`], each with what to do.
-    pub async fn start(
-        config: VpnConfig,
-        check: Box<dyn CredentialCheck>,
-    ) -> Result<(Handle, mpsc::Receiver<Event>), Error> {
-        driver::start(config, check)
-    }
+/// A ping's answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pong {
+    /// Round trip inside the tunnel.
+    pub rtt: Duration,
+    /// The way that was taken.
+    pub path: PathKind,
 }
 
-/// A running tunnel. Cheap to clone.
+/// The virtual network as a whole.
+#[derive(Debug, Clone)]
+pub struct Status {
+    /// The interface.
+    pub interface: String,
+    /// The node's address.
+    pub addr: VirtualAddr,
+    /// The data socket's port.
+    pub port: u16,
+    /// What the NAT in front of this host does.
+    pub nat: Mapping,
+    /// How this host looks from outside.
+    pub reflexive: BTreeSet<UnderlayAddr>,
+    /// Counters since the start.
+    pub counters: Counters,
+    /// Sessions relayed for others.
+    pub relayed_sessions: usize,
+}
+
+pub(crate) enum Command {
+    Resolved(VirtualAddr, Option<RemotePeer>),
+    Signal(PeerId, Vec<u8>),
+    SetRelays(Vec<RelayInfo>),
+    SetCredential(Vec<u8>),
+    Revoke(PeerId),
+    Readdress(VirtualAddr, oneshot::Sender<Result<(), Error>>),
+    Peers(oneshot::Sender<Vec<PeerStatus>>),
+    Status(oneshot::Sender<Status>),
+    Ping(VirtualAddr, oneshot::Sender<Result<Pong, String>>),
+    Shutdown(oneshot::Sender<()>),
+}
+
+/// A handle to a running driver. Once the driver has ended, what is told to it is dropped and what is asked of it
+/// is answered with nothing or [`Error::Down`].
 #[derive(Debug, Clone)]
 pub struct Handle {
-    pub(crate) commands: mpsc::Sender<Command>,
-    pub(crate) port: u16,
+    commands: mpsc::Sender<Command>,
 }
 
 impl Handle {
-    /// UDP port of the data socket.
-    #[must_use]
-    pub fn local_port(&self) -> u16 {
-        self.port
+    pub(crate) fn new(commands: mpsc::Sender<Command>) -> Self {
+        Self { commands }
     }
 
-    /// The answer to [`Event::Resolve`].
+    /// The answer to [`Event::Resolve`]; may be given unasked when a lease is known to have changed hands.
     pub async fn resolved(&self, addr: VirtualAddr, remote: Option<RemotePeer>) {
         self.tell(Command::Resolved(addr, remote)).await;
     }
 
-    /// A signal that a member sent over the authenticated overlay.
+    /// A signal that a member has sent, as the overlay proved.
     pub async fn signal(&self, from: PeerId, bytes: Vec<u8>) {
         self.tell(Command::Signal(from, bytes)).await;
     }
 
-    /// The members that relay datagrams, as far as they are known.
+    /// The members that relay; they also tell this host how it looks from outside. Replaces the last list.
     pub async fn set_relays(&self, relays: Vec<RelayInfo>) {
-        self.tell(Command::Relays(relays)).await;
+        self.tell(Command::SetRelays(relays)).await;
     }
 
-    /// A renewed credential of this node.
+    /// This node's credential after a renewal, X.509 in DER.
     pub async fn set_credential(&self, der: Vec<u8>) {
-        self.tell(Command::Credential(der)).await;
+        self.tell(Command::SetCredential(der)).await;
     }
 
-    /// Cuts a member off at once.
+    /// Cuts a member off now. The credential check has to refuse it from then on.
     pub async fn revoke(&self, peer: PeerId) {
         self.tell(Command::Revoke(peer)).await;
     }
 
-    /// Moves this node to another virtual address.
+    /// Gives the interface another address of the range.
     ///
     /// # Errors
-    /// [`Error::Tun`] if the interface refuses it; [`Error::Core`] if it lies outside of the range.
+    /// [`Error::Protocol`] outside the range, [`Error::Readdress`], [`Error::Down`].
     pub async fn readdress(&self, addr: VirtualAddr) -> Result<(), Error> {
-        self.ask(|reply| Command::Readdress(addr, reply)).await?
+        let (answer, answered) = oneshot::channel();
+        self.tell(Command::Readdress(addr, answer)).await;
+        answered.await.map_err(|_| Error::Down)?
     }
 
-    /// Every peer as it is now; none once the tunnel has ended.
+    /// Every peer as it is now; empty when the driver has ended.
     pub async fn peers(&self) -> Vec<PeerStatus> {
-        self.ask(Command::Peers).await.unwrap_or_default()
+        let (answer, answered) = oneshot::channel();
+        self.tell(Command::Peers(answer)).await;
+        answered.await.unwrap_or_default()
     }
 
-    /// One round trip inside the tunnel, with the way that it took.
+    /// The virtual network as a whole.
     ///
     /// # Errors
-    /// [`Error::NoAnswer`] with the reason.
-    pub async fn ping(&self, addr: VirtualAddr) -> Result<(Duration, PathKind), Error> {
-        self.ask(|reply| Command::Ping(addr, reply)).await?
+    /// [`Error::Down`].
+    pub async fn status(&self) -> Result<Status, Error> {
+        let (answer, answered) = oneshot::channel();
+        self.tell(Command::Status(answer)).await;
+        answered.await.map_err(|_| Error::Down)
     }
 
-    /// Ends the tunnel and removes its interface.
+    /// Measures the round trip to a member inside the tunnel, opening it if need be. At most ten seconds.
+    ///
+    /// # Errors
+    /// [`PingError::Unreachable`] with the reason, or [`PingError::Down`].
+    pub async fn ping(&self, addr: VirtualAddr) -> Result<Pong, PingError> {
+        let (answer, answered) = oneshot::channel();
+        self.tell(Command::Ping(addr, answer)).await;
+        answered
+            .await
+            .map_err(|_| Error::Down)?
+            .map_err(PingError::Unreachable)
+    }
+
+    /// Ends the driver and removes the interface. Returns when that is done.
     pub async fn shutdown(&self) {
-        // An end that has happened already is what was asked for.
-        let _ = self.ask(Command::Shutdown).await;
+        let (done, ended) = oneshot::channel();
+        self.tell(Command::Shutdown(done)).await;
+        // An error means that the driver had ended already.
+        let _ = ended.await;
     }
 
     async fn tell(&self, command: Command) {
-        if self.commands.send(command).await.is_err() {
-            tracing::debug!("the tunnel has ended; an input is dropped");
-        }
-    }
-
-    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Error> {
-        let (reply, answer) = oneshot::channel();
-        self.commands.send(command(reply)).await.map_err(|_| Error::Ended)?;
-        answer.await.map_err(|_| Error::Ended)
+        // A closed channel means that the driver has ended; whoever waits for an answer sees that.
+        let _ = self.commands.send(command).await;
     }
 }

@@ -1,130 +1,63 @@
-//! A grid's block in the hosts file: for machines whose resolver has no hook for ours.
-//!
-//! ```text
-//! 127.0.0.1 localhost                 everything outside of the block is left as it is
-//! # aerie 1b2c3d4e begin
-//! 100.96.0.7 w1.lab.grid w1 C096000007
-//! # aerie 1b2c3d4e end
-//! ```
+//! This host's own addresses, as candidates for members of the same network.
 
-use std::fmt::Write as _;
-use std::fs;
-use std::io::{self, Write as _};
-use std::net::IpAddr;
-use std::path::Path;
+use std::net::{IpAddr, SocketAddr};
 
-use aerie_types::GridId;
+use aerie_types::{UnderlayAddr, VirtualAddr, VirtualRange};
+use nix::ifaddrs::getifaddrs;
+use nix::net::if_::InterfaceFlags;
 
-/// Writes a grid's block, in place of the one before. Nothing is written where nothing changes.
-///
-/// # Errors
-/// What the system refuses.
-pub fn write_block(path: &Path, grid: GridId, lines: &[(IpAddr, Vec<String>)]) -> io::Result<()> {
-    let mut block = String::new();
-    for (addr, names) in lines {
-        // Writing to a String cannot fail.
-        let _ = writeln!(block, "{addr} {}", names.join(" "));
-    }
-    replace(path, grid, &block)
-}
+use crate::Error;
 
-/// Removes a grid's block.
-///
-/// # Errors
-/// What the system refuses.
-pub fn remove_block(path: &Path, grid: GridId) -> io::Result<()> {
-    replace(path, grid, "")
-}
+/// How interfaces of this and of other grids are named: nobody is reached through a tunnel inside a tunnel.
+const OWN_PREFIX: &str = "aerie-";
 
-fn replace(path: &Path, grid: GridId, block: &str) -> io::Result<()> {
-    let old = match fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-        Err(error) => return Err(error),
-    };
-    let new = with_block(&old, grid, block);
-    if new == old { Ok(()) } else { put(path, &new) }
-}
-
-fn with_block(old: &str, grid: GridId, block: &str) -> String {
-    let (begin, end) = (format!("# aerie {} begin", grid.short()), format!("# aerie {} end", grid.short()));
-    let mut text = String::new();
-    let mut inside = false;
-    for line in old.lines() {
-        if line == begin {
-            inside = true;
-        } else if line == end {
-            inside = false;
-        } else if !inside {
-            text.push_str(line);
-            text.push('\n');
-        }
-    }
-    if !block.is_empty() {
-        text.push_str(&format!("{begin}\n{block}{end}\n"));
-    }
-    text
-}
-
-/// Replaces the file at once. Where it is a mount of its own, as in a container, it can only be written in place.
-fn put(path: &Path, text: &str) -> io::Result<()> {
-    let next = path.with_extension("aerie-new");
-    let replaced = fs::metadata(path).map(|meta| meta.permissions()).map_or(Ok(()), |permissions| {
-        fs::File::create(&next).and_then(|file| file.set_permissions(permissions))
-    });
-    let replaced = replaced
-        .and_then(|()| {
-            let mut file = fs::OpenOptions::new().create(true).write(true).truncate(true).open(&next)?;
-            file.write_all(text.as_bytes())?;
-            file.sync_all()
+/// The addresses of interfaces that are up, with the data socket's port.
+pub(crate) fn candidates(port: u16, range: VirtualRange, own: &str) -> Result<Vec<UnderlayAddr>, Error> {
+    let interfaces = getifaddrs().map_err(|errno| Error::Interfaces(errno.into()))?;
+    let mut addrs: Vec<_> = interfaces
+        .filter(|interface| {
+            interface.flags.contains(InterfaceFlags::IFF_UP)
+                && !interface.flags.contains(InterfaceFlags::IFF_LOOPBACK)
+                && interface.interface_name != own
+                && !interface.interface_name.starts_with(OWN_PREFIX)
         })
-        .and_then(|()| fs::rename(&next, path));
-    if replaced.is_ok() {
-        return Ok(());
-    }
-    let _ = fs::remove_file(&next);
-    fs::write(path, text)
+        .filter_map(|interface| {
+            let addr = interface.address?;
+            let v4 = addr.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+            v4.or_else(|| addr.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+        })
+        .filter(|ip| is_usable(*ip, range))
+        .map(|ip| UnderlayAddr(SocketAddr::new(ip, port)))
+        .collect();
+    addrs.sort_unstable();
+    addrs.dedup();
+    Ok(addrs)
+}
+
+fn is_usable(ip: IpAddr, range: VirtualRange) -> bool {
+    let special = match ip {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    !special && !ip.is_loopback() && !ip.is_unspecified() && !range.contains(VirtualAddr(ip))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const GRID: GridId = GridId([0xab; 16]);
-
-    fn lines() -> Vec<(IpAddr, Vec<String>)> {
-        vec![([100, 96, 0, 7].into(), vec!["w1.lab.grid".to_owned(), "w1".to_owned()])]
-    }
-
     #[test]
-    fn a_block_is_written_replaced_and_removed_and_other_lines_stay() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("hosts");
-        let other = "127.0.0.1 localhost\n# mine\n";
-        fs::write(&path, other).unwrap();
-        write_block(&path, GRID, &lines()).unwrap();
-        write_block(&path, GRID, &lines()).unwrap();
-        let text = fs::read_to_string(&path).unwrap();
-        assert_eq!(
-            text,
-            format!("{other}# aerie abababab begin\n100.96.0.7 w1.lab.grid w1\n# aerie abababab end\n")
-        );
-        remove_block(&path, GRID).unwrap();
-        assert_eq!(fs::read_to_string(&path).unwrap(), other);
-    }
-
-    #[test]
-    fn the_block_of_another_grid_stays() {
-        let theirs = "# aerie 01010101 begin\n1.2.3.4 x\n# aerie 01010101 end\n";
-        let text = with_block(theirs, GRID, "5.6.7.8 y\n");
-        assert!(text.starts_with(theirs) && text.contains("5.6.7.8 y"), "{text}");
-    }
-
-    #[test]
-    fn a_hosts_file_that_is_not_there_is_made() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("hosts");
-        write_block(&path, GRID, &lines()).unwrap();
-        assert!(fs::read_to_string(&path).unwrap().contains("w1.lab.grid"));
+    fn addresses_that_nobody_else_can_use_are_left_out() {
+        let range = "100.96.0.0/11".parse().unwrap();
+        for (ip, usable) in [
+            ("192.168.1.7", true),
+            ("2001:db8::7", true),
+            ("169.254.3.4", false),
+            ("fe80::1", false),
+            ("127.0.0.1", false),
+            ("100.100.1.1", false),
+        ] {
+            assert_eq!(is_usable(ip.parse().unwrap(), range), usable, "{ip}");
+        }
     }
 }

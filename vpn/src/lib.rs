@@ -1,26 +1,26 @@
-//! The tunnel on a real host: the TUN device, the data socket, the host's routes and its hosts file.
+//! The grid's virtual network on this host: a TUN device, a UDP socket, and the tunnels between them.
 //!
-//! [`Vpn::start`] brings up the interface and the socket and hands both to one task, which owns the protocol core
-//! ([`aerie_vpn_proto::Tunnels`]) and everything it says. Others hold a [`Handle`]. What the core asks of its
-//! caller arrives as [`Event`]s: look an address up, carry a signal to a member.
+//! [`Vpn::start`] opens both and runs one task, the driver, which owns the protocol core
+//! ([`aerie_vpn_proto::Tunnels`]) and moves packets in batches. Others hold a [`Handle`] and receive [`Event`]s;
+//! what the core asks for ([`Event::Resolve`], [`Event::Signal`]) is answered through the handle.
 //!
-//! ```text
-//!   TUN ──packets──►┌────────┐──datagrams──► UDP socket
-//!       ◄──packets──│ driver │◄─datagrams───
-//!   Handle ─commands►└────────┘──► events
-//! ```
+//! - [`io`]: the two edges, [`io::Tun`] and [`io::Udp`], real and in memory
+//! - `driver`: the loop; its order of calls is documented there
+//! - [`routes`]: whether a range is free on this host
+//! - [`names`]: a resolver for the grid's names, and a block in the hosts file
 
-mod device;
 mod driver;
 mod error;
 mod handle;
-pub mod hosts;
-mod interfaces;
+mod hosts;
+pub mod io;
+pub mod names;
 pub mod routes;
-mod socket;
 
 pub use aerie_vpn_proto::{
-    Counters, CredentialCheck, PathKind, PeerStatus, RelayInfo, RemoteIdentity, RemotePeer,
+    Candidate, Counters, CredentialCheck, Identity, Mapping, PathKind, PeerStatus, RelayInfo, RelayLimits,
+    RemoteIdentity, RemotePeer, Suite, noise_public,
 };
-pub use error::Error;
-pub use handle::{Event, Handle, Vpn, VpnConfig};
+pub use driver::{DEFAULT_MTU, DEFAULT_PORT, Vpn, VpnConfig};
+pub use error::{Error, PingError};
+pub use handle::{Event, Handle, Pong, Status};

@@ -1,43 +1,97 @@
-//! Whether a grid's range is free on this host.
+//! Whether the grid's range is free on this host.
 //!
-//! Two networks with one range confuse the kernel and the user alike, so an overlap with any route but the default
-//! is refused, and a range that is free is named instead.
+//! A host that already routes part of the range elsewhere, to a campus network or to a container bridge, would
+//! lose one of the two. So the routes are read before the interface is made, and a free range is named.
 
+use std::io;
 use std::net::Ipv4Addr;
+use std::path::Path;
 
 use aerie_types::VirtualRange;
 use ipnet::Ipv4Net;
 
 use crate::Error;
 
-/// A route that overlaps a grid's range.
+/// The routing table of the calling thread's network namespace.
+const TABLE: &str = "/proc/thread-self/net/route";
+const FLAG_UP: u32 = 1;
+
+/// A route that is in the way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Overlap {
     /// The route.
     pub route: Ipv4Net,
-    /// Its interface.
+    /// Where it leads.
     pub interface: String,
-    /// A range that is free here.
+    /// A range of this host that is free, as large as the grid's where there is one.
     pub alternative: Option<VirtualRange>,
 }
 
-/// Looks for a route that overlaps `range`; those of `own_interface` do not count.
-///
-/// # Errors
-/// [`Error::Routes`] if the kernel's table cannot be read.
-pub async fn overlap(range: VirtualRange, own_interface: &str) -> Result<Option<Overlap>, Error> {
-    let table = tokio::fs::read_to_string("/proc/net/route").await.map_err(Error::Routes)?;
-    Ok(overlap_in(&table, range, own_interface))
+/// A route of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// Destinations.
+    pub net: Ipv4Net,
+    /// Interface.
+    pub interface: String,
 }
 
-fn overlap_in(table: &str, range: VirtualRange, own_interface: &str) -> Option<Overlap> {
-    let routes: Vec<_> =
-        parse(table).into_iter().filter(|(interface, _)| interface != own_interface).collect();
-    let (interface, route) = routes.iter().find(|(_, route)| overlaps(*route, range.net()))?;
+/// Looks for a route that overlaps the range. Routes of `own_interface` and the default route do not count.
+///
+/// # Errors
+/// [`Error::Routes`] when the table cannot be read.
+pub async fn overlap(range: VirtualRange, own_interface: &str) -> Result<Option<Overlap>, Error> {
+    // A read of /proc does not block: the kernel makes the table while it is read.
+    let table = std::fs::read_to_string(TABLE).map_err(|source| Error::Routes {
+        path: Path::new(TABLE).to_owned(),
+        source,
+    })?;
+    let routes = parse(&table).map_err(|source| Error::Routes {
+        path: Path::new(TABLE).to_owned(),
+        source,
+    })?;
+    Ok(find(&routes, range, own_interface))
+}
+
+/// Looks for an overlap among given routes.
+#[must_use]
+pub fn find(routes: &[Route], range: VirtualRange, own_interface: &str) -> Option<Overlap> {
+    let foreign: Vec<_> = routes
+        .iter()
+        .filter(|route| route.interface != own_interface && route.net.prefix_len() > 0)
+        .collect();
+    let taken = foreign.iter().find(|route| overlaps(route.net, range.net()))?;
+    let is_free = |candidate: &Ipv4Net| foreign.iter().all(|route| !overlaps(route.net, *candidate));
+    let alternative = candidates(range.prefix_len())
+        .filter(|candidate| !overlaps(*candidate, range.net()))
+        .find(is_free)
+        .and_then(|net| VirtualRange::new(net).ok());
     Some(Overlap {
-        route: *route,
-        interface: interface.clone(),
-        alternative: candidates().find(|free| !routes.iter().any(|(_, route)| overlaps(*route, free.net()))),
+        route: taken.net,
+        interface: taken.interface.clone(),
+        alternative,
+    })
+}
+
+/// Ranges to offer: of the wished size first, smaller ones where the larger are all taken.
+fn candidates(prefix: u8) -> impl Iterator<Item = Ipv4Net> {
+    let pools = [
+        (Ipv4Addr::new(100, 96, 0, 0), 11),
+        (Ipv4Addr::new(10, 128, 0, 0), 9),
+        (Ipv4Addr::new(172, 16, 0, 0), 12),
+        (Ipv4Addr::new(192, 168, 0, 0), 16),
+    ];
+    // Shorter than /11 no pool has room; beyond /24 a grid would be very small.
+    let sizes = [prefix.clamp(11, 29), 16, 20, 24]
+        .into_iter()
+        .filter(move |size| *size >= prefix.max(11));
+    sizes.flat_map(move |size| {
+        pools
+            .into_iter()
+            .filter(move |(_, len)| *len <= size)
+            .filter_map(|(addr, len)| Ipv4Net::new(addr, len).ok())
+            .filter_map(move |pool| pool.subnets(size).ok())
+            .flatten()
     })
 }
 
@@ -45,71 +99,110 @@ fn overlaps(a: Ipv4Net, b: Ipv4Net) -> bool {
     a.contains(&b.network()) || b.contains(&a.network())
 }
 
-/// Interfaces and destinations of `/proc/net/route`, without default routes: columns `Iface Destination Gateway
-/// Flags RefCnt Use Metric Mask ...`, addresses as hexadecimal numbers in the host's byte order.
-fn parse(table: &str) -> Vec<(String, Ipv4Net)> {
-    let addr = |text: &str| u32::from_str_radix(text, 16).ok().map(|bits| Ipv4Addr::from(bits.to_ne_bytes()));
-    table
-        .lines()
-        .skip(1)
-        .filter_map(|line| {
-            let fields: Vec<_> = line.split_whitespace().collect();
-            let net = Ipv4Net::with_netmask(addr(fields.get(1)?)?, addr(fields.get(7)?)?).ok()?;
-            (net.prefix_len() > 0).then(|| ((*fields[0]).to_owned(), net.trunc()))
-        })
-        .collect()
-}
-
-/// Ranges to choose from, the least used first.
-fn candidates() -> impl Iterator<Item = VirtualRange> {
-    let shared = ["100.96.0.0/11".to_owned(), "100.64.0.0/11".to_owned()];
-    let tens = (0..8).map(|i| format!("10.{}.0.0/12", 128 + 16 * i));
-    let seventeens = (16..32).rev().map(|i| format!("172.{i}.0.0/16"));
-    let homes = (100..255).map(|i| format!("192.168.{i}.0/24"));
-    shared.into_iter().chain(tens).chain(seventeens).chain(homes).filter_map(|text| text.parse().ok())
+/// Reads the kernel's table (`/proc/net/route`, IPv4).
+///
+/// # Errors
+/// `InvalidData` for a line that is no route.
+pub fn parse(table: &str) -> io::Result<Vec<Route>> {
+    let lines = table.lines().skip(1).filter(|line| !line.trim().is_empty());
+    let routes = lines.map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let damaged = || io::Error::new(io::ErrorKind::InvalidData, format!("no route: {line}"));
+        let (Some(interface), Some(destination), Some(flags), Some(mask)) =
+            (words.first(), words.get(1), words.get(3), words.get(7))
+        else {
+            return Err(damaged());
+        };
+        // Addresses are numbers in the host's byte order whose memory is in the network's.
+        let number = |word: &str| u32::from_str_radix(word, 16).map_err(|_| damaged());
+        let addr = |word: &str| Ok::<_, io::Error>(Ipv4Addr::from(number(word)?.to_ne_bytes()));
+        if number(flags)? & FLAG_UP == 0 {
+            return Ok(None);
+        }
+        let net = Ipv4Net::with_netmask(addr(destination)?, addr(mask)?).map_err(|_| damaged())?;
+        Ok(Some(Route {
+            net,
+            interface: (*interface).to_owned(),
+        }))
+    });
+    routes.filter_map(Result::transpose).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const HEAD: &str = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n";
-
-    fn line(interface: &str, net: &str) -> String {
-        let net: Ipv4Net = net.parse().unwrap();
-        let hex = |addr: Ipv4Addr| format!("{:08X}", u32::from_ne_bytes(addr.octets()));
-        let (to, mask) = (hex(net.network()), hex(net.netmask()));
-        format!("{interface}\t{to}\t00000000\t0001\t0\t0\t0\t{mask}\t0\t0\t0\n")
-    }
+    const TABLE: &str = "\
+Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
+eth0\t00000000\t0102A8C0\t0003\t0\t0\t0\t00000000\t0\t0\t0
+eth0\t0002A8C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0
+docker0\t000011AC\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0
+campus\t00006064\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0
+aerie-1\t0000600A\t00000000\t0001\t0\t0\t0\t0000E0FF\t0\t0\t0
+";
 
     fn range(text: &str) -> VirtualRange {
         text.parse().unwrap()
     }
 
     #[test]
-    fn an_overlapping_route_is_named_with_a_free_alternative() {
-        let table = format!("{HEAD}{}{}", line("eth0", "0.0.0.0/0"), line("tun3", "100.100.0.0/16"));
-        let overlap = overlap_in(&table, range("100.96.0.0/11"), "aerie-1").unwrap();
-        assert_eq!((overlap.route.to_string().as_str(), overlap.interface.as_str()), ("100.100.0.0/16", "tun3"));
-        assert_eq!(overlap.alternative, Some(range("100.64.0.0/11")));
+    fn the_kernels_table_is_read() {
+        let routes = parse(TABLE).unwrap();
+        let texts: Vec<_> = routes
+            .iter()
+            .map(|route| format!("{} {}", route.net, route.interface))
+            .collect();
+        assert_eq!(texts[1], "192.168.2.0/24 eth0");
+        assert_eq!(texts[2], "172.17.0.0/16 docker0");
+        assert_eq!(texts[3], "100.96.0.0/16 campus");
+        assert!(parse("head\neth0 xyz\n").is_err());
     }
 
     #[test]
-    fn a_range_that_lies_within_a_route_overlaps_too() {
-        let table = format!("{HEAD}{}", line("eth0", "10.0.0.0/8"));
-        let overlap = overlap_in(&table, range("10.1.0.0/16"), "aerie-1").unwrap();
-        assert_eq!(overlap.alternative, Some(range("100.96.0.0/11")));
+    fn a_route_inside_or_around_the_range_is_an_overlap_with_a_free_alternative() {
+        let routes = parse(TABLE).unwrap();
+        let found = find(&routes, range("100.96.0.0/11"), "aerie-x").unwrap();
+        assert_eq!(
+            (found.route.to_string().as_str(), found.interface.as_str()),
+            ("100.96.0.0/16", "campus")
+        );
+        assert_eq!(found.alternative, Some(range("10.128.0.0/11")));
+        assert!(find(&routes, range("172.17.3.0/24"), "aerie-x").is_some());
+        assert_eq!(find(&routes, range("100.97.0.0/16"), "aerie-x"), None);
     }
 
     #[test]
-    fn the_default_route_and_our_own_interface_do_not_count() {
-        let table = format!("{HEAD}{}{}", line("eth0", "0.0.0.0/0"), line("aerie-1", "100.96.0.0/11"));
-        assert_eq!(overlap_in(&table, range("100.96.0.0/11"), "aerie-1"), None);
+    fn the_default_route_and_the_grids_own_do_not_count() {
+        let routes = parse(TABLE).unwrap();
+        assert_eq!(find(&routes, range("10.96.0.0/11"), "aerie-1"), None);
+        assert!(find(&routes, range("10.96.0.0/11"), "aerie-2").is_some());
     }
 
     #[test]
-    fn a_table_that_is_no_table_has_no_routes() {
-        assert!(parse("").is_empty());
-        assert!(parse("x\ny z\n\u{0}\n").is_empty());
+    fn a_smaller_range_is_offered_where_the_large_ones_are_taken() {
+        let busy = |net: &str| Route {
+            net: net.parse().unwrap(),
+            interface: "x".to_owned(),
+        };
+        let routes = [busy("100.64.0.0/10"), busy("10.0.0.0/8"), busy("172.16.0.0/13")];
+        let found = find(&routes, range("100.96.0.0/11"), "aerie-x").unwrap();
+        assert_eq!(found.alternative, Some(range("172.24.0.0/16")));
+        let routes = [
+            busy("100.64.0.0/10"),
+            busy("10.0.0.0/8"),
+            busy("172.16.0.0/12"),
+            busy("192.168.0.0/16"),
+        ];
+        assert_eq!(
+            find(&routes, range("100.96.0.0/11"), "aerie-x")
+                .unwrap()
+                .alternative,
+            None
+        );
+    }
+
+    #[tokio::test]
+    async fn this_hosts_own_table_can_be_read() {
+        overlap(range("100.96.0.0/11"), "aerie-x").await.unwrap();
     }
 }

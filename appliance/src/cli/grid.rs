@@ -16,7 +16,12 @@ use crate::control::{Reply, Request};
 
 pub(super) fn run(command: GridCommand) -> Result<ExitCode> {
     match command {
-        GridCommand::Create { name, range, dir, json } => {
+        GridCommand::Create {
+            name,
+            range,
+            dir,
+            json,
+        } => {
             let portal = Portal::create_grid(&dir.dir, name, range, now())?;
             let grid = portal.grid();
             if json {
@@ -29,8 +34,14 @@ pub(super) fn run(command: GridCommand) -> Result<ExitCode> {
                 });
                 println!("{value:#}");
             } else {
-                println!("Grid {} ({}), addresses out of {}.", grid.name, grid.id, grid.range);
-                println!("Its CA and database are in {}: keep that folder safe and backed up.", dir.dir.display());
+                println!(
+                    "Grid {} ({}), addresses out of {}.",
+                    grid.name, grid.id, grid.range
+                );
+                println!(
+                    "Its CA and database are in {}: keep that folder safe and backed up.",
+                    dir.dir.display()
+                );
                 println!("Next: 'aerie grid group add NAME', 'aerie portal serve', 'aerie grid blob'.");
             }
         }
@@ -129,7 +140,10 @@ fn blob(args: &BlobArgs) -> Result<()> {
     let urls = args
         .urls
         .iter()
-        .map(|url| url.parse::<EnrolUrl>().map_err(|why| anyhow!("--url {url} {why}")))
+        .map(|url| {
+            url.parse::<EnrolUrl>()
+                .map_err(|why| anyhow!("--url {url} {why}"))
+        })
         .collect::<Result<Vec<_>>>()?;
     let bootstrap_addrs = bootstrap
         .iter()
@@ -153,9 +167,19 @@ fn blob(args: &BlobArgs) -> Result<()> {
             ca_hash: CaHash(params.ca_hash),
             range: params.range,
         },
-        enrol: Enrol { urls, token: Some(SecretText::new(params.token.to_string())) },
-        node: Node { name: args.name.clone(), roles: params.roles, group: Some(params.group) },
-        overlay: Overlay { bootstrap: bootstrap_addrs, ..Overlay::default() },
+        enrol: Enrol {
+            urls,
+            token: Some(SecretText::new(params.token.to_string())),
+        },
+        node: Node {
+            name: args.name.clone(),
+            roles: params.roles,
+            group: Some(params.group),
+        },
+        overlay: Overlay {
+            bootstrap: bootstrap_addrs,
+            ..Overlay::default()
+        },
         vpn: Vpn::default(),
         condor: Condor::default(),
     };
@@ -196,8 +220,14 @@ fn with_peer(addr: &str, portal: &Portal) -> Result<String> {
              relay first, or end the address with /p2p/ and the member's peer id"
         ),
         many => {
-            let names: Vec<_> = many.iter().map(|node| format!("{} /p2p/{}", node.name, node.peer)).collect();
-            bail!("--bootstrap {addr} could be any of several relays; end it with one of: {}", names.join(", "))
+            let names: Vec<_> = many
+                .iter()
+                .map(|node| format!("{} /p2p/{}", node.name, node.peer))
+                .collect();
+            bail!(
+                "--bootstrap {addr} could be any of several relays; end it with one of: {}",
+                names.join(", ")
+            )
         }
     }
 }
@@ -216,7 +246,9 @@ fn write_blob(bundle: &Bundle, spec: &Spec, args: &BlobArgs) -> Result<()> {
     };
     if args.out == Path::new("-") {
         use std::io::Write;
-        std::io::stdout().write_all(&bytes).context("cannot write the blob to standard output")
+        std::io::stdout()
+            .write_all(&bytes)
+            .context("cannot write the blob to standard output")
     } else {
         // The blob holds a token: for the owner's eyes.
         aerie_identity::files::write_atomic(&args.out, &bytes, 0o600)
@@ -228,12 +260,16 @@ fn revoke(target: RevokeTarget) -> Result<()> {
     let (target, what, options) = match target {
         RevokeTarget::Node { name, options } => (Target::Node(name.clone()), format!("node {name}"), options),
         RevokeTarget::User { name, options } => (Target::User(name.clone()), format!("user {name}"), options),
-        RevokeTarget::Group { name, options } => (Target::Group(name.clone()), format!("group {name}"), options),
+        RevokeTarget::Group { name, options } => {
+            (Target::Group(name.clone()), format!("group {name}"), options)
+        }
     };
     let RevokeOptions { dir, run_dir } = options;
     let portal = open(&dir.dir)?;
     let list = portal.revoke(&target, now())?;
-    let request = Request::Revocations { list: hex::encode(list.encode()) };
+    let request = Request::Revocations {
+        list: hex::encode(list.encode()),
+    };
     println!("Revoked: {what}.");
     let mut spread = false;
     for answer in ask_all(&run_dir, &request) {

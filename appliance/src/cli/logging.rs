@@ -9,7 +9,9 @@ const DEFAULT: &str = "info,libp2p=warn,hickory_server=warn,hickory_proto=warn,q
 
 pub(super) fn init(format: LogFormat) {
     let filter = EnvFilter::try_from_env("AERIE_LOG").unwrap_or_else(|_| EnvFilter::new(DEFAULT));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     match format {
         LogFormat::Text => log.with_target(false).init(),
         LogFormat::Json => log.json().init(),

@@ -20,7 +20,12 @@ use crate::paths;
 
 /// Build your own grid: a peer-to-peer overlay, a VPN address that nobody else holds, and HTCondor on top.
 #[derive(Debug, Parser)]
-#[command(name = "aerie", version, propagate_version = true, arg_required_else_help = true)]
+#[command(
+    name = "aerie",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true
+)]
 pub(crate) struct Args {
     #[command(subcommand)]
     command: Command,

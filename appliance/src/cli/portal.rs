@@ -14,7 +14,10 @@ use super::{LogFormat, logging};
 pub(super) fn serve(dir: &Path, listen: SocketAddr, names: Vec<String>) -> Result<ExitCode> {
     logging::init(LogFormat::Text);
     let portal = Arc::new(Portal::open(dir, SystemTime::now().into())?);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         let server = Server::start(portal, ServeConfig::new(listen, names)).await?;
         eprintln!("Enrolment at https://{}; stop with Ctrl-C.", server.local_addr());

@@ -17,9 +17,15 @@ use crate::status::{Report, State};
 const POLL: Duration = Duration::from_millis(250);
 
 pub(crate) fn status(args: &StatusArgs) -> Result<ExitCode> {
-    let deadline = args.wait.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    let deadline = args
+        .wait
+        .map(|seconds| Instant::now() + Duration::from_secs(seconds));
     loop {
-        let answer = ask(&args.query.daemon.run_dir, args.query.daemon.grid.as_deref(), &Request::Status);
+        let answer = ask(
+            &args.query.daemon.run_dir,
+            args.query.daemon.grid.as_deref(),
+            &Request::Status,
+        );
         let last = deadline.is_none_or(|deadline| Instant::now() >= deadline);
         match answer {
             Ok(Reply::Status(report)) if report.ready || last => {
@@ -29,7 +35,11 @@ pub(crate) fn status(args: &StatusArgs) -> Result<ExitCode> {
                     print_report(&report);
                 }
                 let failed = args.wait.is_some() && !report.ready;
-                return Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS });
+                return Ok(if failed {
+                    ExitCode::FAILURE
+                } else {
+                    ExitCode::SUCCESS
+                });
             }
             Ok(Reply::Status(_)) => {}
             Ok(other) => return unexpected(other),
@@ -45,7 +55,10 @@ fn print_report(report: &Report) {
         println!("No grid yet.");
     } else {
         let addr = report.addr.as_deref().unwrap_or("no address yet");
-        println!("{} of grid {} ({}), group {}, {}", report.node, report.grid, addr, report.group, report.roles);
+        println!(
+            "{} of grid {} ({}), group {}, {}",
+            report.node, report.grid, addr, report.group, report.roles
+        );
     }
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
@@ -56,7 +69,10 @@ fn print_report(report: &Report) {
             State::Failed => "FAILED",
             State::Off => "off",
         };
-        let time = stage.ms.map(|ms| format!("{:.2} s", ms as f64 / 1000.0)).unwrap_or_default();
+        let time = stage
+            .ms
+            .map(|ms| format!("{:.2} s", ms as f64 / 1000.0))
+            .unwrap_or_default();
         table.add_row([stage.stage.as_str(), mark, &time, &stage.reason]);
     }
     println!("{table}");
@@ -73,7 +89,11 @@ fn print_report(report: &Report) {
             if manager.alive { "" } else { ", does not answer" },
         );
     }
-    let paths: Vec<_> = report.paths.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+    let paths: Vec<_> = report
+        .paths
+        .iter()
+        .map(|(kind, count)| format!("{count} {kind}"))
+        .collect();
     if !paths.is_empty() {
         println!("paths: {} ({} members)", paths.join(", "), report.members);
     }
@@ -94,12 +114,28 @@ pub(crate) fn peers(args: &QueryArgs) -> Result<ExitCode> {
     }
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    table.set_header(["node", "group", "roles", "address", "overlay", "path", "rtt", "why not direct"]);
+    table.set_header([
+        "node",
+        "group",
+        "roles",
+        "address",
+        "overlay",
+        "path",
+        "rtt",
+        "why not direct",
+    ]);
     for peer in &peers {
         let rtt = peer.rtt_ms.map(|ms| format!("{ms:.1} ms")).unwrap_or_default();
         let addr = peer.addr.as_deref().unwrap_or("-");
         table.add_row([
-            &peer.node, &peer.group, &peer.roles, addr, &peer.overlay, &peer.path, &rtt, &peer.why,
+            &peer.node,
+            &peer.group,
+            &peer.roles,
+            addr,
+            &peer.overlay,
+            &peer.path,
+            &rtt,
+            &peer.why,
         ]);
     }
     println!("{table}");
@@ -109,13 +145,21 @@ pub(crate) fn peers(args: &QueryArgs) -> Result<ExitCode> {
 pub(crate) fn ping(args: &PingArgs) -> Result<ExitCode> {
     let mut answered = 0;
     for turn in 0..args.count {
-        let request = Request::Ping { target: args.target.clone() };
+        let request = Request::Ping {
+            target: args.target.clone(),
+        };
         let daemon = &args.query.daemon;
         match ask(&daemon.run_dir, daemon.grid.as_deref(), &request)? {
-            Reply::Pong { node, addr, rtt_ms, path } => {
+            Reply::Pong {
+                node,
+                addr,
+                rtt_ms,
+                path,
+            } => {
                 answered += 1;
                 if args.query.json {
-                    let line = serde_json::json!({"node": node, "addr": addr, "rtt_ms": rtt_ms, "path": path});
+                    let line =
+                        serde_json::json!({"node": node, "addr": addr, "rtt_ms": rtt_ms, "path": path});
                     println!("{line}");
                 } else {
                     println!("{node} ({addr}): {rtt_ms:.2} ms, {path}");
@@ -128,13 +172,19 @@ pub(crate) fn ping(args: &PingArgs) -> Result<ExitCode> {
             thread::sleep(Duration::from_millis(500));
         }
     }
-    Ok(if answered > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if answered > 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 pub(crate) fn leave(args: &LeaveArgs) -> Result<ExitCode> {
     if !args.yes {
         if !std::io::stdin().is_terminal() {
-            bail!("leaving gives the address back and stops HTCondor; say --yes to do it without being asked");
+            bail!(
+                "leaving gives the address back and stops HTCondor; say --yes to do it without being asked"
+            );
         }
         print!("Give the address back, stop HTCondor and end the daemon? [y/N] ");
         std::io::stdout().flush()?;

@@ -21,25 +21,39 @@ pub(crate) async fn answer(shared: &Shared, request: Request) -> Reply {
     let Some(node) = shared.node() else {
         if request == Request::Leave {
             shared.ask_to_leave();
-            return Reply::Ok { message: "The daemon ends; the node had not joined yet.".to_owned() };
+            return Reply::Ok {
+                message: "The daemon ends; the node had not joined yet.".to_owned(),
+            };
         }
-        return Reply::Error { message: "this node has not joined its grid yet; 'aerie status' says why".to_owned() };
+        return Reply::Error {
+            message: "this node has not joined its grid yet; 'aerie status' says why".to_owned(),
+        };
     };
     match request {
         Request::Status => Reply::Status(Box::new(report(shared).await)),
-        Request::Peers => Reply::Peers { peers: peers(node).await },
+        Request::Peers => Reply::Peers {
+            peers: peers(node).await,
+        },
         Request::Ping { target } => ping(node, &target).await,
         Request::Revocations { list } => match hex::decode(&list) {
             Ok(bytes) => match trust::apply(node, &bytes).await {
-                Ok(true) => Reply::Ok { message: "The list was taken and passed on to the members.".to_owned() },
-                Ok(false) => Reply::Ok { message: "The list was known already.".to_owned() },
+                Ok(true) => Reply::Ok {
+                    message: "The list was taken and passed on to the members.".to_owned(),
+                },
+                Ok(false) => Reply::Ok {
+                    message: "The list was known already.".to_owned(),
+                },
                 Err(message) => Reply::Error { message },
             },
-            Err(_) => Reply::Error { message: "the list is not hexadecimal".to_owned() },
+            Err(_) => Reply::Error {
+                message: "the list is not hexadecimal".to_owned(),
+            },
         },
         Request::Leave => {
             shared.ask_to_leave();
-            Reply::Ok { message: "Leaving: the address is given back and HTCondor is stopped.".to_owned() }
+            Reply::Ok {
+                message: "Leaving: the address is given back and HTCondor is stopped.".to_owned(),
+            }
         }
     }
 }
@@ -65,9 +79,15 @@ async fn report(shared: &Shared) -> Report {
     report.credential_secs = Some(credential.not_after.since(now()).as_secs());
     let lease = node.held();
     report.addr = lease.as_ref().map(|held| held.addr.to_string());
-    report.lease_secs = lease.as_ref().map(|held| held.until.saturating_duration_since(Instant::now()).as_secs());
+    report.lease_secs = lease
+        .as_ref()
+        .map(|held| held.until.saturating_duration_since(Instant::now()).as_secs());
     report.lease_receipts = lease.as_ref().map(|held| held.receipts);
-    report.managers = node.managers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    report.managers = node
+        .managers
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone();
     report.members = node.overlay.members().await.map_or(0, |members| members.len());
     for peer in node.tunnel_peers().await {
         if peer.path != PathKind::None {
@@ -102,7 +122,10 @@ async fn peers(node: &Node) -> Vec<PeerReport> {
                 group: member.credential.group.to_string(),
                 roles: member.credential.roles.to_string(),
                 peer: member.peer.to_string(),
-                addr: node.names.addr_of(&member.credential.node).map(|addr| addr.to_string()),
+                addr: node
+                    .names
+                    .addr_of(&member.credential.node)
+                    .map(|addr| addr.to_string()),
                 overlay: if member.is_relayed() { "relayed" } else { "direct" }.to_owned(),
                 path: tunnel.map_or("idle", |tunnel| kind(&tunnel.path)).to_owned(),
                 through: tunnel.map(|tunnel| tunnel.path.to_string()).unwrap_or_default(),
@@ -120,7 +143,10 @@ async fn peers(node: &Node) -> Vec<PeerReport> {
 async fn ping(node: &Node, target: &str) -> Reply {
     let found: Option<(String, VirtualAddr)> = match node.names.parse(target) {
         Some(Target::Addr(addr)) => {
-            let name = node.names.name_of(addr).map_or_else(|| addr.to_string(), |name| name.to_string());
+            let name = node
+                .names
+                .name_of(addr)
+                .map_or_else(|| addr.to_string(), |name| name.to_string());
             Some((name, addr))
         }
         Some(Target::Name(name)) => node.addr_of(&name).await.map(|addr| (name.to_string(), addr)),
@@ -132,10 +158,14 @@ async fn ping(node: &Node, target: &str) -> Reply {
         };
     };
     match node.ping(addr).await {
-        Ok((rtt, path)) => {
-            Reply::Pong { node: name, addr: addr.to_string(), rtt_ms: rtt.as_secs_f64() * 1000.0, path }
-        }
-        Err(reason) => Reply::Error { message: format!("{name} ({addr}) did not answer: {reason}") },
+        Ok((rtt, path)) => Reply::Pong {
+            node: name,
+            addr: addr.to_string(),
+            rtt_ms: rtt.as_secs_f64() * 1000.0,
+            path,
+        },
+        Err(reason) => Reply::Error {
+            message: format!("{name} ({addr}) did not answer: {reason}"),
+        },
     }
 }
-

@@ -67,8 +67,15 @@ pub(crate) async fn overlay_events(node: Arc<Node>, mut events: mpsc::Receiver<E
             Event::MemberRenewed { credential, .. } => {
                 tracing::debug!(node = %credential.node, "a member renewed its credential");
             }
-            Event::Request { from, protocol, bytes, reply } => {
-                let Ok(permit) = Arc::clone(&served).acquire_owned().await else { return };
+            Event::Request {
+                from,
+                protocol,
+                bytes,
+                reply,
+            } => {
+                let Ok(permit) = Arc::clone(&served).acquire_owned().await else {
+                    return;
+                };
                 let node = Arc::clone(&node);
                 tokio::spawn(async move {
                     if let Some(answer) = serve(&node, from, protocol, bytes).await {
@@ -78,8 +85,16 @@ pub(crate) async fn overlay_events(node: Arc<Node>, mut events: mpsc::Receiver<E
                     drop(permit);
                 });
             }
-            Event::Gossip { topic: Topic::Sets, from, bytes } => node.dht.gossip(from, bytes).await,
-            Event::Gossip { topic: Topic::Revocations, bytes, .. } => {
+            Event::Gossip {
+                topic: Topic::Sets,
+                from,
+                bytes,
+            } => node.dht.gossip(from, bytes).await,
+            Event::Gossip {
+                topic: Topic::Revocations,
+                bytes,
+                ..
+            } => {
                 if let Err(error) = trust::apply(&node, &bytes).await {
                     tracing::debug!(error, "a revocation list was refused");
                 }
@@ -109,7 +124,9 @@ async fn serve(node: &Node, from: PeerId, protocol: Protocol, bytes: Vec<u8>) ->
 
 /// Exchanges facts with a member that has just come up, and learns its name.
 async fn meet(node: Arc<Node>, peer: PeerId, credential: Arc<Credential>) {
-    let Some(Tell::Facts(facts)) = node.ask(peer, &Ask::Facts).await else { return };
+    let Some(Tell::Facts(facts)) = node.ask(peer, &Ask::Facts).await else {
+        return;
+    };
     if facts.revocations > node.trust.serial()
         && let Some(Tell::Revocations(list)) = node.ask(peer, &Ask::Revocations).await
         && let Err(error) = trust::apply(&node, &list).await
@@ -126,7 +143,9 @@ async fn meet(node: Arc<Node>, peer: PeerId, credential: Arc<Credential>) {
 pub(crate) async fn vpn_events(node: Arc<Node>, mut events: mpsc::Receiver<aerie_vpn::Event>) {
     let carried = Arc::new(Semaphore::new(MAX_CARRIED));
     while let Some(event) = events.recv().await {
-        let Ok(permit) = Arc::clone(&carried).acquire_owned().await else { return };
+        let Ok(permit) = Arc::clone(&carried).acquire_owned().await else {
+            return;
+        };
         let node = Arc::clone(&node);
         match event {
             aerie_vpn::Event::Resolve(addr) => {
@@ -148,7 +167,10 @@ pub(crate) async fn vpn_events(node: Arc<Node>, mut events: mpsc::Receiver<aerie
                 });
             }
             aerie_vpn::Event::PathChanged { peer, path, why } => {
-                let name = node.overlay.credential(peer).map(|credential| credential.node.to_string());
+                let name = node
+                    .overlay
+                    .credential(peer)
+                    .map(|credential| credential.node.to_string());
                 tracing::info!(node = name.unwrap_or_else(|| peer.short()), %path, why, "path changed");
             }
         }

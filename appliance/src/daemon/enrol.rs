@@ -52,9 +52,17 @@ pub(crate) fn now() -> WallMillis {
 
 /// Takes the kept credentials, or enrols; goes on until the node is a member.
 pub(crate) async fn become_member(spec: &Spec, paths: &GridPaths, shared: &Shared) -> Result<Member, Error> {
-    let failed = |source| Error::Files { path: paths.keys(), source };
+    let failed = |source| Error::Files {
+        path: paths.keys(),
+        source,
+    };
     let keys = Arc::new(NodeKeys::load_or_generate(&paths.keys()).map_err(failed)?);
-    let urls: Vec<_> = spec.enrol.urls.iter().map(|url| url.as_str().to_owned()).collect();
+    let urls: Vec<_> = spec
+        .enrol
+        .urls
+        .iter()
+        .map(|url| url.as_str().to_owned())
+        .collect();
     let client = EnrolClient::new(&urls, spec.grid.ca_hash.0).map_err(Error::Portal)?;
     if let Some((credential, verifier)) = kept(spec, paths, &keys)? {
         let trust = Trust::load(verifier, paths.revocations());
@@ -62,7 +70,12 @@ pub(crate) async fn become_member(spec: &Spec, paths: &GridPaths, shared: &Share
             tracing::warn!(reason, "the kept credential is of no use; enrolling anew");
         } else {
             shared.done(Stage::Certificate, describe(&credential));
-            return Ok(Member { keys, trust, credential: watch::Sender::new(Arc::new(credential)), client });
+            return Ok(Member {
+                keys,
+                trust,
+                credential: watch::Sender::new(Arc::new(credential)),
+                client,
+            });
         }
     }
     let membership = enrol(spec, &keys, &client, shared).await?;
@@ -72,35 +85,67 @@ pub(crate) async fn become_member(spec: &Spec, paths: &GridPaths, shared: &Share
     source::forget_token(paths, spec)?;
     shared.done(Stage::Certificate, describe(&membership.credential));
     let trust = Trust::load(verifier, paths.revocations());
-    Ok(Member { keys, trust, credential: watch::Sender::new(Arc::new(membership.credential)), client })
+    Ok(Member {
+        keys,
+        trust,
+        credential: watch::Sender::new(Arc::new(membership.credential)),
+        client,
+    })
 }
 
 fn describe(credential: &Credential) -> String {
     let days = credential.not_after.since(now()).as_secs() / 86_400;
-    format!("{} of group {}, good for {days} days", credential.node, credential.group)
+    format!(
+        "{} of group {}, good for {days} days",
+        credential.node, credential.group
+    )
 }
 
 fn refusal(trust: &Trust, credential: &Credential) -> Option<String> {
-    trust.read(|verifier| verifier.verify(&credential.der, now()).err().map(|rejection| rejection.to_string()))
+    trust.read(|verifier| {
+        verifier
+            .verify(&credential.der, now())
+            .err()
+            .map(|rejection| rejection.to_string())
+    })
 }
 
 /// The credential of an earlier start with its CA. One that has expired is still given: it is judged later.
 fn kept(spec: &Spec, paths: &GridPaths, keys: &NodeKeys) -> Result<Option<(Credential, Verifier)>, Error> {
     let read = |path: &Path| {
-        files::read_small(path).map_err(|source| Error::Files { path: path.to_owned(), source })
+        files::read_small(path).map_err(|source| Error::Files {
+            path: path.to_owned(),
+            source,
+        })
     };
-    let (Some(der), Some(ca)) = (read(&paths.credential())?, read(&paths.ca())?) else { return Ok(None) };
+    let (Some(der), Some(ca)) = (read(&paths.credential())?, read(&paths.ca())?) else {
+        return Ok(None);
+    };
     let broken = |what, path: std::path::PathBuf, reason: String| Error::State { what, path, reason };
     let ca = pem_to_der(&String::from_utf8_lossy(&ca))
         .filter(|der| sha256(der) == spec.grid.ca_hash.0)
-        .ok_or_else(|| broken("the CA certificate", paths.ca(), "it is not this grid's".to_owned()))?;
+        .ok_or_else(|| {
+            broken(
+                "the CA certificate",
+                paths.ca(),
+                "it is not this grid's".to_owned(),
+            )
+        })?;
     let verifier =
         Verifier::new(&ca).map_err(|error| broken("the CA certificate", paths.ca(), error.to_string()))?;
     let year = Duration::from_secs(365 * 86_400);
     match verifier.verify_with_grace(&der, now(), year) {
         Ok(credential) if credential.peer == keys.peer_id() => Ok(Some((credential, verifier))),
-        Ok(_) => Err(broken("the credential", paths.credential(), "it is for other keys".to_owned())),
-        Err(rejection) => Err(broken("the credential", paths.credential(), rejection.to_string())),
+        Ok(_) => Err(broken(
+            "the credential",
+            paths.credential(),
+            "it is for other keys".to_owned(),
+        )),
+        Err(rejection) => Err(broken(
+            "the credential",
+            paths.credential(),
+            rejection.to_string(),
+        )),
     }
 }
 
@@ -114,8 +159,10 @@ async fn enrol(
         Some(name) => (name.clone(), true),
         None => (host_name(), false),
     };
-    let request = EnrolRequest::create(keys, spec.grid.id(), name, exact)
-        .map_err(|source| Error::Files { path: "the node's keys".into(), source })?;
+    let request = EnrolRequest::create(keys, spec.grid.id(), name, exact).map_err(|source| Error::Files {
+        path: "the node's keys".into(),
+        source,
+    })?;
     let mut backoff = BACKOFF_MIN;
     loop {
         let Some(token) = spec.enrol.token.as_ref() else {
@@ -130,7 +177,11 @@ async fn enrol(
         let token: JoinToken = match token.expose().parse() {
             Ok(token) => token,
             Err(error) => {
-                shared.failed(Stage::Certificate, format!("the token is damaged: {error}"), "make a fresh blob");
+                shared.failed(
+                    Stage::Certificate,
+                    format!("the token is damaged: {error}"),
+                    "make a fresh blob",
+                );
                 tokio::time::sleep(BACKOFF_MAX).await;
                 continue;
             }
@@ -168,7 +219,10 @@ fn report(shared: &Shared, error: &ClientError, pause: Duration) {
 
 /// The host's name as a node name: what cannot stand in one is left out.
 fn host_name() -> NodeName {
-    let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
+    let host = nix::unistd::gethostname()
+        .ok()
+        .and_then(|name| name.into_string().ok())
+        .unwrap_or_default();
     node_name(&host)
 }
 
@@ -181,7 +235,10 @@ fn node_name(host: &str) -> NodeName {
         .take(NodeName::MAX)
         .collect();
     #[expect(clippy::expect_used, reason = "a constant that is a valid name")]
-    clean.trim_end_matches('-').parse().unwrap_or_else(|_| "node".parse().expect("valid"))
+    clean
+        .trim_end_matches('-')
+        .parse()
+        .unwrap_or_else(|_| "node".parse().expect("valid"))
 }
 
 /// Writes what the credentials' readers need: this daemon, and HTCondor. The overlay credential comes last, so that
@@ -191,7 +248,10 @@ fn keep(paths: &GridPaths, keys: &NodeKeys, membership: &Membership) -> Result<(
         files::write_atomic(&path, bytes, mode).map_err(|source| Error::Files { path, source })
     };
     let condor = paths.condor();
-    paths.prepare().map_err(|source| Error::Folder { path: condor.clone(), source })?;
+    paths.prepare().map_err(|source| Error::Folder {
+        path: condor.clone(),
+        source,
+    })?;
     write(condor.join("ca.pem"), membership.ca_pem.as_bytes(), 0o644)?;
     write(condor.join("node.key"), keys.condor_key_pem().as_bytes(), 0o600)?;
     write(condor.join("node.pem"), membership.condor_pem.as_bytes(), 0o644)?;
@@ -221,7 +281,11 @@ pub(crate) async fn keep_renewed(member: Arc<Member>, paths: GridPaths, shared: 
                 tokio::time::sleep(pause).await;
             }
             Err(RenewError::Local(error)) => {
-                shared.failed(Stage::Certificate, error.to_string(), "tried again within a minute");
+                shared.failed(
+                    Stage::Certificate,
+                    error.to_string(),
+                    "tried again within a minute",
+                );
                 tokio::time::sleep(BACKOFF_MAX).await;
             }
         }
@@ -234,9 +298,17 @@ enum RenewError {
 }
 
 async fn renew(member: &Member, paths: &GridPaths, current: &Credential) -> Result<(), RenewError> {
-    let request = RenewRequest::create(&member.keys, current)
-        .map_err(|source| RenewError::Local(Error::Files { path: paths.keys(), source }))?;
-    let membership = member.client.renew(&request, now()).await.map_err(RenewError::Client)?;
+    let request = RenewRequest::create(&member.keys, current).map_err(|source| {
+        RenewError::Local(Error::Files {
+            path: paths.keys(),
+            source,
+        })
+    })?;
+    let membership = member
+        .client
+        .renew(&request, now())
+        .await
+        .map_err(RenewError::Client)?;
     keep(paths, &member.keys, &membership).map_err(RenewError::Local)?;
     member.credential.send_replace(Arc::new(membership.credential));
     Ok(())
@@ -244,13 +316,12 @@ async fn renew(member: &Member, paths: &GridPaths, current: &Credential) -> Resu
 
 /// Gets the short-lived certificate by which ordinary users of this node may look at managers, and keeps it fresh.
 /// Only nodes with people on them ask: submit nodes, clients and managers.
-pub(crate) async fn keep_user_credential(
-    member: Arc<Member>,
-    paths: GridPaths,
-    ready: watch::Sender<bool>,
-) {
+pub(crate) async fn keep_user_credential(member: Arc<Member>, paths: GridPaths, ready: watch::Sender<bool>) {
     let people = [Role::Submit, Role::Client, Role::Manager];
-    if !people.into_iter().any(|role| member.credential.borrow().roles.contains(role)) {
+    if !people
+        .into_iter()
+        .any(|role| member.credential.borrow().roles.contains(role))
+    {
         return;
     }
     let mut backoff = BACKOFF_MIN;
@@ -263,7 +334,10 @@ pub(crate) async fn keep_user_credential(
                 tokio::time::sleep(lifetime.mul_f64(2.0 / 3.0)).await;
             }
             Err(reason) => {
-                tracing::info!(reason, "no user credential yet; only root can ask managers on other nodes");
+                tracing::info!(
+                    reason,
+                    "no user credential yet; only root can ask managers on other nodes"
+                );
                 tokio::time::sleep(backoff).await;
                 backoff = (backoff * 2).min(BACKOFF_MAX);
             }
@@ -273,8 +347,15 @@ pub(crate) async fn keep_user_credential(
 
 async fn user_credential(member: &Member, paths: &GridPaths, own: &Credential) -> Result<Duration, String> {
     let key = UserKey::generate().map_err(|error| error.to_string())?;
-    let request = member.keys.user_request(own, &key, &own.user).map_err(|error| error.to_string())?;
-    let issued = member.client.user_credential(&request, now()).await.map_err(|error| error.to_string())?;
+    let request = member
+        .keys
+        .user_request(own, &key, &own.user)
+        .map_err(|error| error.to_string())?;
+    let issued = member
+        .client
+        .user_credential(&request, now())
+        .await
+        .map_err(|error| error.to_string())?;
     let condor = paths.condor();
     // The machine's ordinary users are the grid's: each may use the key, which is good for looking only, and briefly.
     files::write_atomic(&condor.join("user.key"), key.to_pem().as_bytes(), 0o644)

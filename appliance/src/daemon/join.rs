@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use aerie_condor::Manager;
 use aerie_dht::{Dht, IdentityKeys, LeaseState};
 use aerie_overlay::Overlay;
 use aerie_types::{GridId, Role, VirtualAddr, WallMillis};
-use aerie_vpn::{CredentialCheck, RemoteIdentity, Vpn};
+use aerie_vpn::{CredentialCheck, Identity, RelayLimits, RemoteIdentity, Vpn, VpnConfig};
 use tokio::sync::{Notify, watch};
 
 use super::carry::{self, OverlayTransport};
@@ -67,13 +68,22 @@ async fn bring_up(args: &UpArgs, spec: aerie_config::Spec, shared: &Arc<Shared>)
     let (managers, managers_seen) = watch::channel(Vec::new());
     tokio::spawn(follow_managers(Arc::clone(&node), managers));
     if args.no_condor || !pool::wanted(member.credential.borrow().roles) {
-        let why = if args.no_condor { "by --no-condor" } else { "not part of this node's roles" };
+        let why = if args.no_condor {
+            "by --no-condor"
+        } else {
+            "not part of this node's roles"
+        };
         shared.off(Stage::Managers, why);
         shared.off(Stage::Pool, why);
     } else {
         shared.waiting(Stage::Managers, "waits for the address", "");
         shared.waiting(Stage::Pool, "waits for a manager", "");
-        tokio::spawn(pool::run(Arc::clone(&node), Arc::clone(shared), addr_seen, managers_seen));
+        tokio::spawn(pool::run(
+            Arc::clone(&node),
+            Arc::clone(shared),
+            addr_seen,
+            managers_seen,
+        ));
     }
     hold_address(&node, &member, &addr, shared).await
 }
@@ -109,7 +119,12 @@ async fn start(
     let port = spec.overlay.listen_port;
     let mut config = aerie_overlay::Config::new(spec.grid.id(), &member.keys).map_err(Error::Overlay)?;
     config.listen = aerie_overlay::Config::listen_everywhere(port);
-    config.bootstrap = spec.overlay.bootstrap.iter().filter_map(|addr| addr.as_str().parse().ok()).collect();
+    config.bootstrap = spec
+        .overlay
+        .bootstrap
+        .iter()
+        .filter_map(|addr| addr.as_str().parse().ok())
+        .collect();
     config.known = known::load(&paths.peers());
     config.external = args.external.iter().flat_map(|ip| external(*ip, port)).collect();
     config.relay = relay;
@@ -133,7 +148,11 @@ async fn start(
     )
     .map_err(Error::Register)?;
     let (user_ready, user_credential) = watch::channel(false);
-    tokio::spawn(enrol::keep_user_credential(Arc::clone(&member), paths.clone(), user_ready));
+    tokio::spawn(enrol::keep_user_credential(
+        Arc::clone(&member),
+        paths.clone(),
+        user_ready,
+    ));
     let node = Arc::new(Node {
         names: Names::new(spec.grid.name.clone()),
         spec,
@@ -149,11 +168,13 @@ async fn start(
         programs: programs::installed(),
         user_credential,
         vpn: OnceLock::new(),
+        data_port: AtomicU16::new(0),
         relays: Mutex::new(BTreeMap::new()),
     });
     shared.set_node(Arc::clone(&node));
     tokio::spawn(carry::overlay_events(Arc::clone(&node), events));
     tokio::spawn(known::keep(Arc::clone(&node)));
+    tokio::spawn(names::learn_members(Arc::clone(&node)));
     tokio::spawn(names::keep_hosts(Arc::clone(&node), Arc::clone(shared)));
     Ok(node)
 }
@@ -172,15 +193,22 @@ fn der_of(credential: &watch::Sender<Arc<aerie_identity::Credential>>) -> watch:
 
 fn external(ip: IpAddr, port: u16) -> Vec<aerie_overlay::Multiaddr> {
     let family = if ip.is_ipv4() { "ip4" } else { "ip6" };
-    [format!("/{family}/{ip}/tcp/{port}"), format!("/{family}/{ip}/udp/{port}/quic-v1")]
-        .iter()
-        .filter_map(|text| text.parse().ok())
-        .collect()
+    [
+        format!("/{family}/{ip}/tcp/{port}"),
+        format!("/{family}/{ip}/udp/{port}/quic-v1"),
+    ]
+    .iter()
+    .filter_map(|text| text.parse().ok())
+    .collect()
 }
 
 /// Keeps the credentials fresh and the revocations applied.
 fn keep_member(node: &Arc<Node>, member: &Arc<Member>, shared: &Arc<Shared>) {
-    tokio::spawn(enrol::keep_renewed(Arc::clone(member), node.paths.clone(), Arc::clone(shared)));
+    tokio::spawn(enrol::keep_renewed(
+        Arc::clone(member),
+        node.paths.clone(),
+        Arc::clone(shared),
+    ));
     let for_lists = Arc::clone(node);
     tokio::spawn(enrol::poll_revocations(member.client.clone(), move |list| {
         let node = Arc::clone(&for_lists);
@@ -228,7 +256,10 @@ async fn hold_address(
             LeaseState::Idle => {}
             LeaseState::Waiting { reason } => shared.waiting(Stage::Address, reason, ""),
             LeaseState::Held { addr, receipts, .. } => {
-                shared.done(Stage::Address, format!("{addr}, signed by {receipts} witness(es)"));
+                shared.done(
+                    Stage::Address,
+                    format!("{addr}, signed by {receipts} witness(es)"),
+                );
                 node.names.learn(member.credential.borrow().node.clone(), addr);
                 if let Err(reason) = tunnel(node, member, addr).await {
                     shared.failed(Stage::Tunnel, reason, "this is tried again");
@@ -237,7 +268,10 @@ async fn hold_address(
                 }
                 shared.done(Stage::Tunnel, format!("{} is up", node.interface));
                 if is_manager {
-                    let announced = node.dht.publish_set(MANAGERS, addr.to_string().into_bytes()).await;
+                    let announced = node
+                        .dht
+                        .publish_set(MANAGERS, addr.to_string().into_bytes())
+                        .await;
                     announced.map_err(Error::Register)?;
                 }
                 held.send_if_modified(|before| {
@@ -276,20 +310,21 @@ async fn tunnel(node: &Arc<Node>, member: &Member, addr: VirtualAddr) -> Result<
         return vpn.readdress(addr).await.map_err(|error| error.to_string());
     }
     let credential = member.credential.borrow().clone();
-    let config = aerie_vpn::VpnConfig {
-        interface: node.interface.clone(),
-        addr,
-        range: node.spec.grid.range,
-        mtu: node.spec.vpn.mtu,
-        port: node.spec.vpn.port,
+    let mut config = VpnConfig::new(node.interface.clone(), addr, node.spec.grid.range);
+    config.port = node.spec.vpn.port;
+    config.mtu = node.spec.vpn.mtu.unwrap_or(config.mtu);
+    config.relay = credential.roles.contains(Role::Relay).then(RelayLimits::default);
+    let identity = Identity {
         grid: node.spec.grid.id(),
-        me: credential.peer,
+        peer: credential.peer,
         noise_secret: member.keys.noise_secret(),
-        relay: credential.roles.contains(Role::Relay),
         credential: credential.der.clone(),
     };
     let check = Box::new(TrustCheck(member.trust.clone()));
-    let (vpn, events) = Vpn::start(config, check).await.map_err(|error| error.to_string())?;
+    let (vpn, events) =
+        Vpn::start(config, identity, check, &mut rand::rng()).map_err(|error| error.to_string())?;
+    let port = vpn.status().await.map_err(|error| error.to_string())?.port;
+    node.data_port.store(port, Ordering::Relaxed);
     // Set once in a daemon's life, here.
     let _ = node.vpn.set(vpn.clone());
     tokio::spawn(carry::vpn_events(Arc::clone(node), events));
@@ -310,8 +345,10 @@ struct TrustCheck(Trust);
 
 impl CredentialCheck for TrustCheck {
     fn check(&self, der: &[u8], wall: WallMillis) -> Result<RemoteIdentity, String> {
-        let credential =
-            self.0.read(|verifier| verifier.verify(der, wall)).map_err(|rejection| rejection.to_string())?;
+        let credential = self
+            .0
+            .read(|verifier| verifier.verify(der, wall))
+            .map_err(|rejection| rejection.to_string())?;
         Ok(RemoteIdentity {
             peer: credential.peer,
             noise_public: credential.noise_public,

@@ -24,8 +24,12 @@ pub(crate) fn load(path: &Path) -> Vec<(PeerId, Vec<Multiaddr>)> {
 fn parse(text: &str) -> Vec<(PeerId, Vec<Multiaddr>)> {
     let mut known: Vec<(PeerId, Vec<Multiaddr>)> = Vec::new();
     for line in text.lines().take(MAX_LINES) {
-        let Some((peer, addr)) = line.split_once(' ') else { continue };
-        let (Ok(peer), Ok(addr)) = (peer.parse::<PeerId>(), addr.parse::<Multiaddr>()) else { continue };
+        let Some((peer, addr)) = line.split_once(' ') else {
+            continue;
+        };
+        let (Ok(peer), Ok(addr)) = (peer.parse::<PeerId>(), addr.parse::<Multiaddr>()) else {
+            continue;
+        };
         match known.last_mut() {
             Some((last, addrs)) if *last == peer => addrs.push(addr),
             _ => known.push((peer, vec![addr])),
@@ -39,7 +43,9 @@ pub(crate) async fn keep(node: Arc<Node>) {
     let mut written = String::new();
     loop {
         tokio::time::sleep(EVERY).await;
-        let Ok(known) = node.overlay.known_addrs().await else { return };
+        let Ok(known) = node.overlay.known_addrs().await else {
+            return;
+        };
         let mut text = String::new();
         for (peer, addrs) in &known {
             for addr in addrs {
@@ -63,7 +69,9 @@ mod tests {
     #[test]
     fn lines_that_are_no_addresses_are_left_out() {
         let peer = PeerId([3; 32]);
-        let text = format!("{peer} /ip4/192.0.2.1/tcp/4001\nrubbish\n{peer} /ip4/192.0.2.1/udp/4001/quic-v1\n{peer} x\n");
+        let text = format!(
+            "{peer} /ip4/192.0.2.1/tcp/4001\nrubbish\n{peer} /ip4/192.0.2.1/udp/4001/quic-v1\n{peer} x\n"
+        );
         let known = parse(&text);
         assert_eq!(known.len(), 1);
         assert_eq!(known[0].1.len(), 2);

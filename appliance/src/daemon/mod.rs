@@ -49,7 +49,9 @@ pub(crate) async fn run(args: UpArgs) -> Result<(), Error> {
     };
     watchdog.abort();
     if let Some(node) = shared.node()
-        && tokio::time::timeout(SHUTDOWN, node.shutdown(shared.is_leaving())).await.is_err()
+        && tokio::time::timeout(SHUTDOWN, node.shutdown(shared.is_leaving()))
+            .await
+            .is_err()
     {
         tracing::warn!("parts of the node did not end in time");
     }
@@ -58,7 +60,8 @@ pub(crate) async fn run(args: UpArgs) -> Result<(), Error> {
 
 /// Completes when the daemon is told to stop.
 async fn stopped() {
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
         tracing::warn!("cannot wait for signals; only 'aerie leave' or SIGKILL ends this daemon");
         return std::future::pending().await;

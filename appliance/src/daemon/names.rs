@@ -5,12 +5,12 @@
 //! resolver of ours find it, and is answered by the resolver, which asks the register for what is not yet known.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
-use std::path::PathBuf;
+use std::mem::ManuallyDrop;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use aerie_types::{GridName, NodeName, VirtualAddr};
+use aerie_types::{GridId, GridName, NodeName, VirtualAddr};
+use aerie_vpn::names::{HostsFile, HostsLine};
 use tokio::sync::Notify;
 
 use super::node::Node;
@@ -27,16 +27,13 @@ pub(crate) struct Names {
     changed: Notify,
 }
 
-/// One line of the hosts file: an address and its names, the full name first.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct HostLine {
-    pub(crate) addr: VirtualAddr,
-    pub(crate) names: Vec<String>,
-}
-
 impl Names {
     pub(crate) fn new(grid: GridName) -> Self {
-        Self { grid, known: Mutex::new(BTreeMap::new()), changed: Notify::new() }
+        Self {
+            grid,
+            known: Mutex::new(BTreeMap::new()),
+            changed: Notify::new(),
+        }
     }
 
     fn known(&self) -> MutexGuard<'_, BTreeMap<NodeName, VirtualAddr>> {
@@ -65,17 +62,19 @@ impl Names {
     }
 
     pub(crate) fn name_of(&self, addr: VirtualAddr) -> Option<NodeName> {
-        self.known().iter().find_map(|(name, known)| (*known == addr).then(|| name.clone()))
+        self.known()
+            .iter()
+            .find_map(|(name, known)| (*known == addr).then(|| name.clone()))
     }
 
     /// What is known, as lines of a hosts file.
-    pub(crate) fn lines(&self) -> Vec<HostLine> {
+    pub(crate) fn lines(&self) -> Vec<HostsLine> {
         self.known()
             .iter()
             .map(|(name, addr)| {
                 let mut names = vec![name.fqdn(&self.grid), name.to_string()];
                 names.extend(addr.appliance_name());
-                HostLine { addr: *addr, names }
+                HostsLine { addr: *addr, names }
             })
             .collect()
     }
@@ -85,9 +84,15 @@ impl Names {
         if let Ok(addr) = target.parse() {
             return Some(Target::Addr(VirtualAddr(addr)));
         }
-        let label = target.trim_end_matches('.').strip_suffix(&format!(".{}.grid", self.grid)).unwrap_or(target);
-        if let Some(addr) =
-            self.known().values().find(|addr| addr.appliance_name().as_deref() == Some(label)).copied()
+        let label = target
+            .trim_end_matches('.')
+            .strip_suffix(&format!(".{}.grid", self.grid))
+            .unwrap_or(target);
+        if let Some(addr) = self
+            .known()
+            .values()
+            .find(|addr| addr.appliance_name().as_deref() == Some(label))
+            .copied()
         {
             return Some(Target::Addr(addr));
         }
@@ -102,26 +107,34 @@ pub(crate) enum Target {
     Name(NodeName),
 }
 
-/// Where the hosts file is.
-pub(crate) fn hosts_file() -> PathBuf {
-    PathBuf::from("/etc/hosts")
-}
+/// The system's hosts file.
+const HOSTS: &str = "/etc/hosts";
 
 /// How often a hosts file that could not be written is tried again.
 const RETRY: Duration = Duration::from_secs(10);
 
+/// This grid's block in the hosts file. It outlives the daemon, because HTCondor does; leaving the grid removes it.
+pub(crate) fn hosts_file(grid: GridId) -> ManuallyDrop<HostsFile> {
+    ManuallyDrop::new(HostsFile::new(HOSTS, &grid.short()))
+}
+
 /// Keeps this grid's block of the hosts file as names are learned.
 pub(crate) async fn keep_hosts(node: Arc<Node>, shared: Arc<Shared>) {
+    let mut file = hosts_file(node.spec.grid.id());
     loop {
         node.names.changed().await;
-        let block = block(node.names.lines(), node.held().map(|held| held.addr), &host_name());
-        match aerie_vpn::hosts::write_block(&hosts_file(), node.spec.grid.id(), &block) {
-            Ok(()) => shared.done(Stage::Names, format!("the grid's names are in {}", hosts_file().display())),
+        let lines = with_host_name(
+            node.names.lines(),
+            node.held().map(|held| held.addr),
+            &host_name(),
+        );
+        match file.write(&lines) {
+            Ok(()) => shared.done(Stage::Names, format!("the grid's names are in {HOSTS}")),
             Err(error) => {
                 shared.failed(
                     Stage::Names,
-                    format!("{} cannot be written: {error}", hosts_file().display()),
-                    "make it writable for root; HTCondor needs the managers' names",
+                    error.to_string(),
+                    "HTCondor needs the managers' names; tried again",
                 );
                 tokio::time::sleep(RETRY).await;
                 node.names.changed.notify_one();
@@ -130,22 +143,39 @@ pub(crate) async fn keep_hosts(node: Arc<Node>, shared: Arc<Shared>) {
     }
 }
 
-fn host_name() -> String {
-    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default()
+/// How often members without a known address are looked up, while there are any; and how often otherwise.
+const LEARN_SOON: Duration = Duration::from_secs(1);
+const LEARN_LATER: Duration = Duration::from_secs(10);
+
+/// Learns the names of connected members: one that has just come up may not hold its address yet.
+pub(crate) async fn learn_members(node: Arc<Node>) {
+    loop {
+        let members = node.overlay.members().await.unwrap_or_default();
+        let mut unknown = false;
+        for member in members {
+            let name = &member.credential.node;
+            unknown |= node.names.addr_of(name).is_none() && node.addr_of(name).await.is_none();
+        }
+        tokio::time::sleep(if unknown { LEARN_SOON } else { LEARN_LATER }).await;
+    }
 }
 
-/// The lines to write. This machine's own name stands among them too: a machine whose own name has no quick answer
-/// stalls HTCondor's start for minutes.
-fn block(lines: Vec<HostLine>, own: Option<VirtualAddr>, host: &str) -> Vec<(IpAddr, Vec<String>)> {
+fn host_name() -> String {
+    nix::unistd::gethostname()
+        .ok()
+        .and_then(|name| name.into_string().ok())
+        .unwrap_or_default()
+}
+
+/// Adds this machine's own name to its line: a machine whose own name has no quick answer stalls HTCondor's start
+/// for minutes.
+fn with_host_name(mut lines: Vec<HostsLine>, own: Option<VirtualAddr>, host: &str) -> Vec<HostsLine> {
+    for line in lines.iter_mut().filter(|line| Some(line.addr) == own) {
+        if !host.is_empty() && !line.names.iter().any(|name| name == host) {
+            line.names.push(host.to_owned());
+        }
+    }
     lines
-        .into_iter()
-        .map(|mut line| {
-            if Some(line.addr) == own && !host.is_empty() && !line.names.iter().any(|name| name == host) {
-                line.names.push(host.to_owned());
-            }
-            (line.addr.0, line.names)
-        })
-        .collect()
 }
 
 #[cfg(test)]
@@ -178,9 +208,9 @@ mod tests {
         let names = names();
         names.learn("w2".parse().unwrap(), Ipv4Addr::new(100, 96, 3, 46).into());
         let own = Ipv4Addr::new(100, 96, 3, 46).into();
-        let block = block(names.lines(), Some(own), "rack7");
-        assert!(!block[0].1.contains(&"rack7".to_owned()));
-        assert_eq!(block[1].1, ["w2.lab.grid", "w2", "C096003046", "rack7"]);
+        let lines = with_host_name(names.lines(), Some(own), "rack7");
+        assert!(!lines[0].names.contains(&"rack7".to_owned()));
+        assert_eq!(lines[1].names, ["w2.lab.grid", "w2", "C096003046", "rack7"]);
     }
 
     #[test]

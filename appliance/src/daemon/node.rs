@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -55,6 +56,8 @@ pub(crate) struct Node {
     pub(crate) programs: Vec<Program>,
     pub(crate) user_credential: watch::Receiver<bool>,
     pub(crate) vpn: OnceLock<aerie_vpn::Handle>,
+    /// UDP port of the tunnel's socket; 0 while there is none.
+    pub(crate) data_port: AtomicU16,
     pub(crate) relays: Mutex<BTreeMap<PeerId, UnderlayAddr>>,
 }
 
@@ -66,9 +69,16 @@ impl Node {
     /// The lease as it stands.
     pub(crate) fn held(&self) -> Option<HeldLease> {
         match &*self.dht.lease().borrow() {
-            LeaseState::Held { addr, receipts, until, .. } => {
-                Some(HeldLease { addr: *addr, until: *until, receipts: *receipts })
-            }
+            LeaseState::Held {
+                addr,
+                receipts,
+                until,
+                ..
+            } => Some(HeldLease {
+                addr: *addr,
+                until: *until,
+                receipts: *receipts,
+            }),
             _ => None,
         }
     }
@@ -76,7 +86,7 @@ impl Node {
     /// This node's own facts, for members that ask.
     pub(crate) fn facts(&self) -> Facts {
         Facts {
-            data_port: self.vpn().map_or(0, aerie_vpn::Handle::local_port),
+            data_port: self.data_port.load(Ordering::Relaxed),
             revocations: self.trust.serial(),
             relays: self.credential.borrow().roles.contains(Role::Relay),
         }
@@ -101,7 +111,10 @@ impl Node {
                 self.overlay.credential(found.holder)?
             }
         };
-        Some(RemotePeer { peer: found.holder, noise_public: credential.noise_public })
+        Some(RemotePeer {
+            peer: found.holder,
+            noise_public: credential.noise_public,
+        })
     }
 
     /// The address of a node: as known, or as the register has it.
@@ -121,9 +134,13 @@ impl Node {
     /// Takes a member for a datagram relay, at the underlay address of its connection.
     pub(crate) async fn learn_relay(&self, peer: PeerId, data_port: u16) {
         let members = self.overlay.members().await.unwrap_or_default();
-        let Some(member) = members.iter().find(|member| member.peer == peer) else { return };
+        let Some(member) = members.iter().find(|member| member.peer == peer) else {
+            return;
+        };
         let direct = member.connections.iter().find(|connection| !connection.relayed);
-        let Some(ip) = direct.and_then(|connection| ip_of(&connection.remote)) else { return };
+        let Some(ip) = direct.and_then(|connection| ip_of(&connection.remote)) else {
+            return;
+        };
         {
             let mut relays = self.relays();
             if relays.len() >= MAX_RELAYS && !relays.contains_key(&peer) {
@@ -141,7 +158,14 @@ impl Node {
     }
 
     pub(crate) async fn tell_relays(&self) {
-        let relays: Vec<_> = self.relays().iter().map(|(peer, addr)| RelayInfo { peer: *peer, addr: *addr }).collect();
+        let relays: Vec<_> = self
+            .relays()
+            .iter()
+            .map(|(peer, addr)| RelayInfo {
+                peer: *peer,
+                addr: *addr,
+            })
+            .collect();
         if let Some(vpn) = self.vpn() {
             vpn.set_relays(relays).await;
         }
@@ -155,7 +179,10 @@ impl Node {
     pub(crate) async fn announced_managers(&self, entries: &[aerie_dht::SetView]) -> Vec<Manager> {
         let mut managers = Vec::with_capacity(entries.len());
         for entry in entries {
-            let Some(addr) = std::str::from_utf8(&entry.value).ok().and_then(|text| text.parse().ok()) else {
+            let Some(addr) = std::str::from_utf8(&entry.value)
+                .ok()
+                .and_then(|text| text.parse().ok())
+            else {
                 tracing::debug!(node = %entry.node, "a manager announced no address");
                 continue;
             };
@@ -165,7 +192,11 @@ impl Node {
                 continue;
             }
             self.names.learn(entry.node.clone(), addr);
-            managers.push(Manager { node: entry.node.clone(), addr, group: Some(entry.group.clone()) });
+            managers.push(Manager {
+                node: entry.node.clone(),
+                addr,
+                group: Some(entry.group.clone()),
+            });
         }
         managers.sort();
         managers
@@ -183,9 +214,11 @@ impl Node {
         if self.held().is_some_and(|held| held.addr == addr) {
             return Ok((Duration::ZERO, "this node itself".to_owned()));
         }
-        let vpn = self.vpn().ok_or("this node's tunnel is not up yet; 'aerie status' says why")?;
-        let (rtt, path) = vpn.ping(addr).await.map_err(|error| error.to_string())?;
-        Ok((rtt, path.to_string()))
+        let vpn = self
+            .vpn()
+            .ok_or("this node's tunnel is not up yet; 'aerie status' says why")?;
+        let pong = vpn.ping(addr).await.map_err(|error| error.to_string())?;
+        Ok((pong.rtt, pong.path.to_string()))
     }
 
     /// Ends the parts in the reverse of their order. `leave` gives the address back as well.
@@ -195,9 +228,9 @@ impl Node {
                 report("withdraw this manager", self.dht.withdraw_set(MANAGERS).await);
             }
             report("give the address back", self.dht.release_all().await);
-        }
-        if let Err(error) = aerie_vpn::hosts::remove_block(&names::hosts_file(), self.spec.grid.id()) {
-            tracing::warn!(%error, "the grid's names could not be removed from the hosts file");
+            if let Err(error) = names::hosts_file(self.spec.grid.id()).remove() {
+                tracing::warn!(%error, "the grid's names could not be removed from the hosts file");
+            }
         }
         if let Some(vpn) = self.vpn() {
             vpn.shutdown().await;
@@ -225,8 +258,14 @@ mod tests {
     #[test]
     fn an_underlay_address_is_read_off_a_multiaddress() {
         let ip = |text: &str| ip_of(&text.parse().unwrap());
-        assert_eq!(ip("/ip4/192.0.2.7/udp/4001/quic-v1"), Some("192.0.2.7".parse().unwrap()));
-        assert_eq!(ip("/ip6/2001:db8::1/tcp/4001"), Some("2001:db8::1".parse().unwrap()));
+        assert_eq!(
+            ip("/ip4/192.0.2.7/udp/4001/quic-v1"),
+            Some("192.0.2.7".parse().unwrap())
+        );
+        assert_eq!(
+            ip("/ip6/2001:db8::1/tcp/4001"),
+            Some("2001:db8::1".parse().unwrap())
+        );
         assert_eq!(ip("/dns4/relay.example.org/tcp/4001"), None);
     }
 }

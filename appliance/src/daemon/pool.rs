@@ -37,7 +37,9 @@ const LEAVE: Duration = Duration::from_secs(30);
 
 /// Whether roles have anything to do with HTCondor.
 pub(crate) fn wanted(roles: aerie_types::Roles) -> bool {
-    [Role::Manager, Role::Submit, Role::Worker, Role::Client].into_iter().any(|role| roles.contains(role))
+    [Role::Manager, Role::Submit, Role::Worker, Role::Client]
+        .into_iter()
+        .any(|role| roles.contains(role))
 }
 
 /// Runs until somebody asks the daemon to leave; HTCondor is ended then. When the daemon merely ends, HTCondor
@@ -55,9 +57,15 @@ pub(crate) async fn run(
             return;
         }
     };
-    let before = std::fs::read_to_string(node.paths.primary()).ok().and_then(|text| text.trim().parse().ok());
+    let before = std::fs::read_to_string(node.paths.primary())
+        .ok()
+        .and_then(|text| text.trim().parse().ok());
     let now = Instant::now();
-    let group = node.spec.condor.prefer_group.then(|| node.credential.borrow().group.clone());
+    let group = node
+        .spec
+        .condor
+        .prefer_group
+        .then(|| node.credential.borrow().group.clone());
     let mut pool = Pool {
         keeper: PrimaryKeeper::new(group, before, now),
         condor: Condor::new(host),
@@ -112,7 +120,11 @@ impl Pool {
             self.known.clone_from(&known);
             self.keeper.managers(known, Instant::now(), &mut rand::rng());
         }
-        if self.keeper.poll_timeout().is_some_and(|due| due <= Instant::now()) {
+        if self
+            .keeper
+            .poll_timeout()
+            .is_some_and(|due| due <= Instant::now())
+        {
             self.probe().await;
         }
         self.report_managers();
@@ -128,7 +140,10 @@ impl Pool {
         let now = Instant::now();
         let due = self.keeper.due(now).or_else(|| {
             let primary = self.keeper.primary()?;
-            self.known.iter().find(|manager| manager.node == *primary).cloned()
+            self.known
+                .iter()
+                .find(|manager| manager.node == *primary)
+                .cloned()
         });
         let Some(manager) = due else { return };
         let alive = self.condor.host().port_open(&manager).await;
@@ -137,7 +152,8 @@ impl Pool {
         } else {
             self.silent.insert(manager.node.clone(), now);
         }
-        self.keeper.probed(&manager.node, alive, Instant::now(), &mut rand::rng());
+        self.keeper
+            .probed(&manager.node, alive, Instant::now(), &mut rand::rng());
     }
 
     fn report_managers(&mut self) {
@@ -148,7 +164,11 @@ impl Pool {
             .map(|manager| ManagerReport {
                 node: manager.node.to_string(),
                 addr: manager.addr.to_string(),
-                group: manager.group.as_ref().map(ToString::to_string).unwrap_or_default(),
+                group: manager
+                    .group
+                    .as_ref()
+                    .map(ToString::to_string)
+                    .unwrap_or_default(),
                 primary: Some(&manager.node) == primary,
                 alive: !self.silent.contains_key(&manager.node),
             })
@@ -157,7 +177,10 @@ impl Pool {
         match primary {
             Some(primary) => {
                 let others = self.known.len().saturating_sub(1);
-                self.shared.done(Stage::Managers, format!("{primary} is primary, {others} more to flock to"));
+                self.shared.done(
+                    Stage::Managers,
+                    format!("{primary} is primary, {others} more to flock to"),
+                );
             }
             None => self.shared.waiting(
                 Stage::Managers,
@@ -218,11 +241,14 @@ impl Pool {
             programs: self.node.programs.clone(),
             credentials: Credentials {
                 ca: condor.join("ca.pem"),
-                node: Pair { certificate: condor.join("node.pem"), key: condor.join("node.key") },
-                user: self
-                    .node
-                    .has_user_credential()
-                    .then(|| Pair { certificate: condor.join("user.pem"), key: condor.join("user.key") }),
+                node: Pair {
+                    certificate: condor.join("node.pem"),
+                    key: condor.join("node.key"),
+                },
+                user: self.node.has_user_credential().then(|| Pair {
+                    certificate: condor.join("user.pem"),
+                    key: condor.join("user.key"),
+                }),
             },
             layout: Layout::default(),
         }
@@ -248,17 +274,33 @@ impl Pool {
         }
         let runs_jobs = credential.roles.contains(Role::Worker) || credential.roles.contains(Role::Submit);
         let listed = if runs_jobs {
-            self.condor.host().is_slot_listed(&fqdn, Some(&primary)).await.unwrap_or(false)
+            self.condor
+                .host()
+                .is_slot_listed(&fqdn, Some(&primary))
+                .await
+                .unwrap_or(false)
         } else {
             self.condor.host().collector_alive(&primary).await
         };
         if listed {
-            let what = if runs_jobs { format!("{primary} lists this node") } else { format!("{primary} answers") };
+            let what = if runs_jobs {
+                format!("{primary} lists this node")
+            } else {
+                format!("{primary} answers")
+            };
             self.shared.done(Stage::Pool, what);
         } else if self.listed {
-            self.shared.waiting(Stage::Pool, format!("{primary} does not list this node any more"), "");
+            self.shared.waiting(
+                Stage::Pool,
+                format!("{primary} does not list this node any more"),
+                "",
+            );
         } else {
-            let what = if runs_jobs { "does not list this node yet" } else { "does not answer yet" };
+            let what = if runs_jobs {
+                "does not list this node yet"
+            } else {
+                "does not answer yet"
+            };
             self.shared.waiting(Stage::Pool, format!("{primary} {what}"), "");
         }
         self.listed = listed;

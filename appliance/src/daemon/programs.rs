@@ -6,8 +6,23 @@ use aerie_condor::Program;
 
 /// Programs that users of a grid ask for, looked for on this machine.
 const LOOKED_FOR: &[&str] = &[
-    "apptainer", "awk", "bash", "gcc", "g++", "gfortran", "java", "julia", "make", "matlab", "mpirun", "octave",
-    "perl", "podman", "python3", "R", "singularity",
+    "apptainer",
+    "awk",
+    "bash",
+    "gcc",
+    "g++",
+    "gfortran",
+    "java",
+    "julia",
+    "make",
+    "matlab",
+    "mpirun",
+    "octave",
+    "perl",
+    "podman",
+    "python3",
+    "R",
+    "singularity",
 ];
 
 /// The folders of programs that every user has.
@@ -15,7 +30,10 @@ const FOLDERS: &[&str] = &["/usr/local/bin", "/usr/bin", "/bin"];
 
 /// The appliance's version.
 pub(crate) fn version() -> Program {
-    #[expect(clippy::expect_used, reason = "a version of cargo's has only letters that are allowed")]
+    #[expect(
+        clippy::expect_used,
+        reason = "a version of cargo's has only letters that are allowed"
+    )]
     env!("CARGO_PKG_VERSION").parse().expect("a version")
 }
 

@@ -36,12 +36,17 @@ impl Drop for Server {
 
 /// Listens at `path`. A socket file left by a daemon that was killed is replaced; a living daemon's is not.
 pub(crate) async fn listen(path: &Path, shared: Arc<Shared>) -> Result<Server, Error> {
-    let failed = |source| Error::Control { path: path.to_owned(), source };
+    let failed = |source| Error::Control {
+        path: path.to_owned(),
+        source,
+    };
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir).map_err(failed)?;
     }
     if UnixStream::connect(path).await.is_ok() {
-        return Err(Error::AlreadyRunning { path: path.to_owned() });
+        return Err(Error::AlreadyRunning {
+            path: path.to_owned(),
+        });
     }
     match std::fs::remove_file(path) {
         Err(source) if source.kind() != std::io::ErrorKind::NotFound => return Err(failed(source)),
@@ -51,13 +56,18 @@ pub(crate) async fn listen(path: &Path, shared: Arc<Shared>) -> Result<Server, E
     // Anybody on the machine may read the status; what changes something is for root, judged per request.
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666)).map_err(failed)?;
     let task = tokio::spawn(accept(listener, shared));
-    Ok(Server { path: path.to_owned(), task })
+    Ok(Server {
+        path: path.to_owned(),
+        task,
+    })
 }
 
 async fn accept(listener: UnixListener, shared: Arc<Shared>) {
     let clients = Arc::new(Semaphore::new(MAX_CLIENTS));
     loop {
-        let Ok(permit) = Arc::clone(&clients).acquire_owned().await else { return };
+        let Ok(permit) = Arc::clone(&clients).acquire_owned().await else {
+            return;
+        };
         match listener.accept().await {
             Ok((stream, _)) => {
                 let shared = Arc::clone(&shared);
@@ -83,9 +93,9 @@ async fn serve(stream: UnixStream, shared: &Shared) -> std::io::Result<()> {
     let mut limited = BufReader::new(read).take(MAX_REQUEST as u64);
     tokio::time::timeout(READ_TIMEOUT, limited.read_line(&mut line)).await??;
     let reply = match serde_json::from_str::<Request>(&line) {
-        Ok(request) if request.changes_state() && !is_root => {
-            Reply::Error { message: "this changes the node, so only root may ask for it; try sudo".to_owned() }
-        }
+        Ok(request) if request.changes_state() && !is_root => Reply::Error {
+            message: "this changes the node, so only root may ask for it; try sudo".to_owned(),
+        },
         Ok(request) => answer(shared, request).await,
         Err(error) => Reply::Error {
             message: format!("request not understood ({error}); daemon and command may differ in version"),

@@ -32,9 +32,17 @@ impl Shared {
     }
 
     /// Records a stage and logs it where it changed.
-    pub(crate) fn stage(&self, stage: Stage, state: State, reason: impl Into<String>, hint: impl Into<String>) {
+    pub(crate) fn stage(
+        &self,
+        stage: Stage,
+        state: State,
+        reason: impl Into<String>,
+        hint: impl Into<String>,
+    ) {
         let (reason, hint) = (reason.into(), hint.into());
-        let changed = self.tracker().set(stage, state, reason.clone(), hint.clone(), self.started.elapsed());
+        let changed = self
+            .tracker()
+            .set(stage, state, reason.clone(), hint.clone(), self.started.elapsed());
         if !changed {
             return;
         }

@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use aerie_config::{Ec2, Spec, SourceConfig};
+use aerie_config::{Ec2, SourceConfig, Spec};
 
 use super::shared::Shared;
 use crate::cli::UpArgs;
@@ -26,7 +26,11 @@ pub(crate) async fn find(args: &UpArgs, shared: &Shared) -> Result<Spec, Error> 
         match look(args, shared).await {
             Ok(Some(spec)) => return keep(&args.state, spec),
             Ok(None) => {}
-            Err(reason) => shared.failed(Stage::Source, reason, "mend or replace the blob; the search goes on"),
+            Err(reason) => shared.failed(
+                Stage::Source,
+                reason,
+                "mend or replace the blob; the search goes on",
+            ),
         }
         tokio::time::sleep(SEARCH_AGAIN).await;
     }
@@ -54,7 +58,11 @@ async fn look(args: &UpArgs, shared: &Shared) -> Result<Option<Spec>, String> {
         }
         None => {
             let tried = search.report.attempts.len();
-            shared.waiting(Stage::Source, format!("none of {tried} places holds a blob"), HINT_NONE);
+            shared.waiting(
+                Stage::Source,
+                format!("none of {tried} places holds a blob"),
+                HINT_NONE,
+            );
             Ok(None)
         }
     }
@@ -66,13 +74,18 @@ fn places(args: &UpArgs) -> SourceConfig {
         places.floppies = vec![floppy.clone()];
         places.scan = None;
     }
-    places.ec2 = Some(Ec2 { base: args.metadata_url.clone(), allow_v1: args.allow_imds_v1 });
+    places.ec2 = Some(Ec2 {
+        base: args.metadata_url.clone(),
+        allow_v1: args.allow_imds_v1,
+    });
     places
 }
 
 /// The spec of an earlier start, if there was one.
 fn kept(state: &Path) -> Result<Option<Spec>, String> {
-    let Ok(entries) = std::fs::read_dir(grids_dir(state)) else { return Ok(None) };
+    let Ok(entries) = std::fs::read_dir(grids_dir(state)) else {
+        return Ok(None);
+    };
     let mut specs: Vec<_> = entries
         .filter_map(|entry| Some(entry.ok()?.path().join("aerie.toml")))
         .filter(|path| path.is_file())
@@ -82,7 +95,9 @@ fn kept(state: &Path) -> Result<Option<Spec>, String> {
         [] => Ok(None),
         [one] => {
             let text = std::fs::read_to_string(one).map_err(|error| format!("{}: {error}", one.display()))?;
-            Spec::parse(&text).map(Some).map_err(|error| format!("{}: {error}", one.display()))
+            Spec::parse(&text)
+                .map(Some)
+                .map_err(|error| format!("{}: {error}", one.display()))
         }
         _ => Err(format!(
             "this machine is a member of {} grids; say which one with --config {}/grids/ID/aerie.toml",
@@ -105,9 +120,16 @@ pub(crate) fn forget_token(paths: &GridPaths, spec: &Spec) -> Result<(), Error> 
 }
 
 fn write(paths: &GridPaths, spec: &Spec) -> Result<(), Error> {
-    paths.prepare().map_err(|source| Error::Folder { path: paths.root().to_owned(), source })?;
-    aerie_identity::files::write_atomic(&paths.spec(), spec.to_toml().as_bytes(), 0o600)
-        .map_err(|source| Error::Files { path: paths.spec(), source })
+    paths.prepare().map_err(|source| Error::Folder {
+        path: paths.root().to_owned(),
+        source,
+    })?;
+    aerie_identity::files::write_atomic(&paths.spec(), spec.to_toml().as_bytes(), 0o600).map_err(|source| {
+        Error::Files {
+            path: paths.spec(),
+            source,
+        }
+    })
 }
 
 #[cfg(test)]

@@ -21,9 +21,9 @@ impl Trust {
     pub(crate) fn load(mut verifier: Verifier, path: PathBuf) -> Self {
         match std::fs::read(&path) {
             Ok(bytes) => {
-                let applied = SignedRevocations::decode(&bytes).map_err(|error| error.to_string()).and_then(
-                    |list| verifier.apply(list).map_err(|error| error.to_string()),
-                );
+                let applied = SignedRevocations::decode(&bytes)
+                    .map_err(|error| error.to_string())
+                    .and_then(|list| verifier.apply(list).map_err(|error| error.to_string()));
                 if let Err(error) = applied {
                     tracing::warn!(%error, path = %path.display(), "the kept revocation list is not usable");
                 }
@@ -31,7 +31,10 @@ impl Trust {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => tracing::warn!(%error, path = %path.display(), "cannot read the revocation list"),
         }
-        Self { verifier: Arc::new(RwLock::new(verifier)), path }
+        Self {
+            verifier: Arc::new(RwLock::new(verifier)),
+            path,
+        }
     }
 
     pub(crate) fn verifier(&self) -> Arc<RwLock<Verifier>> {
@@ -49,7 +52,12 @@ impl Trust {
 
     /// The newest list, encoded; empty for none.
     pub(crate) fn encoded(&self) -> Vec<u8> {
-        self.read(|verifier| verifier.revocations().map(SignedRevocations::encode).unwrap_or_default())
+        self.read(|verifier| {
+            verifier
+                .revocations()
+                .map(SignedRevocations::encode)
+                .unwrap_or_default()
+        })
     }
 
     /// Takes a list from anywhere. `Ok(true)` if it is newer than the one before and was kept.
@@ -60,7 +68,8 @@ impl Trust {
             verifier.apply(list).map_err(|error| error.to_string())?
         };
         if newer {
-            aerie_identity::files::write_atomic(&self.path, bytes, 0o644).map_err(|error| error.to_string())?;
+            aerie_identity::files::write_atomic(&self.path, bytes, 0o644)
+                .map_err(|error| error.to_string())?;
         }
         Ok(newer)
     }
@@ -75,7 +84,10 @@ pub(crate) async fn apply(node: &Node, bytes: &[u8]) -> Result<bool, String> {
     let members = node.overlay.members().await.unwrap_or_default();
     if let Some(vpn) = node.vpn() {
         for member in &members {
-            if node.trust.read(|verifier| verifier.is_revoked(&member.credential)) {
+            if node
+                .trust
+                .read(|verifier| verifier.is_revoked(&member.credential))
+            {
                 tracing::info!(node = %member.credential.node, "revoked: its tunnel is cut");
                 vpn.revoke(member.peer).await;
             }

@@ -62,7 +62,11 @@ mod tests {
 
     #[test]
     fn messages_read_back_and_foreign_versions_do_not() {
-        let facts = Tell::Facts(Facts { data_port: 4242, revocations: 7, relays: true });
+        let facts = Tell::Facts(Facts {
+            data_port: 4242,
+            revocations: 7,
+            relays: true,
+        });
         let mut bytes = encode(&facts);
         assert_eq!(decode::<Tell>(&bytes), Some(facts));
         bytes[0] = 9;

@@ -346,14 +346,19 @@ mod tests {
             ttl_ms: 10_000,
             members_known,
         };
-        Receipt { body, witness_credential: Vec::new(), signature: Vec::new() }
+        Receipt {
+            body,
+            witness_credential: Vec::new(),
+            signature: Vec::new(),
+        }
     }
 
     fn slot(asked: u8, answered: u8, members_known: u16) -> Slot {
         let mut slot = Slot::new(Key([2; 32]));
         slot.asked = Some((0..asked).map(|i| PeerId([i; 32])).collect());
         for witness in 0..answered {
-            slot.receipts.insert(PeerId([witness; 32]), receipt(witness, members_known));
+            slot.receipts
+                .insert(PeerId([witness; 32]), receipt(witness, members_known));
         }
         slot
     }
@@ -361,7 +366,10 @@ mod tests {
     #[test]
     fn a_newcomer_that_knows_too_few_witnesses_is_not_taken_for_a_clone() {
         let verdict = slot(2, 2, 5).verdict(false, true);
-        assert!(matches!(verdict, Verdict::Short { got: 2, need: 3, .. }), "{verdict:?}");
+        assert!(
+            matches!(verdict, Verdict::Short { got: 2, need: 3, .. }),
+            "{verdict:?}"
+        );
     }
 
     #[test]
@@ -375,7 +383,10 @@ mod tests {
 
     #[test]
     fn a_side_of_a_partition_with_less_than_half_of_the_members_gets_no_lease() {
-        assert!(matches!(slot(20, 8, 20).verdict(false, true), Verdict::Short { need: 11, .. }));
+        assert!(matches!(
+            slot(20, 8, 20).verdict(false, true),
+            Verdict::Short { need: 11, .. }
+        ));
         assert!(matches!(slot(20, 11, 20).verdict(false, true), Verdict::Won(_)));
         assert!(matches!(slot(9, 7, 20).verdict(false, true), Verdict::Won(_)));
     }

@@ -29,6 +29,7 @@ pub(crate) struct Link {
     next: Instant,
     unanswered: u32,
     waits: u32,
+    created: Instant,
 }
 
 impl Link {
@@ -50,6 +51,7 @@ impl Link {
             next: now,
             unanswered: 0,
             waits: 0,
+            created: now,
         }
     }
 
@@ -90,6 +92,11 @@ impl Link {
     /// Whether the relay has stopped to answer, or the far end never came.
     pub(crate) fn is_dead(&self) -> bool {
         self.unanswered as usize > RETRY_MS.len() || self.waits > MAX_WAITS
+    }
+
+    /// Whether it has existed for so long.
+    pub(crate) fn is_older_than(&self, age: Duration, now: Instant) -> bool {
+        now.saturating_duration_since(self.created) >= age
     }
 
     pub(crate) fn poll_timeout(&self) -> Instant {

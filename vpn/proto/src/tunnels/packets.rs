@@ -11,8 +11,8 @@ use aerie_types::{PeerId, VirtualAddr};
 use super::{Event, Hop, RemotePeer, Tunnels};
 use crate::inner;
 use crate::limits::{
-    BINDING_MAX, BINDING_REFRESH, LOOKUP_RETRY, LOOKUP_TIMEOUT, MAX_BINDINGS, MAX_INNER, MAX_LOOKUPS, MAX_PINGS,
-    MAX_QUEUED, MAX_QUEUED_TOTAL, MAX_UNREACHABLE, UNREACHABLE_FOR,
+    BINDING_MAX, BINDING_REFRESH, LOOKUP_RETRY, LOOKUP_TIMEOUT, MAX_BINDINGS, MAX_INNER, MAX_LOOKUPS,
+    MAX_PINGS, MAX_QUEUED, MAX_QUEUED_TOTAL, MAX_UNREACHABLE, UNREACHABLE_FOR,
 };
 use crate::peer::Peer;
 use crate::wire::DATA_OVERHEAD;
@@ -79,7 +79,9 @@ impl Tunnels {
         self.wake_at(at);
         let lookup = self.lookups.remove(&addr);
         if let Some(lookup) = &lookup {
-            self.queued = self.queued.saturating_sub(lookup.outbound.len() + lookup.inbound.len());
+            self.queued = self
+                .queued
+                .saturating_sub(lookup.outbound.len() + lookup.inbound.len());
         }
         let usable = remote.filter(|remote| remote.peer != self.identity.peer && addr != self.config.addr);
         let bound = usable.is_some_and(|remote| self.bind(addr, remote, at));
@@ -107,15 +109,27 @@ impl Tunnels {
     /// [`Event::PingFailed`] with this `id`.
     pub fn ping(&mut self, id: u64, addr: VirtualAddr, now: Now) {
         let at = now.instant;
-        let refuse = |why: &str| Event::PingFailed { id, why: why.to_owned() };
+        let refuse = |why: &str| Event::PingFailed {
+            id,
+            why: why.to_owned(),
+        };
         if addr == self.config.addr {
             self.emit(refuse("this is the node's own address; ping another member"));
         } else if !self.config.range.contains(addr) {
-            self.emit(refuse("the address is outside the grid's range; 'aerie status' shows the range"));
+            self.emit(refuse(
+                "the address is outside the grid's range; 'aerie status' shows the range",
+            ));
         } else if self.pings.len() >= MAX_PINGS {
             self.emit(refuse("too many pings at once; try again in a moment"));
         } else {
-            self.pings.insert(id, Ping { addr, asked: at, sent: None });
+            self.pings.insert(
+                id,
+                Ping {
+                    addr,
+                    asked: at,
+                    sent: None,
+                },
+            );
             self.send_pings(at);
             self.wake_at(at);
         }
@@ -123,14 +137,20 @@ impl Tunnels {
 
     /// Sends the pings whose peer is ready; asks for the others.
     pub(super) fn send_pings(&mut self, now: Instant) {
-        let waiting: Vec<_> = self.pings.iter().filter(|(_, ping)| ping.sent.is_none()).collect();
+        let waiting: Vec<_> = self
+            .pings
+            .iter()
+            .filter(|(_, ping)| ping.sent.is_none())
+            .collect();
         let waiting: Vec<_> = waiting.into_iter().map(|(id, ping)| (*id, ping.addr)).collect();
         for (id, addr) in waiting {
             let Some(peer_id) = self.holder(addr, now) else {
                 self.look_up(addr, now);
                 continue;
             };
-            let Some(peer) = self.peers.get_mut(&peer_id) else { continue };
+            let Some(peer) = self.peers.get_mut(&peer_id) else {
+                continue;
+            };
             peer.active = now;
             peer.agent.wake(now);
             let ready = peer.agent.route().is_some() && peer.sealing(now).is_some();
@@ -163,11 +183,17 @@ impl Tunnels {
             }
             PONG => {
                 let Some(ping) = self.pings.get(&id) else { return };
-                let Some((_, sent)) = ping.sent.filter(|(peer, _)| *peer == from) else { return };
+                let Some((_, sent)) = ping.sent.filter(|(peer, _)| *peer == from) else {
+                    return;
+                };
                 self.pings.remove(&id);
                 let rtt = now.saturating_duration_since(sent);
                 let path = self.peers.get(&from).map(|peer| self.path_of(peer));
-                self.emit(Event::Pong { id, rtt, path: path.unwrap_or(crate::PathKind::None) });
+                self.emit(Event::Pong {
+                    id,
+                    rtt,
+                    path: path.unwrap_or(crate::PathKind::None),
+                });
             }
             _ => self.counters.malformed += 1,
         }
@@ -175,7 +201,8 @@ impl Tunnels {
 
     /// Whether an inner packet may be delivered. If its source is not known yet it is kept, and `false`.
     pub(super) fn accept_inner(&mut self, from: PeerId, packet: &[u8], now: Instant) -> bool {
-        let Some(addresses) = inner::addresses(packet).filter(|found| found.destination == self.config.addr) else {
+        let Some(addresses) = inner::addresses(packet).filter(|found| found.destination == self.config.addr)
+        else {
             self.counters.misdirected += 1;
             return false;
         };
@@ -205,7 +232,9 @@ impl Tunnels {
 
     /// Sends what waited for a session. How many packets that was.
     pub(super) fn flush_queue(&mut self, id: PeerId, now: Instant) -> usize {
-        let Some(peer) = self.peers.get_mut(&id) else { return 0 };
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return 0;
+        };
         let queue = std::mem::take(&mut peer.queue);
         self.queued = self.queued.saturating_sub(queue.len());
         let mut out = std::mem::take(&mut self.outbox);
@@ -219,7 +248,9 @@ impl Tunnels {
 
     /// Answers what waited for a peer that cannot be reached.
     pub(super) fn give_up_queue(&mut self, id: PeerId, now: Instant) {
-        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
         let queue = std::mem::take(&mut peer.queue);
         self.queued = self.queued.saturating_sub(queue.len());
         for packet in queue {
@@ -228,7 +259,9 @@ impl Tunnels {
     }
 
     pub(super) fn send_keepalive(&mut self, id: PeerId, now: Instant) {
-        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
         let hop = peer.agent.route().and_then(|route| Hop::of(route, &self.links));
         if let Some(hop) = hop {
             seal(peer, hop, &[], now, &mut self.outbox);
@@ -255,7 +288,9 @@ impl Tunnels {
         for addr in expired {
             let lookup = self.lookups.remove(&addr);
             if let Some(lookup) = &lookup {
-                self.queued = self.queued.saturating_sub(lookup.outbound.len() + lookup.inbound.len());
+                self.queued = self
+                    .queued
+                    .saturating_sub(lookup.outbound.len() + lookup.inbound.len());
             }
             self.not_found(addr, lookup, now);
         }
@@ -279,18 +314,31 @@ impl Tunnels {
             self.unbind(addr);
         }
         if !self.bindings.contains_key(&addr) && self.bindings.len() >= MAX_BINDINGS {
-            let oldest = self.bindings.iter().min_by_key(|(_, binding)| binding.since).map(|(addr, _)| *addr);
+            let oldest = self
+                .bindings
+                .iter()
+                .min_by_key(|(_, binding)| binding.since)
+                .map(|(addr, _)| *addr);
             let Some(oldest) = oldest else { return false };
             self.unbind(oldest);
         }
-        let Some(peer) = self.ensure_peer(remote.peer, now) else { return false };
+        let Some(peer) = self.ensure_peer(remote.peer, now) else {
+            return false;
+        };
         if peer.noise_public != Some(remote.noise_public) {
             peer.noise_public = Some(remote.noise_public);
         }
         if !peer.addrs.contains(&addr) {
             peer.addrs.push(addr);
         }
-        self.bindings.insert(addr, Binding { peer: remote.peer, since: now, asked_again: false });
+        self.bindings.insert(
+            addr,
+            Binding {
+                peer: remote.peer,
+                since: now,
+                asked_again: false,
+            },
+        );
         true
     }
 
@@ -344,7 +392,11 @@ impl Tunnels {
 
     fn keep_inbound(&mut self, from: PeerId, source: VirtualAddr, packet: &[u8], now: Instant) {
         let known = self.lookups.contains_key(&source);
-        let allowed = known || self.peers.get_mut(&from).is_some_and(|peer| peer.lookups.take(1, now));
+        let allowed = known
+            || self
+                .peers
+                .get_mut(&from)
+                .is_some_and(|peer| peer.lookups.take(1, now));
         if !allowed || !self.config.range.contains(source) || source == self.config.addr {
             self.counters.spoofed_source += 1;
             return;
@@ -399,7 +451,12 @@ impl Tunnels {
         {
             self.counters.sent += 1;
             peer.tx_bytes += packet.len() as u64;
-            if peer.current.as_ref().is_some_and(|session| session.wants_renewal(now)) && !peer.wants_session {
+            if peer
+                .current
+                .as_ref()
+                .is_some_and(|session| session.wants_renewal(now))
+                && !peer.wants_session
+            {
                 peer.wants_session = true;
                 self.wake = Some(now);
             }
@@ -417,8 +474,12 @@ impl Tunnels {
     }
 
     fn send_control(&mut self, id: PeerId, message: &[u8], now: Instant) -> bool {
-        let Some(peer) = self.peers.get_mut(&id) else { return false };
-        let Some(hop) = peer.agent.route().and_then(|route| Hop::of(route, &self.links)) else { return false };
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return false;
+        };
+        let Some(hop) = peer.agent.route().and_then(|route| Hop::of(route, &self.links)) else {
+            return false;
+        };
         let sent = seal(peer, hop, message, now, &mut self.outbox);
         if sent && let Some(at) = peer.sealed(true, now) {
             self.wake_at(at);
@@ -437,6 +498,10 @@ impl Tunnels {
 }
 
 fn seal(peer: &mut Peer, hop: Hop, plain: &[u8], now: Instant, out: &mut Transmits) -> bool {
-    let Some(session) = peer.sealing(now) else { return false };
-    hop.push(out, plain.len() + DATA_OVERHEAD, |slot| session.seal(plain, slot, now))
+    let Some(session) = peer.sealing(now) else {
+        return false;
+    };
+    hop.push(out, plain.len() + DATA_OVERHEAD, |slot| {
+        session.seal(plain, slot, now)
+    })
 }

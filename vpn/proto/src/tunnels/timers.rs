@@ -35,21 +35,40 @@ impl Tunnels {
         let links = self.drive_links(at);
         let pings = self.drive_pings(at);
         let peers = self.peers.values().filter_map(|peer| {
-            let idle = if peer.agent.is_awake() { IDLE_AFTER } else { FORGET_AFTER };
-            let pathless = peer.pathless_since.filter(|_| !peer.queue.is_empty()).map(|since| since + PATHLESS);
-            [peer.poll_timeout(), pathless, Some(peer.active + idle)].into_iter().flatten().min()
+            let idle = if peer.agent.is_awake() {
+                IDLE_AFTER
+            } else {
+                FORGET_AFTER
+            };
+            let pathless = peer
+                .pathless_since
+                .filter(|_| !peer.queue.is_empty())
+                .map(|since| since + PATHLESS);
+            [peer.poll_timeout(), pathless, Some(peer.active + idle)]
+                .into_iter()
+                .flatten()
+                .min()
         });
         let relay = self.relay.as_ref().and_then(|relay| relay.poll_timeout());
-        self.wake = [lookups, links, pings, relay, self.reflexive.poll_timeout(), peers.min()]
-            .into_iter()
-            .flatten()
-            .min()
-            .map(|next| next.max(at + GRAIN));
+        self.wake = [
+            lookups,
+            links,
+            pings,
+            relay,
+            self.reflexive.poll_timeout(),
+            peers.min(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+        .map(|next| next.max(at + GRAIN));
     }
 
     fn drive_peer(&mut self, id: PeerId, now: Now) {
         let at = now.instant;
-        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
         let idle = at.saturating_duration_since(peer.active);
         if idle >= FORGET_AFTER {
             self.forget(id);
@@ -58,12 +77,12 @@ impl Tunnels {
         if idle >= IDLE_AFTER && peer.agent.is_awake() {
             peer.agent.sleep();
             peer.wants_session = false;
-            for session in self.sessions_with(id) {
-                self.drop_link(session, at);
-            }
+            self.drop_links_older_than(Duration::ZERO, id, at);
             self.give_up_queue(id, at);
         }
-        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
         peer.agent.handle_timeout(at);
         let freed = peer.expire(at);
         if peer.silence_at.is_some_and(|silence| at >= silence) {
@@ -74,7 +93,9 @@ impl Tunnels {
         if peer.agent.is_awake() && peer.agent.route().is_none() {
             peer.pathless_since.get_or_insert(at);
         }
-        let pathless = peer.pathless_since.is_some_and(|since| at.saturating_duration_since(since) >= PATHLESS);
+        let pathless = peer
+            .pathless_since
+            .is_some_and(|since| at.saturating_duration_since(since) >= PATHLESS);
         let standby_over = peer.agent.is_direct_for(STANDBY, at);
         self.free(freed);
         if keepalive {
@@ -86,20 +107,28 @@ impl Tunnels {
             self.give_up_queue(id, at);
         }
         if standby_over {
-            for session in self.sessions_with(id) {
-                self.drop_link(session, at);
-            }
+            // A younger one was asked for by the peer, which may have lost the direct way already.
+            self.drop_links_older_than(STANDBY, id, at);
         }
         self.drive_agent(id, now);
     }
 
     fn drive_pings(&mut self, now: Instant) -> Option<Instant> {
-        let late = self.pings.iter().filter(|(_, ping)| now >= ping.asked + PING_TIMEOUT);
+        let late = self
+            .pings
+            .iter()
+            .filter(|(_, ping)| now >= ping.asked + PING_TIMEOUT);
         let late: Vec<_> = late.map(|(id, ping)| (*id, ping.addr)).collect();
         for (id, addr) in late {
             self.pings.remove(&id);
-            let why = match self.bindings.get(&addr).and_then(|binding| self.peers.get(&binding.peer)) {
-                None => format!("no member holds {addr}, or the register is out of reach; see 'aerie status'"),
+            let why = match self
+                .bindings
+                .get(&addr)
+                .and_then(|binding| self.peers.get(&binding.peer))
+            {
+                None => {
+                    format!("no member holds {addr}, or the register is out of reach; see 'aerie status'")
+                }
                 Some(peer) => match peer.refusal.clone().or_else(|| peer.agent.why(false)) {
                     Some(reason) => format!("no way to {addr}: {reason}"),
                     None => format!("{addr} did not answer within {} s", PING_TIMEOUT.as_secs()),

@@ -1,0 +1,184 @@
+//! Both edges in memory, for tests: a network of sockets by address, and a device that is a pair of queues.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use aerie_types::{UnderlayAddr, VirtualAddr};
+use aerie_vpn_proto::Run;
+use tokio::sync::Notify;
+
+use super::{Received, Tun, Udp};
+
+/// Packets or datagrams that a queue holds; more are dropped, as a kernel does.
+const QUEUE: usize = 1024;
+
+struct Queue<T> {
+    items: Mutex<VecDeque<T>>,
+    arrived: Notify,
+}
+
+impl<T> Default for Queue<T> {
+    fn default() -> Self {
+        Self {
+            items: Mutex::new(VecDeque::new()),
+            arrived: Notify::new(),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<T> Queue<T> {
+    fn push(&self, item: T) {
+        let mut items = lock(&self.items);
+        if items.len() < QUEUE {
+            items.push_back(item);
+        }
+        drop(items);
+        self.arrived.notify_one();
+    }
+
+    fn pop(&self) -> Option<T> {
+        lock(&self.items).pop_front()
+    }
+
+    async fn ready(&self) {
+        loop {
+            if !lock(&self.items).is_empty() {
+                return;
+            }
+            self.arrived.notified().await;
+        }
+    }
+}
+
+/// A TUN device in memory: the driver's end.
+#[derive(Clone, Default)]
+pub struct MemoryTun {
+    to_driver: Arc<Queue<Vec<u8>>>,
+    to_host: Arc<Queue<Vec<u8>>>,
+    addr: Arc<Mutex<Option<VirtualAddr>>>,
+}
+
+impl MemoryTun {
+    /// A packet that the host sends.
+    pub fn host_sends(&self, packet: Vec<u8>) {
+        self.to_driver.push(packet);
+    }
+
+    /// The next packet that the host receives.
+    pub async fn host_receives(&self) -> Vec<u8> {
+        loop {
+            self.to_host.ready().await;
+            if let Some(packet) = self.to_host.pop() {
+                return packet;
+            }
+        }
+    }
+
+    /// The address last given by a re-addressing.
+    #[must_use]
+    pub fn addr(&self) -> Option<VirtualAddr> {
+        *lock(&self.addr)
+    }
+}
+
+impl Tun for MemoryTun {
+    async fn readable(&self) -> io::Result<()> {
+        self.to_driver.ready().await;
+        Ok(())
+    }
+
+    fn try_recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        let packet = self.to_driver.pop().ok_or(io::ErrorKind::WouldBlock)?;
+        let len = packet.len().min(buffer.len());
+        buffer[..len].copy_from_slice(&packet[..len]);
+        Ok(len)
+    }
+
+    fn try_send(&self, packet: &[u8]) -> io::Result<()> {
+        self.to_host.push(packet.to_vec());
+        Ok(())
+    }
+
+    fn readdress(&self, _from: VirtualAddr, to: VirtualAddr, _prefix: u8) -> io::Result<()> {
+        *lock(&self.addr) = Some(to);
+        Ok(())
+    }
+}
+
+type Inbox = Arc<Queue<(UnderlayAddr, Vec<u8>)>>;
+
+/// A network in memory that carries datagrams at once and loses none.
+#[derive(Clone, Default)]
+pub struct MemoryNet {
+    sockets: Arc<Mutex<BTreeMap<UnderlayAddr, Inbox>>>,
+}
+
+impl MemoryNet {
+    /// A socket with this address.
+    #[must_use]
+    pub fn bind(&self, addr: UnderlayAddr) -> MemoryUdp {
+        let inbox = Inbox::default();
+        lock(&self.sockets).insert(addr, Arc::clone(&inbox));
+        MemoryUdp {
+            net: self.clone(),
+            addr,
+            inbox,
+        }
+    }
+}
+
+/// A socket of a [`MemoryNet`].
+pub struct MemoryUdp {
+    net: MemoryNet,
+    addr: UnderlayAddr,
+    inbox: Inbox,
+}
+
+impl Udp for MemoryUdp {
+    async fn readable(&self) -> io::Result<()> {
+        self.inbox.ready().await;
+        Ok(())
+    }
+
+    async fn writable(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn try_recv(&self, batch: &mut Received) -> io::Result<()> {
+        batch.runs.clear();
+        for buffer in &mut batch.buffers {
+            let Some((from, bytes)) = self.inbox.pop() else {
+                break;
+            };
+            buffer[..bytes.len()].copy_from_slice(&bytes);
+            batch.runs.push((from, bytes.len(), bytes.len()));
+        }
+        if batch.runs.is_empty() {
+            Err(io::ErrorKind::WouldBlock.into())
+        } else {
+            Ok(())
+        }
+    }
+
+    fn try_send(&self, run: Run<'_>) -> io::Result<()> {
+        if let Some(inbox) = lock(&self.net.sockets).get(&run.to) {
+            for datagram in run.bytes.chunks(run.segment.max(1)) {
+                inbox.push((self.addr, datagram.to_vec()));
+            }
+        }
+        Ok(())
+    }
+
+    fn max_segments(&self) -> usize {
+        64
+    }
+
+    fn port(&self) -> io::Result<u16> {
+        Ok(self.addr.0.port())
+    }
+}

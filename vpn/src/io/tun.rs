@@ -1,0 +1,100 @@
+//! The TUN device, by tun-rs.
+
+use std::io;
+use std::path::Path;
+
+use aerie_types::{VirtualAddr, VirtualRange};
+use tun_rs::{AsyncDevice, DeviceBuilder};
+
+use super::Tun;
+use crate::Error;
+
+/// Longest name of an interface (IFNAMSIZ without its zero).
+const MAX_NAME: usize = 15;
+
+/// A TUN interface, which exists as long as this value.
+pub struct TunDevice {
+    device: AsyncDevice,
+}
+
+impl TunDevice {
+    /// Makes the interface, gives it its address and brings it up. The kernel routes the range to it.
+    ///
+    /// # Errors
+    /// [`Error::NoTun`], [`Error::NotPermitted`], [`Error::Busy`], [`Error::Tun`].
+    pub fn create(name: &str, addr: VirtualAddr, range: VirtualRange, mtu: u16) -> Result<Self, Error> {
+        let legal = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+        if name.is_empty() || name.len() > MAX_NAME || !name.bytes().all(legal) {
+            return Err(Error::InterfaceName {
+                name: name.to_owned(),
+            });
+        }
+        if !Path::new("/dev/net/tun").exists() {
+            return Err(Error::NoTun);
+        }
+        let builder = DeviceBuilder::new().name(name).mtu(mtu).multi_queue(false);
+        let builder = match addr.v4() {
+            Some(v4) => builder.ipv4(v4, range.prefix_len(), None),
+            None => builder,
+        };
+        match builder.build_async() {
+            Ok(device) => Ok(Self { device }),
+            Err(source) => Err(explain(name, source)),
+        }
+    }
+}
+
+fn explain(name: &str, source: io::Error) -> Error {
+    let name = name.to_owned();
+    match source.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => Error::NotPermitted { name, source },
+        Some(libc::EBUSY) => Error::Busy { name },
+        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => Error::NoTun,
+        _ => Error::Tun { name, source },
+    }
+}
+
+impl Tun for TunDevice {
+    async fn readable(&self) -> io::Result<()> {
+        self.device.readable().await
+    }
+
+    fn try_recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.device.try_recv(buffer)
+    }
+
+    fn try_send(&self, packet: &[u8]) -> io::Result<()> {
+        self.device.try_send(packet).map(|_| ())
+    }
+
+    fn readdress(&self, from: VirtualAddr, to: VirtualAddr, prefix: u8) -> io::Result<()> {
+        let Some(v4) = to.v4() else {
+            return Err(io::ErrorKind::Unsupported.into());
+        };
+        self.device.add_address_v4(v4, prefix)?;
+        self.device.remove_address(from.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_refusal_of_the_kernel_says_what_to_do() {
+        let message = |errno| explain("aerie-x", io::Error::from_raw_os_error(errno)).to_string();
+        assert!(message(libc::EPERM).contains("CAP_NET_ADMIN"));
+        assert!(message(libc::EBUSY).contains("stop it first"));
+        assert!(message(libc::ENODEV).contains("modprobe tun"));
+    }
+
+    #[test]
+    fn a_name_that_the_kernel_would_cut_is_refused() {
+        let range = "100.96.0.0/11".parse().unwrap();
+        let addr = std::net::Ipv4Addr::new(100, 96, 0, 1).into();
+        for name in ["", "aerie-0123456789", "a/b"] {
+            let refused = TunDevice::create(name, addr, range, 1420);
+            assert!(matches!(refused, Err(Error::InterfaceName { .. })), "{name}");
+        }
+    }
+}
