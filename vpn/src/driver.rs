@@ -24,9 +24,9 @@ use rand::CryptoRng;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use crate::Error;
 use crate::handle::{Command, Event, Handle, Pong, Status};
 use crate::io::{Received, Tun, TunDevice, Udp, UdpSocket};
-use crate::{Error, hosts};
 
 /// The data socket's port unless configured.
 pub const DEFAULT_PORT: u16 = 4242;
@@ -132,7 +132,7 @@ impl Vpn {
             loopback: false,
         };
         let mut core = Tunnels::new(core_config, identity, check, rng, now())?;
-        core.set_hosts(hosts::candidates(port, config.range, &config.interface)?, now());
+        core.set_hosts(udp.hosts(config.range, &config.interface)?, now());
         let (commands, receive_commands) = mpsc::channel(COMMANDS);
         let (events, receive_events) = mpsc::channel(EVENTS);
         let driver = Driver {
@@ -236,7 +236,7 @@ impl<T: Tun, U: Udp> Driver<T, U> {
         let moment = now();
         if moment.instant >= self.next_hosts {
             self.next_hosts = moment.instant + HOSTS_EVERY;
-            match hosts::candidates(self.port, self.config.range, &self.config.interface) {
+            match self.udp.hosts(self.config.range, &self.config.interface) {
                 Ok(hosts) => self.core.set_hosts(hosts, moment),
                 Err(error) => {
                     tracing::debug!(%error, "the interfaces could not be read; looking again later")

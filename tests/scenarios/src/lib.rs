@@ -4,12 +4,13 @@
 //! - `tests/assembly.rs`: a grid comes together across NATs and runs jobs
 //! - `tests/nat.rs`: every pair of NATs connects
 //! - `tests/faults.rs`: daemons and managers die, the enrolment service is away
-//! - `tests/trust.rs`: credentials are revoked, disks are copied
+//! - `tests/trust.rs`: credentials are revoked
 //! - `tests/hosts.rs`: machines that are not as they should be
 
 use std::time::Duration;
 
 use aerie_lab::grid::{AERIE, Grid, Join, Member, aerie_binary};
+use aerie_lab::wait::wait_until;
 use aerie_lab::{Lab, Place};
 use anyhow::{Result, anyhow};
 
@@ -33,6 +34,16 @@ pub fn lab(name: &str) -> Result<Lab> {
 /// As [`Grid::found`].
 pub fn small_grid<'a>(lab: &'a Lab) -> Result<Grid<'a>> {
     Grid::found(lab, "lab", None, &[GROUP])
+}
+
+/// Waits until a node knows the name of another one: it learns it when the other one holds its address.
+///
+/// # Errors
+/// When it does not.
+pub fn wait_for_name(on: &Member, fqdn: &str) -> Result<()> {
+    wait_until(SOON, &format!("{} to know {fqdn}", on.node.name()), || {
+        Ok(on.node.run("root", &["getent", "hosts", fqdn]).ok().map(|_| ()))
+    })
 }
 
 /// Lets nodes join at once and waits until all are ready: their names and roles, all at one place.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use aerie_lab::campus::{Campus, SUBMITTER, WORKERS};
 use aerie_lab::{Lab, wait::wait_until};
-use aerie_scenarios::{SOON, lab};
+use aerie_scenarios::{SOON, lab, wait_for_name};
 
 fn assembled(lab: &Lab) -> Campus<'_> {
     let mut campus = Campus::found(lab).unwrap();
@@ -34,6 +34,7 @@ fn grid_assembles_across_nats() {
     // The first packet opens the tunnel, so each is asked once and has to answer at once.
     let submitter = campus.member(SUBMITTER).unwrap();
     for worker in WORKERS {
+        wait_for_name(submitter, &campus.grid.fqdn(worker)).unwrap();
         submitter.ping(&campus.grid.fqdn(worker)).unwrap();
     }
 

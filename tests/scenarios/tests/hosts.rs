@@ -13,7 +13,7 @@ fn overlapping_route_is_refused_with_alternative() {
     // Another VPN of this machine has part of the default range 100.96.0.0/11.
     node.sh(
         "root",
-        "ip link add other type dummy; ip link set other up; ip route add 100.100.0.0/16 dev other",
+        "ip link add other type veth peer name another; ip link set other up; ip route add 100.100.0.0/16 dev other",
     )
     .unwrap();
     let member = grid

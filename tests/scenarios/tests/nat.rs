@@ -8,7 +8,7 @@ use std::time::Duration;
 use aerie_lab::grid::{Grid, Join, Member};
 use aerie_lab::wait::wait_until;
 use aerie_lab::{Lab, Nat};
-use aerie_scenarios::{GROUP, lab, small_grid};
+use aerie_scenarios::{GROUP, lab, small_grid, wait_for_name};
 use anyhow::{Result, bail};
 
 /// How long a pair may take from its first packet to its best path.
@@ -67,6 +67,7 @@ fn every_pair_of_nats_connects_and_goes_direct_where_it_can() {
 
     // The first packet has to arrive: what the tunnel cannot send yet it keeps.
     for ((a_nat, a), (b_nat, b)) in pairs() {
+        wait_for_name(a, &grid.fqdn(b.node.name())).unwrap();
         let answered = a.ping(&grid.fqdn(b.node.name()));
         assert!(
             answered.is_ok(),

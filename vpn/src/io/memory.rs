@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use aerie_types::{UnderlayAddr, VirtualAddr};
+use aerie_types::{UnderlayAddr, VirtualAddr, VirtualRange};
 use aerie_vpn_proto::Run;
 use tokio::sync::Notify;
 
@@ -180,5 +180,9 @@ impl Udp for MemoryUdp {
 
     fn port(&self) -> io::Result<u16> {
         Ok(self.addr.0.port())
+    }
+
+    fn hosts(&self, _range: VirtualRange, _own_interface: &str) -> Result<Vec<UnderlayAddr>, crate::Error> {
+        Ok(vec![self.addr])
     }
 }

@@ -7,7 +7,7 @@ use std::io::{self, IoSliceMut};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsRawFd;
 
-use aerie_types::UnderlayAddr;
+use aerie_types::{UnderlayAddr, VirtualRange};
 use aerie_vpn_proto::Run;
 use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -188,6 +188,11 @@ impl Udp for UdpSocket {
     fn port(&self) -> io::Result<u16> {
         Ok(self.socket.local_addr()?.port())
     }
+
+    fn hosts(&self, range: VirtualRange, own_interface: &str) -> Result<Vec<UnderlayAddr>, Error> {
+        let port = Udp::port(self).map_err(Error::Interfaces)?;
+        crate::hosts::candidates(port, range, own_interface)
+    }
 }
 
 #[cfg(test)]
@@ -199,6 +204,7 @@ mod tests {
         let (a, b) = (UdpSocket::bind(0).unwrap(), UdpSocket::bind(0).unwrap());
         let to = UnderlayAddr((Ipv4Addr::LOCALHOST, b.port().unwrap()).into());
         let bytes: Vec<u8> = (0..250).collect();
+        a.writable().await.unwrap();
         let most = a.max_segments();
         if most >= 3 {
             a.try_send(Run {

@@ -30,19 +30,22 @@
 //! of the session that comes from a new address makes that address a candidate: it is used only after it has
 //! answered a probe, so that a replayed or redirected datagram moves nothing.
 
+mod class;
+mod explain;
+mod key;
 mod pair;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use aerie_types::{PeerId, UnderlayAddr};
-use aws_lc_rs::{digest, hmac};
+use aws_lc_rs::hmac;
 use zeroize::Zeroizing;
 
 use crate::signal::{Candidate, CandidateKind, Offer};
 use crate::wire;
 
+use class::class;
 use pair::{Failure, KEEPALIVE_OTHERS, KEEPALIVE_SELECTED, Pair, State};
 
 /// Ways to one peer that are tried: its announced candidates, some unannounced, a relay or two.
@@ -59,6 +62,8 @@ const OFFER_GAPS: [u64; 6] = [1, 2, 4, 8, 16, 30];
 const RELAYED_ROUND: Duration = Duration::from_secs(60);
 /// A peer that opened the exchange asks for a relay itself; after this long without a way, so do we.
 const RELAY_PATIENCE: Duration = Duration::from_secs(2);
+/// After idling a direct way is given so long before a relay is asked for.
+const REOPEN: Duration = Duration::from_millis(600);
 /// A way of the same class must be better by a fifth and by this much.
 const HYSTERESIS: Duration = Duration::from_millis(2);
 
@@ -111,6 +116,8 @@ pub(crate) struct Agent {
 pub(crate) enum Exchange {
     /// The same start of the peer as before.
     Same,
+    /// The first that is known of the peer.
+    First,
     /// Another one: whatever was agreed with the last is void.
     Restarted,
 }
@@ -195,7 +202,9 @@ impl Agent {
         if !self.awake {
             self.awake = true;
             self.search(now);
-            self.relay_at = Some(now);
+            // A direct way that has been idle is likely to open again before a relay could be had.
+            let direct = matches!(self.selected, Some(Route::Direct(_)));
+            self.relay_at = Some(if direct { now + REOPEN } else { now });
         }
     }
 
@@ -210,7 +219,7 @@ impl Agent {
         }
     }
 
-    /// This host's candidates have changed: tell the peer, unless what there is cannot get better.
+    /// This host's candidates have changed: tell the peer, unless the way is direct already.
     pub(crate) fn local_changed(&mut self, now: Instant) {
         if self.awake && self.remote.is_some() && !matches!(self.selected, Some(Route::Direct(_))) {
             let at = self.last_round.map_or(now, |last| now.max(last + MIN_ROUND));
@@ -236,15 +245,21 @@ impl Agent {
                 Exchange::Same
             }
             _ => {
+                let first = self.remote.is_none();
                 let key = self.derive_key(offer);
                 self.remote = Some(Remote {
                     tag: offer.tag,
                     symmetric: offer.symmetric,
                     key,
                 });
-                self.pairs.retain(|route, _| matches!(route, Route::Relayed(_)));
+                self.pairs
+                    .retain(|route, _| first && matches!(route, Route::Relayed(_)));
                 self.select(None, now);
-                Exchange::Restarted
+                if first {
+                    Exchange::First
+                } else {
+                    Exchange::Restarted
+                }
             }
         };
         if !self.awake {
@@ -264,7 +279,7 @@ impl Agent {
         let round_due = self
             .last_round
             .is_none_or(|last| now.saturating_duration_since(last) >= MIN_ROUND);
-        if round_due || exchange == Exchange::Restarted {
+        if round_due || exchange != Exchange::Same {
             self.last_round = Some(now);
             self.pairs
                 .values_mut()
@@ -419,45 +434,6 @@ impl Agent {
         .into_iter()
         .flatten()
         .min()
-    }
-
-    /// Why the way in use is not direct: one reason for each address that was tried.
-    pub(crate) fn why(&self, own_symmetric: bool) -> Option<String> {
-        if matches!(self.selected, Some(Route::Direct(_))) {
-            return None;
-        }
-        let Some(remote) = &self.remote else {
-            return Some("the peer has not answered over the overlay yet".to_owned());
-        };
-        let mut reasons: Vec<String> = self
-            .pairs
-            .iter()
-            .filter_map(|(route, pair)| {
-                let Route::Direct(addr) = route else { return None };
-                let state = match pair.state {
-                    State::Failed(failure) => failure.to_string(),
-                    State::Probing => format!("being probed ({} sent)", pair.tries),
-                    State::Alive => "answers".to_owned(),
-                };
-                Some(format!("{addr} ({}): {state}", pair.kind))
-            })
-            .collect();
-        if reasons.is_empty() {
-            reasons.push("the peer announced no address that can be reached".to_owned());
-        }
-        match (own_symmetric, remote.symmetric) {
-            (true, true) => {
-                reasons.push("both NATs give every destination another port (symmetric)".to_owned())
-            }
-            (true, false) => {
-                reasons.push("our NAT gives every destination another port (symmetric)".to_owned())
-            }
-            (false, true) => {
-                reasons.push("the peer's NAT gives every destination another port (symmetric)".to_owned());
-            }
-            (false, false) => {}
-        }
-        Some(reasons.join("; "))
     }
 
     fn search(&mut self, now: Instant) {
@@ -620,44 +596,5 @@ impl Agent {
             }
         }
         self.reselect(now);
-    }
-
-    fn derive_key(&self, offer: &Offer) -> hmac::Key {
-        let own = (self.own, self.tag, &*self.secret);
-        let theirs = (self.peer, offer.tag, &offer.secret);
-        let (first, second) = if self.own < self.peer {
-            (own, theirs)
-        } else {
-            (theirs, own)
-        };
-        let mut hash = digest::Context::new(&digest::SHA256);
-        hash.update(b"aerie path key 1");
-        for (peer, tag, secret) in [first, second] {
-            hash.update(&peer.0);
-            hash.update(&tag.to_be_bytes());
-            hash.update(secret);
-        }
-        hmac::Key::new(hmac::HMAC_SHA256, hash.finish().as_ref())
-    }
-}
-
-/// 0: within one network, 1: direct, 2: relayed.
-fn class(route: Route, pair: Option<&Pair>) -> u8 {
-    match route {
-        Route::Relayed(_) => 2,
-        Route::Direct(addr) => {
-            let announced = pair.is_some_and(|pair| pair.kind == CandidateKind::Host);
-            u8::from(!(announced && is_private(addr.0.ip())))
-        }
-    }
-}
-
-fn is_private(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(v4) => {
-            let [a, b, ..] = v4.octets();
-            v4.is_private() || v4.is_link_local() || v4.is_loopback() || (a == 100 && (64..128).contains(&b))
-        }
-        IpAddr::V6(v6) => v6.is_unique_local() || v6.is_loopback(),
     }
 }

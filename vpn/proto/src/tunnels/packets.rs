@@ -12,8 +12,9 @@ use super::{Event, Hop, RemotePeer, Tunnels};
 use crate::inner;
 use crate::limits::{
     BINDING_MAX, BINDING_REFRESH, LOOKUP_RETRY, LOOKUP_TIMEOUT, MAX_BINDINGS, MAX_INNER, MAX_LOOKUPS,
-    MAX_PINGS, MAX_QUEUED, MAX_QUEUED_TOTAL, MAX_UNREACHABLE, UNREACHABLE_FOR,
+    MAX_PINGS, MAX_QUEUED, MAX_QUEUED_TOTAL, MAX_UNREACHABLE, PING_RETRY, PING_TIMEOUT, UNREACHABLE_FOR,
 };
+use crate::path::Route;
 use crate::peer::Peer;
 use crate::wire::DATA_OVERHEAD;
 use crate::{Now, Transmits};
@@ -46,8 +47,16 @@ pub(super) struct Ping {
 }
 
 impl Ping {
-    pub(super) fn is_waiting(&self) -> bool {
-        self.sent.is_none()
+    /// Whether it is to be sent, for the first time or because it was lost.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        self.sent.is_none_or(|(_, sent)| now >= sent + PING_RETRY)
+    }
+
+    /// When it is to be looked at again.
+    pub(super) fn next(&self) -> Instant {
+        let timeout = self.asked + PING_TIMEOUT;
+        self.sent
+            .map_or(timeout, |(_, sent)| timeout.min(sent + PING_RETRY))
     }
 }
 
@@ -137,11 +146,7 @@ impl Tunnels {
 
     /// Sends the pings whose peer is ready; asks for the others.
     pub(super) fn send_pings(&mut self, now: Instant) {
-        let waiting: Vec<_> = self
-            .pings
-            .iter()
-            .filter(|(_, ping)| ping.sent.is_none())
-            .collect();
+        let waiting: Vec<_> = self.pings.iter().filter(|(_, ping)| ping.is_due(now)).collect();
         let waiting: Vec<_> = waiting.into_iter().map(|(id, ping)| (*id, ping.addr)).collect();
         for (id, addr) in waiting {
             let Some(peer_id) = self.holder(addr, now) else {
@@ -153,14 +158,15 @@ impl Tunnels {
             };
             peer.active = now;
             peer.agent.wake(now);
-            let ready = peer.agent.route().is_some() && peer.sealing(now).is_some();
-            if !ready {
-                peer.wants_session = true;
+            let Some(route) = peer.agent.route().filter(|_| peer.current.is_some()) else {
+                if !std::mem::replace(&mut peer.wants_session, true) {
+                    self.wake_at(now);
+                }
                 continue;
-            }
+            };
             let mut message = vec![PING];
             message.extend(id.to_be_bytes());
-            if self.send_control(peer_id, &message, now)
+            if self.send_control(peer_id, route, &message, now)
                 && let Some(ping) = self.pings.get_mut(&id)
             {
                 ping.sent = Some((peer_id, now));
@@ -169,7 +175,7 @@ impl Tunnels {
     }
 
     /// A message of the tunnel itself, which came in a session.
-    pub(super) fn handle_control(&mut self, from: PeerId, message: &[u8], now: Instant) {
+    pub(super) fn handle_control(&mut self, from: PeerId, route: Route, message: &[u8], now: Instant) {
         let [kind, id @ ..] = message else { return };
         let Ok(id) = <[u8; CONTROL_LEN - 1]>::try_from(id).map(u64::from_be_bytes) else {
             self.counters.malformed += 1;
@@ -179,7 +185,8 @@ impl Tunnels {
             PING => {
                 let mut answer = vec![PONG];
                 answer.extend(id.to_be_bytes());
-                self.send_control(from, &answer, now);
+                // Back the way it came: this side may not have chosen one yet.
+                self.send_control(from, route, &answer, now);
             }
             PONG => {
                 let Some(ping) = self.pings.get(&id) else { return };
@@ -473,11 +480,11 @@ impl Tunnels {
         self.wake_at(now);
     }
 
-    fn send_control(&mut self, id: PeerId, message: &[u8], now: Instant) -> bool {
+    fn send_control(&mut self, id: PeerId, route: Route, message: &[u8], now: Instant) -> bool {
         let Some(peer) = self.peers.get_mut(&id) else {
             return false;
         };
-        let Some(hop) = peer.agent.route().and_then(|route| Hop::of(route, &self.links)) else {
+        let Some(hop) = Hop::of(route, &self.links) else {
             return false;
         };
         let sent = seal(peer, hop, message, now, &mut self.outbox);

@@ -79,8 +79,12 @@ impl Tunnels {
                 Action::NeedRelay => self.request_relay(id, at),
                 Action::Selected { to } => {
                     peer.pathless_since = if to.is_some() { None } else { Some(at) };
-                    if to.is_some() && peer.sealing(at).is_none() && !peer.queue.is_empty() {
-                        peer.wants_session = true;
+                    if to.is_some() && !peer.queue.is_empty() {
+                        // With a session only the way was missing.
+                        peer.wants_session = peer.sealing(at).is_none();
+                        if !peer.wants_session {
+                            self.flush_queue(id, at);
+                        }
                     }
                     self.path_changed(id, at);
                 }
@@ -118,6 +122,7 @@ impl Tunnels {
             let freed = peer.end_sessions();
             peer.wants_session |= !peer.queue.is_empty();
             self.free(freed);
+            self.drop_links(from);
         }
     }
 

@@ -20,6 +20,9 @@ impl Tunnels {
     /// Does what is due. To be called when [`Tunnels::poll_timeout`] says so; calling it early does no harm.
     pub fn handle_timeout(&mut self, now: Now) {
         let at = now.instant;
+        self.wake = None;
+        // Before the peers: a ping may want a session of one.
+        let pings = self.drive_pings(at);
         let ids: Vec<PeerId> = self.peers.keys().copied().collect();
         for id in ids {
             self.drive_peer(id, now);
@@ -33,7 +36,6 @@ impl Tunnels {
         }
         let lookups = self.drive_lookups(at);
         let links = self.drive_links(at);
-        let pings = self.drive_pings(at);
         let peers = self.peers.values().filter_map(|peer| {
             let idle = if peer.agent.is_awake() {
                 IDLE_AFTER
@@ -51,6 +53,7 @@ impl Tunnels {
         });
         let relay = self.relay.as_ref().and_then(|relay| relay.poll_timeout());
         self.wake = [
+            self.wake,
             lookups,
             links,
             pings,
@@ -136,9 +139,7 @@ impl Tunnels {
             };
             self.emit(Event::PingFailed { id, why });
         }
-        if self.pings.values().any(super::packets::Ping::is_waiting) {
-            self.send_pings(now);
-        }
-        self.pings.values().map(|ping| ping.asked + PING_TIMEOUT).min()
+        self.send_pings(now);
+        self.pings.values().map(super::packets::Ping::next).min()
     }
 }
