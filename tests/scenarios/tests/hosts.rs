@@ -17,7 +17,10 @@ fn overlapping_route_is_refused_with_alternative() {
     )
     .unwrap();
     let member = grid
-        .join_node(node, &Join::new("w1", &site, GROUP, "client"))
+        .join_node(
+            node,
+            &Join::new("w1", &site, GROUP, "client").option("--no-condor"),
+        )
         .unwrap();
     let status = grid
         .wait_for(&member, SOON, "refused the range", |status| {
