@@ -19,16 +19,14 @@ use std::time::{Duration, Instant, SystemTime};
 
 use aerie_types::{VirtualAddr, VirtualRange, WallMillis};
 use aerie_vpn_proto as proto;
-use aerie_vpn_proto::{
-    Config, CredentialCheck, Identity, Now, RelayLimits, Suite, Transmits, Tunnels,
-};
+use aerie_vpn_proto::{Config, CredentialCheck, Identity, Now, RelayLimits, Suite, Transmits, Tunnels};
 use rand::CryptoRng;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use crate::Error;
 use crate::handle::{Command, Event, Handle, Pong, Status};
 use crate::io::{Received, Tun, TunDevice, Udp, UdpSocket};
-use crate::{Error, hosts};
 
 /// The data socket's port unless configured.
 pub const DEFAULT_PORT: u16 = 4242;
@@ -117,16 +115,24 @@ impl Vpn {
         tun: T,
         udp: U,
     ) -> Result<(Handle, mpsc::Receiver<Event>, JoinHandle<()>), Error> {
-        let port = udp.port().map_err(|source| Error::Udp { port: config.port, source })?;
+        let port = udp.port().map_err(|source| Error::Udp {
+            port: config.port,
+            source,
+        })?;
         let suites = if config.suites.is_empty() {
             Suite::preferred(has_aes())
         } else {
             config.suites.clone()
         };
-        let core_config =
-            Config { range: config.range, addr: config.addr, suites, relay: config.relay, loopback: false };
+        let core_config = Config {
+            range: config.range,
+            addr: config.addr,
+            suites,
+            relay: config.relay,
+            loopback: false,
+        };
         let mut core = Tunnels::new(core_config, identity, check, rng, now())?;
-        core.set_hosts(hosts::candidates(port, config.range, &config.interface)?, now());
+        core.set_hosts(udp.hosts(config.range, &config.interface)?, now());
         let (commands, receive_commands) = mpsc::channel(COMMANDS);
         let (events, receive_events) = mpsc::channel(EVENTS);
         let driver = Driver {
@@ -205,7 +211,10 @@ impl<T: Tun, U: Udp> Driver<T, U> {
     }
 
     async fn wait(&mut self) -> Wake {
-        let timer = self.core.poll_timeout().map_or(self.next_hosts, |at| at.min(self.next_hosts));
+        let timer = self
+            .core
+            .poll_timeout()
+            .map_or(self.next_hosts, |at| at.min(self.next_hosts));
         let room = async {
             match &self.waiting_event {
                 // A closed channel is noticed when the event is handed out.
@@ -227,9 +236,11 @@ impl<T: Tun, U: Udp> Driver<T, U> {
         let moment = now();
         if moment.instant >= self.next_hosts {
             self.next_hosts = moment.instant + HOSTS_EVERY;
-            match hosts::candidates(self.port, self.config.range, &self.config.interface) {
+            match self.udp.hosts(self.config.range, &self.config.interface) {
                 Ok(hosts) => self.core.set_hosts(hosts, moment),
-                Err(error) => tracing::debug!(%error, "the interfaces could not be read; looking again later"),
+                Err(error) => {
+                    tracing::debug!(%error, "the interfaces could not be read; looking again later")
+                }
             }
         }
         if self.core.poll_timeout().is_some_and(|at| at <= moment.instant) {
@@ -251,8 +262,9 @@ impl<T: Tun, U: Udp> Driver<T, U> {
         let mut datagrams = self.received.datagrams();
         self.core.handle_datagrams(&mut datagrams, now(), &mut inner);
         for slice in inner {
-            let packet =
-                datagrams.get(slice.datagram).and_then(|datagram| datagram.bytes.get(slice.start..slice.start + slice.len));
+            let packet = datagrams
+                .get(slice.datagram)
+                .and_then(|datagram| datagram.bytes.get(slice.start..slice.start + slice.len));
             if let Some(packet) = packet {
                 write(&self.tun, packet);
             }
@@ -274,14 +286,21 @@ impl<T: Tun, U: Udp> Driver<T, U> {
             }
             count += 1;
         }
-        let batch: Vec<&[u8]> =
-            self.packets.iter().zip(lengths).take(count).map(|(buffer, len)| &buffer[..len]).collect();
+        let batch: Vec<&[u8]> = self
+            .packets
+            .iter()
+            .zip(lengths)
+            .take(count)
+            .map(|(buffer, len)| &buffer[..len])
+            .collect();
         self.core.handle_inner(&batch, now(), &mut self.bulk);
     }
 
     async fn send(&mut self) {
         self.core.poll_transmits(&mut self.control);
-        let Self { udp, control, bulk, .. } = self;
+        let Self {
+            udp, control, bulk, ..
+        } = self;
         for batch in [control, bulk] {
             for run in batch.runs(udp.max_segments().max(1)) {
                 transmit(udp, run).await;
@@ -433,7 +452,10 @@ async fn ready(edge: impl Future<Output = std::io::Result<()>>) {
 }
 
 fn now() -> Now {
-    Now { instant: Instant::now(), wall: WallMillis::from(SystemTime::now()) }
+    Now {
+        instant: Instant::now(),
+        wall: WallMillis::from(SystemTime::now()),
+    }
 }
 
 #[cfg(target_arch = "x86_64")]

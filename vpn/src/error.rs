@@ -48,7 +48,9 @@ pub enum Error {
         source: io::Error,
     },
     /// The data socket's port is taken.
-    #[error("the UDP port {port} cannot be opened; choose another with [vpn] port in aerie.toml, or 0 for any")]
+    #[error(
+        "the UDP port {port} cannot be opened; choose another with [vpn] port in aerie.toml, or 0 for any"
+    )]
     Udp {
         /// The port.
         port: u16,

@@ -144,7 +144,10 @@ impl Handle {
     pub async fn ping(&self, addr: VirtualAddr) -> Result<Pong, PingError> {
         let (answer, answered) = oneshot::channel();
         self.tell(Command::Ping(addr, answer)).await;
-        answered.await.map_err(|_| Error::Down)?.map_err(PingError::Unreachable)
+        answered
+            .await
+            .map_err(|_| Error::Down)?
+            .map_err(PingError::Unreachable)
     }
 
     /// Ends the driver and removes the interface. Returns when that is done.

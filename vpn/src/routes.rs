@@ -42,9 +42,14 @@ pub struct Route {
 /// [`Error::Routes`] when the table cannot be read.
 pub async fn overlap(range: VirtualRange, own_interface: &str) -> Result<Option<Overlap>, Error> {
     // A read of /proc does not block: the kernel makes the table while it is read.
-    let table = std::fs::read_to_string(TABLE)
-        .map_err(|source| Error::Routes { path: Path::new(TABLE).to_owned(), source })?;
-    let routes = parse(&table).map_err(|source| Error::Routes { path: Path::new(TABLE).to_owned(), source })?;
+    let table = std::fs::read_to_string(TABLE).map_err(|source| Error::Routes {
+        path: Path::new(TABLE).to_owned(),
+        source,
+    })?;
+    let routes = parse(&table).map_err(|source| Error::Routes {
+        path: Path::new(TABLE).to_owned(),
+        source,
+    })?;
     Ok(find(&routes, range, own_interface))
 }
 
@@ -61,7 +66,11 @@ pub fn find(routes: &[Route], range: VirtualRange, own_interface: &str) -> Optio
         .filter(|candidate| !overlaps(*candidate, range.net()))
         .find(is_free)
         .and_then(|net| VirtualRange::new(net).ok());
-    Some(Overlap { route: taken.net, interface: taken.interface.clone(), alternative })
+    Some(Overlap {
+        route: taken.net,
+        interface: taken.interface.clone(),
+        alternative,
+    })
 }
 
 /// Ranges to offer: of the wished size first, smaller ones where the larger are all taken.
@@ -73,7 +82,9 @@ fn candidates(prefix: u8) -> impl Iterator<Item = Ipv4Net> {
         (Ipv4Addr::new(192, 168, 0, 0), 16),
     ];
     // Shorter than /11 no pool has room; beyond /24 a grid would be very small.
-    let sizes = [prefix.clamp(11, 29), 16, 20, 24].into_iter().filter(move |size| *size >= prefix.max(11));
+    let sizes = [prefix.clamp(11, 29), 16, 20, 24]
+        .into_iter()
+        .filter(move |size| *size >= prefix.max(11));
     sizes.flat_map(move |size| {
         pools
             .into_iter()
@@ -109,7 +120,10 @@ pub fn parse(table: &str) -> io::Result<Vec<Route>> {
             return Ok(None);
         }
         let net = Ipv4Net::with_netmask(addr(destination)?, addr(mask)?).map_err(|_| damaged())?;
-        Ok(Some(Route { net, interface: (*interface).to_owned() }))
+        Ok(Some(Route {
+            net,
+            interface: (*interface).to_owned(),
+        }))
     });
     routes.filter_map(Result::transpose).collect()
 }
@@ -134,7 +148,10 @@ aerie-1\t0000600A\t00000000\t0001\t0\t0\t0\t0000E0FF\t0\t0\t0
     #[test]
     fn the_kernels_table_is_read() {
         let routes = parse(TABLE).unwrap();
-        let texts: Vec<_> = routes.iter().map(|route| format!("{} {}", route.net, route.interface)).collect();
+        let texts: Vec<_> = routes
+            .iter()
+            .map(|route| format!("{} {}", route.net, route.interface))
+            .collect();
         assert_eq!(texts[1], "192.168.2.0/24 eth0");
         assert_eq!(texts[2], "172.17.0.0/16 docker0");
         assert_eq!(texts[3], "100.96.0.0/16 campus");
@@ -145,7 +162,10 @@ aerie-1\t0000600A\t00000000\t0001\t0\t0\t0\t0000E0FF\t0\t0\t0
     fn a_route_inside_or_around_the_range_is_an_overlap_with_a_free_alternative() {
         let routes = parse(TABLE).unwrap();
         let found = find(&routes, range("100.96.0.0/11"), "aerie-x").unwrap();
-        assert_eq!((found.route.to_string().as_str(), found.interface.as_str()), ("100.96.0.0/16", "campus"));
+        assert_eq!(
+            (found.route.to_string().as_str(), found.interface.as_str()),
+            ("100.96.0.0/16", "campus")
+        );
         assert_eq!(found.alternative, Some(range("10.128.0.0/11")));
         assert!(find(&routes, range("172.17.3.0/24"), "aerie-x").is_some());
         assert_eq!(find(&routes, range("100.97.0.0/16"), "aerie-x"), None);
@@ -160,12 +180,25 @@ aerie-1\t0000600A\t00000000\t0001\t0\t0\t0\t0000E0FF\t0\t0\t0
 
     #[test]
     fn a_smaller_range_is_offered_where_the_large_ones_are_taken() {
-        let busy = |net: &str| Route { net: net.parse().unwrap(), interface: "x".to_owned() };
+        let busy = |net: &str| Route {
+            net: net.parse().unwrap(),
+            interface: "x".to_owned(),
+        };
         let routes = [busy("100.64.0.0/10"), busy("10.0.0.0/8"), busy("172.16.0.0/13")];
         let found = find(&routes, range("100.96.0.0/11"), "aerie-x").unwrap();
         assert_eq!(found.alternative, Some(range("172.24.0.0/16")));
-        let routes = [busy("100.64.0.0/10"), busy("10.0.0.0/8"), busy("172.16.0.0/12"), busy("192.168.0.0/16")];
-        assert_eq!(find(&routes, range("100.96.0.0/11"), "aerie-x").unwrap().alternative, None);
+        let routes = [
+            busy("100.64.0.0/10"),
+            busy("10.0.0.0/8"),
+            busy("172.16.0.0/12"),
+            busy("192.168.0.0/16"),
+        ];
+        assert_eq!(
+            find(&routes, range("100.96.0.0/11"), "aerie-x")
+                .unwrap()
+                .alternative,
+            None
+        );
     }
 
     #[tokio::test]

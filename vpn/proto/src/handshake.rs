@@ -147,19 +147,40 @@ pub(crate) fn receive(
     let mut payload = [0; MAX_MESSAGE];
     let len = read(&mut state, message, &mut payload)?;
     let offer: Offer<'_> = postcard::from_bytes(&payload[..len]).map_err(|_| snow::Error::Input)?;
-    let offered = offer.suites.iter().take(MAX_SUITES).filter_map(|byte| Suite::from_byte(*byte)).collect();
+    let offered = offer
+        .suites
+        .iter()
+        .take(MAX_SUITES)
+        .filter_map(|byte| Suite::from_byte(*byte))
+        .collect();
     let noise_public = remote_static(&state)?;
-    Ok(Received { offered, credential: offer.credential.to_vec(), noise_public, state })
+    Ok(Received {
+        offered,
+        credential: offer.credential.to_vec(),
+        noise_public,
+        state,
+    })
 }
 
 impl Received {
     /// Writes the second message.
-    pub(crate) fn answer(mut self, identity: &Identity, own: &[Suite]) -> Result<(Keys, Vec<u8>), snow::Error> {
+    pub(crate) fn answer(
+        mut self,
+        identity: &Identity,
+        own: &[Suite],
+    ) -> Result<(Keys, Vec<u8>), snow::Error> {
         let suite = Suite::choose(&self.offered, own).ok_or(snow::Error::Input)?;
-        let answer = Answer { suite: suite as u8, credential: &identity.credential };
+        let answer = Answer {
+            suite: suite as u8,
+            credential: &identity.credential,
+        };
         let message = write(&mut self.state, &answer)?;
         let (to_responder, to_initiator) = self.state.dangerously_get_raw_split();
-        let keys = Keys { send: to_initiator.into(), receive: to_responder.into(), suite };
+        let keys = Keys {
+            send: to_initiator.into(),
+            receive: to_responder.into(),
+            suite,
+        };
         Ok((keys, message))
     }
 }
@@ -175,8 +196,16 @@ impl Initiated {
             .ok_or(snow::Error::Input)?;
         let noise_public = remote_static(&self.0)?;
         let (to_responder, to_initiator) = self.0.dangerously_get_raw_split();
-        let keys = Keys { send: to_responder.into(), receive: to_initiator.into(), suite };
-        Ok(Finished { keys, credential: answer.credential.to_vec(), noise_public })
+        let keys = Keys {
+            send: to_responder.into(),
+            receive: to_initiator.into(),
+            suite,
+        };
+        Ok(Finished {
+            keys,
+            credential: answer.credential.to_vec(),
+            noise_public,
+        })
     }
 }
 
@@ -207,7 +236,10 @@ fn remote_static(state: &snow::HandshakeState) -> Result<[u8; 32], snow::Error> 
 }
 
 fn builder<'a>(seed: [u8; 32]) -> Result<snow::Builder<'a>, snow::Error> {
-    Ok(snow::Builder::with_resolver(NOISE.parse()?, Box::new(Seeded(seed))))
+    Ok(snow::Builder::with_resolver(
+        NOISE.parse()?,
+        Box::new(Seeded(seed)),
+    ))
 }
 
 /// The default primitives with the caller's randomness.
@@ -267,7 +299,11 @@ mod tests {
         }
     }
 
-    const CONTEXT: Context = Context { initiator_tag: 1, responder_tag: 2, timestamp: 3 };
+    const CONTEXT: Context = Context {
+        initiator_tag: 1,
+        responder_tag: 2,
+        timestamp: 3,
+    };
 
     #[test]
     fn both_sides_end_with_the_same_keys_and_each_others_credential() {
@@ -279,13 +315,19 @@ mod tests {
         assert_eq!(received.credential, a.credential);
         assert_eq!(received.noise_public, noise_public(&a.noise_secret).unwrap());
         let (b_keys, second) = received.answer(&b, &own).unwrap();
-        assert!(initiated.finish(&vec![0; second.len()], &own).is_err(), "a forgery");
+        assert!(
+            initiated.finish(&vec![0; second.len()], &own).is_err(),
+            "a forgery"
+        );
         let finished = initiated.finish(&second, &own).unwrap();
         assert_eq!(finished.credential, b.credential);
         assert_eq!(finished.keys.send, b_keys.receive);
         assert_eq!(finished.keys.receive, b_keys.send);
         assert_ne!(finished.keys.send, b_keys.send);
-        assert_eq!((finished.keys.suite, b_keys.suite), (Suite::Aes256Gcm, Suite::Aes256Gcm));
+        assert_eq!(
+            (finished.keys.suite, b_keys.suite),
+            (Suite::Aes256Gcm, Suite::Aes256Gcm)
+        );
     }
 
     #[test]
@@ -295,9 +337,18 @@ mod tests {
         let (_, first) = initiate(&a, &b_public, CONTEXT, &Suite::preferred(true), [3; 32]).unwrap();
         assert!(receive(&identity(2, 8), CONTEXT, &first, [4; 32]).is_err());
         for context in [
-            Context { initiator_tag: 7, ..CONTEXT },
-            Context { responder_tag: 7, ..CONTEXT },
-            Context { timestamp: 7, ..CONTEXT },
+            Context {
+                initiator_tag: 7,
+                ..CONTEXT
+            },
+            Context {
+                responder_tag: 7,
+                ..CONTEXT
+            },
+            Context {
+                timestamp: 7,
+                ..CONTEXT
+            },
         ] {
             assert!(receive(&identity(2, 9), context, &first, [4; 32]).is_err());
         }

@@ -22,8 +22,18 @@ pub(crate) fn addresses(packet: &[u8]) -> Option<Addresses> {
     if first >> 4 != 4 || header_len < HEADER || header_len > packet.len() || total != packet.len() {
         return None;
     }
-    let at = |at: usize| VirtualAddr::from(Ipv4Addr::new(header[at], header[at + 1], header[at + 2], header[at + 3]));
-    Some(Addresses { source: at(12), destination: at(16) })
+    let at = |at: usize| {
+        VirtualAddr::from(Ipv4Addr::new(
+            header[at],
+            header[at + 1],
+            header[at + 2],
+            header[at + 3],
+        ))
+    };
+    Some(Addresses {
+        source: at(12),
+        destination: at(16),
+    })
 }
 
 /// An ICMP "host unreachable" for a packet of this host, as if its destination said so. `None` where there must be
@@ -97,7 +107,13 @@ pub(crate) mod tests {
     #[test]
     fn an_unreachable_host_answers_for_itself() {
         let answer = host_unreachable(&packet(addr(1), addr(2), b"hello, world")).unwrap();
-        assert_eq!(addresses(&answer), Some(Addresses { source: addr(2), destination: addr(1) }));
+        assert_eq!(
+            addresses(&answer),
+            Some(Addresses {
+                source: addr(2),
+                destination: addr(1)
+            })
+        );
         assert_eq!(checksum(&answer[..HEADER]), 0);
         assert_eq!(checksum(&answer[HEADER..]), 0);
         assert_eq!(host_unreachable(&answer), None, "no error about an error");

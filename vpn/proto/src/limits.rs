@@ -62,6 +62,8 @@ pub(crate) const SOURCE_LOOKUPS: u32 = 2;
 pub(crate) const ICMP_PER_SECOND: u32 = 50;
 /// Pings waiting for their answer.
 pub(crate) const MAX_PINGS: usize = 64;
+/// A ping is sent again after this long: the first may have been lost with the way it took.
+pub(crate) const PING_RETRY: Duration = Duration::from_secs(3);
 /// A ping is given up after this long.
 pub(crate) const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// Events waiting for the caller; it is told of the loss by a counter.

@@ -164,7 +164,11 @@ impl Peer {
         self.keepalive_at = None;
         self.silence_at = None;
         let sessions = [self.next.take(), self.current.take(), self.previous.take()];
-        let mut freed: Vec<u32> = sessions.into_iter().flatten().map(|session| session.local).collect();
+        let mut freed: Vec<u32> = sessions
+            .into_iter()
+            .flatten()
+            .map(|session| session.local)
+            .collect();
         freed.extend(self.attempt.take().map(|attempt| attempt.index));
         freed
     }
@@ -172,7 +176,11 @@ impl Peer {
     /// Ends sessions that are too old for anything. Returns their indices.
     pub(crate) fn expire(&mut self, now: Instant) -> Vec<u32> {
         let old = |session: &mut Session| now.saturating_duration_since(session.created) >= REJECT_AFTER;
-        let ended = [self.next.take_if(old), self.current.take_if(old), self.previous.take_if(old)];
+        let ended = [
+            self.next.take_if(old),
+            self.current.take_if(old),
+            self.previous.take_if(old),
+        ];
         ended.into_iter().flatten().map(|session| session.local).collect()
     }
 
@@ -209,7 +217,9 @@ impl Peer {
 
     /// Whether this side's init stands against one of the peer's that has just come.
     pub(crate) fn keeps_own_attempt(&self, own: PeerId) -> bool {
-        self.attempt.as_ref().is_some_and(|attempt| own < self.id && attempt.tries <= FAST_TRIES)
+        self.attempt
+            .as_ref()
+            .is_some_and(|attempt| own < self.id && attempt.tries <= FAST_TRIES)
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
@@ -219,17 +229,27 @@ impl Peer {
             .flatten()
             .map(|session| session.created + REJECT_AFTER)
             .min();
-        [attempt, oldest, self.keepalive_at, self.silence_at, self.agent.poll_timeout()]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            attempt,
+            oldest,
+            self.keepalive_at,
+            self.silence_at,
+            self.agent.poll_timeout(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 }
 
 impl Attempt {
     /// When to try again after `tries`, with jitter of up to a third of a second.
     pub(crate) fn retry_after(tries: u32, jitter: u32, now: Instant) -> Instant {
-        let base = if tries < FAST_TRIES { FIRST_RETRY } else { REKEY_TIMEOUT };
+        let base = if tries < FAST_TRIES {
+            FIRST_RETRY
+        } else {
+            REKEY_TIMEOUT
+        };
         now + base + REKEY_JITTER * (jitter % 1000) / 1000
     }
 }

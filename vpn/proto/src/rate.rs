@@ -17,12 +17,19 @@ pub(crate) struct TokenBucket {
 
 impl TokenBucket {
     pub(crate) fn new(per_second: u64, burst: u64, now: Instant) -> Self {
-        Self { per_second, burst, tokens: burst, filled: now }
+        Self {
+            per_second,
+            burst,
+            tokens: burst,
+            filled: now,
+        }
     }
 
     /// Takes tokens if there are enough.
     pub(crate) fn take(&mut self, count: u64, now: Instant) -> bool {
-        let elapsed = now.saturating_duration_since(self.filled).min(Duration::from_secs(3600));
+        let elapsed = now
+            .saturating_duration_since(self.filled)
+            .min(Duration::from_secs(3600));
         let gained = elapsed.as_micros() as u64 * self.per_second / 1_000_000;
         if gained > 0 {
             self.tokens = self.tokens.saturating_add(gained).min(self.burst);
@@ -57,7 +64,11 @@ pub(crate) struct SourceLimiter {
 impl SourceLimiter {
     pub(crate) fn new(per_source: u32, total: u32, now: Instant) -> Self {
         let total = TokenBucket::new(total.into(), total.into(), now);
-        Self { per_source, sources: BTreeMap::new(), total }
+        Self {
+            per_source,
+            sources: BTreeMap::new(),
+            total,
+        }
     }
 
     pub(crate) fn allow(&mut self, source: IpAddr, now: Instant) -> bool {

@@ -66,14 +66,21 @@ impl Reflexive {
         let wanted: BTreeSet<_> = addrs.into_iter().take(MAX_SERVERS).collect();
         self.servers.retain(|addr, _| wanted.contains(addr));
         for addr in wanted {
-            self.servers.entry(addr).or_insert(Server { next: now, tries: 0, transaction: None, seen: None });
+            self.servers.entry(addr).or_insert(Server {
+                next: now,
+                tries: 0,
+                transaction: None,
+                seen: None,
+            });
         }
     }
 
     /// Somebody is about to be reached: make sure that the answers are fresh.
     pub(crate) fn refresh(&mut self, now: Instant) {
         for server in self.servers.values_mut() {
-            let fresh = server.seen.is_some_and(|(_, at)| now.saturating_duration_since(at) < FRESH);
+            let fresh = server
+                .seen
+                .is_some_and(|(_, at)| now.saturating_duration_since(at) < FRESH);
             if !fresh && (server.tries == 0 || server.tries > TRIES) {
                 server.tries = 0;
                 server.next = now;
@@ -84,12 +91,21 @@ impl Reflexive {
     /// The network has changed: nothing seen before is true any more.
     pub(crate) fn reset(&mut self, now: Instant) {
         for server in self.servers.values_mut() {
-            *server = Server { next: now, tries: 0, transaction: None, seen: None };
+            *server = Server {
+                next: now,
+                tries: 0,
+                transaction: None,
+                seen: None,
+            };
         }
     }
 
     /// The queries that are due.
-    pub(crate) fn poll(&mut self, now: Instant, mut random: impl FnMut() -> u64) -> Vec<(UnderlayAddr, Vec<u8>)> {
+    pub(crate) fn poll(
+        &mut self,
+        now: Instant,
+        mut random: impl FnMut() -> u64,
+    ) -> Vec<(UnderlayAddr, Vec<u8>)> {
         let mut out = Vec::new();
         for (addr, server) in &mut self.servers {
             if server.next > now {
@@ -115,7 +131,9 @@ impl Reflexive {
         observed: UnderlayAddr,
         now: Instant,
     ) -> bool {
-        let Some(server) = self.servers.get_mut(&from) else { return false };
+        let Some(server) = self.servers.get_mut(&from) else {
+            return false;
+        };
         if server.transaction != Some(transaction) {
             return false;
         }
@@ -142,7 +160,11 @@ impl Reflexive {
         // Members on a private network see the host's own address; only what is seen through a NAT tells of it.
         let outside: BTreeSet<_> = addrs.iter().filter(|addr| !own.contains(&addr.0.ip())).collect();
         let of_family = |v4: bool| outside.iter().filter(|addr| addr.0.is_ipv4() == v4).count();
-        let answers = self.servers.values().filter(|server| server.seen.is_some()).count();
+        let answers = self
+            .servers
+            .values()
+            .filter(|server| server.seen.is_some())
+            .count();
         match (addrs.is_empty(), outside.is_empty()) {
             (true, _) => Mapping::Unknown,
             (false, true) => Mapping::Open,
@@ -178,13 +200,19 @@ mod tests {
         assert_eq!(queries.len(), 2);
         assert!(reflexive.answered(addr(1, 1), 1, seen[0], now));
         assert!(reflexive.answered(addr(2, 1), 2, seen[1], now));
-        assert!(!reflexive.answered(addr(2, 1), 2, addr(66, 6), now), "an answer counts once");
+        assert!(
+            !reflexive.answered(addr(2, 1), 2, addr(66, 6), now),
+            "an answer counts once"
+        );
         reflexive.mapping(&BTreeSet::from([IpAddr::from([10, 0, 0, 1])]), now)
     }
 
     #[test]
     fn two_ports_of_one_socket_show_a_symmetric_nat() {
-        assert_eq!(after_answers([addr(9, 4242), addr(9, 4242)]), Mapping::Independent);
+        assert_eq!(
+            after_answers([addr(9, 4242), addr(9, 4242)]),
+            Mapping::Independent
+        );
         assert_eq!(after_answers([addr(9, 4242), addr(9, 4243)]), Mapping::Dependent);
         let own = UnderlayAddr(([10, 0, 0, 1], 4242).into());
         assert_eq!(after_answers([own, own]), Mapping::Open);

@@ -18,7 +18,10 @@ pub(crate) struct Replay {
 
 impl Replay {
     pub(crate) fn new() -> Self {
-        Self { end: 0, bits: [0; WORDS] }
+        Self {
+            end: 0,
+            bits: [0; WORDS],
+        }
     }
 
     /// Whether a counter could still be accepted. Cheap: asked before a packet is opened.

@@ -68,7 +68,9 @@ impl Session {
             return false;
         }
         let header = wire::data_header(self.suite as u8, self.remote, self.counter);
-        let Some((head, sealed)) = slot.split_at_mut_checked(DATA_HEADER) else { return false };
+        let Some((head, sealed)) = slot.split_at_mut_checked(DATA_HEADER) else {
+            return false;
+        };
         head.copy_from_slice(&header);
         // A counter is spent even if sealing fails: it never comes back.
         let counter = self.counter;
@@ -84,12 +86,18 @@ impl Session {
         if !self.replay.may_accept(counter) {
             return Err(Refused::Replayed);
         }
-        let (head, sealed) = datagram.split_at_mut_checked(DATA_HEADER).ok_or(Refused::Forged)?;
+        let (head, sealed) = datagram
+            .split_at_mut_checked(DATA_HEADER)
+            .ok_or(Refused::Forged)?;
         if head.get(2) != Some(&(self.suite as u8)) {
             return Err(Refused::Forged);
         }
         let len = self.receive.open(counter, head, sealed).ok_or(Refused::Forged)?;
-        if self.replay.accept(counter) { Ok(len) } else { Err(Refused::Replayed) }
+        if self.replay.accept(counter) {
+            Ok(len)
+        } else {
+            Err(Refused::Replayed)
+        }
     }
 }
 
@@ -110,7 +118,10 @@ mod tests {
             receive: Zeroizing::new([receive; 32]),
             suite: Suite::Aes256Gcm,
         };
-        (Session::new(1, 2, &keys(1, 2), true, now), Session::new(2, 1, &keys(2, 1), false, now))
+        (
+            Session::new(1, 2, &keys(1, 2), true, now),
+            Session::new(2, 1, &keys(2, 1), false, now),
+        )
     }
 
     fn seal(session: &mut Session, plain: &[u8], now: Instant) -> Option<Vec<u8>> {
@@ -151,7 +162,10 @@ mod tests {
         let late = now + REJECT_AFTER;
         assert!(seal(&mut a, b"x", late).is_none());
         assert_eq!(b.open(&mut good.clone(), 0, late), Err(Refused::Expired));
-        assert_eq!(b.open(&mut good.clone(), 0, late - Duration::from_millis(1)), Ok(1));
+        assert_eq!(
+            b.open(&mut good.clone(), 0, late - Duration::from_millis(1)),
+            Ok(1)
+        );
     }
 
     #[test]

@@ -66,15 +66,31 @@ pub(crate) struct Offer {
 pub(crate) enum Signal {
     Offer(Offer),
     /// To a relay: carry datagrams between the sender and `far`.
-    RelayRequest { id: u64, far: PeerId },
+    RelayRequest {
+        id: u64,
+        far: PeerId,
+    },
     /// From a relay: a ticket for each end.
-    RelayGrant { id: u64, session: u64, tickets: [[u8; 16]; 2] },
+    RelayGrant {
+        id: u64,
+        session: u64,
+        tickets: [[u8; 16]; 2],
+    },
     /// From a relay: no.
-    RelayDenied { id: u64 },
+    RelayDenied {
+        id: u64,
+    },
     /// To the far end: bind to this session of a relay.
-    RelayInvite { relay: PeerId, addr: UnderlayAddr, session: u64, ticket: [u8; 16] },
+    RelayInvite {
+        relay: PeerId,
+        addr: UnderlayAddr,
+        session: u64,
+        ticket: [u8; 16],
+    },
     /// The sender has forgotten the exchange with this tag of its own.
-    Bye { tag: u64 },
+    Bye {
+        tag: u64,
+    },
 }
 
 impl Signal {
@@ -96,7 +112,9 @@ impl Signal {
             return Err("something follows it");
         }
         match &signal {
-            Self::Offer(offer) if offer.candidates.len() > MAX_CANDIDATES => Err("it has too many candidates"),
+            Self::Offer(offer) if offer.candidates.len() > MAX_CANDIDATES => {
+                Err("it has too many candidates")
+            }
             _ => Ok(signal),
         }
     }
@@ -125,8 +143,10 @@ mod tests {
     use super::*;
 
     fn offer(candidates: usize) -> Signal {
-        let candidate =
-            Candidate { kind: CandidateKind::Host, addr: UnderlayAddr("[2001:db8::1]:4242".parse().unwrap()) };
+        let candidate = Candidate {
+            kind: CandidateKind::Host,
+            addr: UnderlayAddr("[2001:db8::1]:4242".parse().unwrap()),
+        };
         Signal::Offer(Offer {
             tag: u64::MAX,
             secret: [255; 32],
@@ -162,7 +182,11 @@ mod tests {
             ("[fe80::1]:1", false),
             ("[::ffff:127.0.0.1]:1", false),
         ] {
-            assert_eq!(is_usable(UnderlayAddr(addr.parse().unwrap()), range, false), usable, "{addr}");
+            assert_eq!(
+                is_usable(UnderlayAddr(addr.parse().unwrap()), range, false),
+                usable,
+                "{addr}"
+            );
         }
     }
 

@@ -76,12 +76,16 @@ impl BulkKey {
             Suite::Aes256Gcm => &AES_256_GCM,
             Suite::ChaCha20Poly1305 => &CHACHA20_POLY1305,
         };
-        Self(LessSafeKey::new(UnboundKey::new(algorithm, key).expect("a key of 32 bytes")))
+        Self(LessSafeKey::new(
+            UnboundKey::new(algorithm, key).expect("a key of 32 bytes"),
+        ))
     }
 
     /// Seals `plain` into `sealed`, which is longer by [`TAG`]. `false` if it cannot be done.
     pub(crate) fn seal(&self, counter: u64, aad: &[u8], plain: &[u8], sealed: &mut [u8]) -> bool {
-        let Some((text, tag)) = sealed.split_at_mut_checked(plain.len()) else { return false };
+        let Some((text, tag)) = sealed.split_at_mut_checked(plain.len()) else {
+            return false;
+        };
         self.0
             .seal_out_of_place_scatter(nonce(counter), Aad::from(aad), plain, text, &[], tag)
             .is_ok()

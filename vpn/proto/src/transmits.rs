@@ -91,14 +91,20 @@ impl Transmits {
         let base = self.bytes.len();
         self.bytes.append(&mut other.bytes);
         self.segments
-            .extend(other.segments.drain(..).map(|segment| Segment { start: segment.start + base, ..segment }));
+            .extend(other.segments.drain(..).map(|segment| Segment {
+                start: segment.start + base,
+                ..segment
+            }));
     }
 
     /// The datagrams one by one.
     pub fn iter(&self) -> impl Iterator<Item = (UnderlayAddr, &[u8])> {
-        self.segments
-            .iter()
-            .map(|segment| (segment.to, &self.bytes[segment.start..segment.start + segment.len]))
+        self.segments.iter().map(|segment| {
+            (
+                segment.to,
+                &self.bytes[segment.start..segment.start + segment.len],
+            )
+        })
     }
 
     /// The datagrams in runs of at most `max` segments.
@@ -125,7 +131,11 @@ impl Transmits {
                 count += 1;
                 at += 1;
             }
-            Some(Run { to: first.to, bytes: &self.bytes[first.start..end], segment: first.len })
+            Some(Run {
+                to: first.to,
+                bytes: &self.bytes[first.start..end],
+                segment: first.len,
+            })
         })
     }
 }
@@ -144,7 +154,10 @@ mod tests {
         for (port, len) in [(1, 10), (1, 10), (1, 4), (1, 10), (2, 10), (2, 12)] {
             batch.push(addr(port), &vec![7; len]);
         }
-        let runs: Vec<_> = batch.runs(64).map(|run| (run.to.0.port(), run.bytes.len(), run.segment)).collect();
+        let runs: Vec<_> = batch
+            .runs(64)
+            .map(|run| (run.to.0.port(), run.bytes.len(), run.segment))
+            .collect();
         assert_eq!(runs, [(1, 24, 10), (1, 10, 10), (2, 10, 10), (2, 12, 12)]);
         assert_eq!(batch.runs(1).count(), 6);
     }

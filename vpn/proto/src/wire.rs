@@ -63,16 +63,56 @@ pub(crate) enum Kind {
 /// A datagram by its meaning, with the bytes that its MAC covers where it has one.
 #[derive(Debug)]
 pub(crate) enum Packet<'a> {
-    Init { sender: u32, tag: u64, timestamp: u64, noise: &'a [u8], mac: Mac<'a> },
-    Response { sender: u32, receiver: u32, noise: &'a [u8], mac: Mac<'a> },
-    Data { receiver: u32, counter: u64 },
-    Probe { tag: u64, transaction: u64, mac: Mac<'a> },
-    ProbeReply { tag: u64, transaction: u64, mac: Mac<'a> },
-    ReflexiveQuery { transaction: u64 },
-    ReflexiveAnswer { transaction: u64, observed: UnderlayAddr },
-    RelayBind { session: u64, end: u8, sequence: u64, mac: Mac<'a> },
-    RelayBound { session: u64, end: u8, sequence: u64, far_bound: bool, mac: Mac<'a> },
-    RelayData { session: u64 },
+    Init {
+        sender: u32,
+        tag: u64,
+        timestamp: u64,
+        noise: &'a [u8],
+        mac: Mac<'a>,
+    },
+    Response {
+        sender: u32,
+        receiver: u32,
+        noise: &'a [u8],
+        mac: Mac<'a>,
+    },
+    Data {
+        receiver: u32,
+        counter: u64,
+    },
+    Probe {
+        tag: u64,
+        transaction: u64,
+        mac: Mac<'a>,
+    },
+    ProbeReply {
+        tag: u64,
+        transaction: u64,
+        mac: Mac<'a>,
+    },
+    ReflexiveQuery {
+        transaction: u64,
+    },
+    ReflexiveAnswer {
+        transaction: u64,
+        observed: UnderlayAddr,
+    },
+    RelayBind {
+        session: u64,
+        end: u8,
+        sequence: u64,
+        mac: Mac<'a>,
+    },
+    RelayBound {
+        session: u64,
+        end: u8,
+        sequence: u64,
+        far_bound: bool,
+        mac: Mac<'a>,
+    },
+    RelayData {
+        session: u64,
+    },
 }
 
 /// A MAC and what it covers.
@@ -115,32 +155,56 @@ pub(crate) fn parse(bytes: &[u8]) -> Option<Packet<'_>> {
             noise: bytes.get(12..bytes.len().checked_sub(MAC)?)?,
             mac: mac_of(bytes)?,
         }),
-        3 if bytes.len() >= DATA_OVERHEAD => {
-            Some(Packet::Data { receiver: u32_at(bytes, 4)?, counter: u64_at(bytes, 8)? })
-        }
+        3 if bytes.len() >= DATA_OVERHEAD => Some(Packet::Data {
+            receiver: u32_at(bytes, 4)?,
+            counter: u64_at(bytes, 8)?,
+        }),
         4 => {
             let (tag, transaction, mac) = tagged(12, PROBE_LEN)?;
-            Some(Packet::Probe { tag, transaction, mac })
+            Some(Packet::Probe {
+                tag,
+                transaction,
+                mac,
+            })
         }
         5 => {
             let (tag, transaction, mac) = tagged(12, PROBE_LEN)?;
-            Some(Packet::ProbeReply { tag, transaction, mac })
+            Some(Packet::ProbeReply {
+                tag,
+                transaction,
+                mac,
+            })
         }
-        6 if bytes.len() == REFLEXIVE_LEN => Some(Packet::ReflexiveQuery { transaction: u64_at(bytes, 4)? }),
+        6 if bytes.len() == REFLEXIVE_LEN => Some(Packet::ReflexiveQuery {
+            transaction: u64_at(bytes, 4)?,
+        }),
         7 if bytes.len() == REFLEXIVE_LEN => Some(Packet::ReflexiveAnswer {
             transaction: u64_at(bytes, 4)?,
             observed: read_addr(bytes.get(12..)?)?,
         }),
         8 => {
             let (session, sequence, mac) = tagged(13, BIND_LEN)?;
-            Some(Packet::RelayBind { session, end: *bytes.get(12)?, sequence, mac })
+            Some(Packet::RelayBind {
+                session,
+                end: *bytes.get(12)?,
+                sequence,
+                mac,
+            })
         }
         9 => {
             let (session, sequence, mac) = tagged(13, BIND_LEN)?;
             let far_bound = flags & FAR_BOUND != 0;
-            Some(Packet::RelayBound { session, end: *bytes.get(12)?, sequence, far_bound, mac })
+            Some(Packet::RelayBound {
+                session,
+                end: *bytes.get(12)?,
+                sequence,
+                far_bound,
+                mac,
+            })
         }
-        10 if bytes.len() > RELAY_OVERHEAD => Some(Packet::RelayData { session: u64_at(bytes, 8)? }),
+        10 if bytes.len() > RELAY_OVERHEAD => Some(Packet::RelayData {
+            session: u64_at(bytes, 8)?,
+        }),
         _ => None,
     }
 }
@@ -260,7 +324,10 @@ fn write_addr(addr: UnderlayAddr) -> [u8; OBSERVED] {
 fn read_addr(bytes: &[u8]) -> Option<UnderlayAddr> {
     let ip: [u8; 16] = bytes.get(..16)?.try_into().ok()?;
     let port = u16::from_be_bytes(bytes.get(16..18)?.try_into().ok()?);
-    Some(UnderlayAddr(SocketAddr::new(Ipv6Addr::from(ip).to_canonical(), port)))
+    Some(UnderlayAddr(SocketAddr::new(
+        Ipv6Addr::from(ip).to_canonical(),
+        port,
+    )))
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
@@ -294,7 +361,13 @@ mod tests {
         for text in ["192.0.2.7:4242", "[2001:db8::1]:9"] {
             let addr = UnderlayAddr(text.parse().unwrap());
             let bytes = reflexive_answer(5, addr);
-            let Some(Packet::ReflexiveAnswer { transaction: 5, observed }) = parse(&bytes) else { panic!() };
+            let Some(Packet::ReflexiveAnswer {
+                transaction: 5,
+                observed,
+            }) = parse(&bytes)
+            else {
+                panic!()
+            };
             assert_eq!(observed, addr);
         }
     }

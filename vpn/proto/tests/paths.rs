@@ -37,7 +37,11 @@ fn talk(a: NatKind, b: NatKind) -> (World, usize, usize) {
 #[test]
 fn two_port_restricted_nats_are_punched() {
     let (world, a, b) = talk(NatKind::PortRestricted, NatKind::PortRestricted);
-    assert!(is_direct(world.path(a, b)) && is_direct(world.path(b, a)), "{}", world.path(a, b));
+    assert!(
+        is_direct(world.path(a, b)) && is_direct(world.path(b, a)),
+        "{}",
+        world.path(a, b)
+    );
     assert_eq!(world.nodes[a].core.nat(world.moment()).0, Mapping::Independent);
 }
 
@@ -54,8 +58,19 @@ fn a_symmetric_and_a_port_restricted_nat_talk_through_a_relay_and_say_why() {
     let (world, a, b) = talk(NatKind::Symmetric, NatKind::PortRestricted);
     assert!(is_relayed(world.path(a, b)) && is_relayed(world.path(b, a)));
     assert_eq!(world.nodes[a].core.nat(world.moment()).0, Mapping::Dependent);
-    let why = |node: usize| world.nodes[node].core.peers(world.moment()).remove(0).why.unwrap();
-    assert!(why(a).contains("our NAT") && why(a).contains("symmetric"), "{}", why(a));
+    let why = |node: usize| {
+        world.nodes[node]
+            .core
+            .peers(world.moment())
+            .remove(0)
+            .why
+            .unwrap()
+    };
+    assert!(
+        why(a).contains("our NAT") && why(a).contains("symmetric"),
+        "{}",
+        why(a)
+    );
     assert!(why(b).contains("the peer's NAT"), "{}", why(b));
 }
 
@@ -75,23 +90,35 @@ fn two_hosts_of_one_network_use_their_own_addresses() {
     let relay = world.relay();
     let nat = world.nat(NatKind::Symmetric);
     let never = aerie_types::WallMillis(u64::MAX);
-    let (a, b) = (world.add(Some(nat), None, never), world.add(Some(nat), None, never));
+    let (a, b) = (
+        world.add(Some(nat), None, never),
+        world.add(Some(nat), None, never),
+    );
     world.announce_relays(&[relay]);
     world.send(a, b, b"x");
     world.run_until(SOON, |world| !world.nodes[b].delivered.is_empty());
     world.run(Duration::from_secs(2));
-    assert!(matches!(world.path(a, b), PathKind::Lan(_)), "{}", world.path(a, b));
+    assert!(
+        matches!(world.path(a, b), PathKind::Lan(_)),
+        "{}",
+        world.path(a, b)
+    );
 }
 
 #[test]
 fn a_relayed_path_moves_up_when_the_direct_one_opens() {
     let mut world = World::new(3);
     let relay = world.relay();
-    let (a, b) = (world.behind(NatKind::PortRestricted), world.behind(NatKind::PortRestricted));
+    let (a, b) = (
+        world.behind(NatKind::PortRestricted),
+        world.behind(NatKind::PortRestricted),
+    );
     // A firewall between the two for the first half minute.
     let until = world.now + Duration::from_secs(30);
     world.drop_if = Some(Box::new(move |seen| {
-        seen.at < until && seen.from.ip() != seen.to.ip() && [seen.from, seen.to].iter().all(|a| a.port() > 20_000)
+        seen.at < until
+            && seen.from.ip() != seen.to.ip()
+            && [seen.from, seen.to].iter().all(|a| a.port() > 20_000)
     }));
     world.announce_relays(&[relay]);
     world.send(a, b, b"0");
@@ -105,7 +132,11 @@ fn a_relayed_path_moves_up_when_the_direct_one_opens() {
         assert!(sent < 120, "no upgrade");
     }
     let expected: Vec<_> = (0..sent).map(|n: u32| n.to_string().into_bytes()).collect();
-    assert_eq!(world.received(b), expected, "nothing lost, nothing twice, in order");
+    assert_eq!(
+        world.received(b),
+        expected,
+        "nothing lost, nothing twice, in order"
+    );
 }
 
 #[test]
@@ -118,7 +149,9 @@ fn a_direct_path_that_dies_is_replaced_by_a_relay_within_seconds() {
         world.run(Duration::from_secs(1));
     }
     assert!(is_direct(world.path(a, b)));
-    world.drop_if = Some(Box::new(|seen| [seen.from, seen.to].iter().all(|a| a.port() > 20_000)));
+    world.drop_if = Some(Box::new(|seen| {
+        [seen.from, seen.to].iter().all(|a| a.port() > 20_000)
+    }));
     world.nodes[b].delivered.clear();
     let began = world.now;
     while world.nodes[b].delivered.is_empty() {
@@ -145,8 +178,16 @@ fn a_node_that_moves_keeps_its_session() {
     world.run(Duration::from_secs(3));
     assert_eq!(world.received(b), [b"1", b"2"]);
     assert_eq!(world.received(a), [b"3"]);
-    assert!(world.path(b, a).to_string().contains("203.0.113.77:999"), "{}", world.path(b, a));
-    assert_eq!(world.nodes[b].core.counters().handshakes, handshakes, "the same session");
+    assert!(
+        world.path(b, a).to_string().contains("203.0.113.77:999"),
+        "{}",
+        world.path(b, a)
+    );
+    assert_eq!(
+        world.nodes[b].core.counters().handshakes,
+        handshakes,
+        "the same session"
+    );
 }
 
 #[test]
@@ -174,7 +215,10 @@ fn an_idle_pair_sends_nothing_and_wakes_at_once() {
     world.run(Duration::from_secs(400));
     world.wire.clear();
     world.run(Duration::from_secs(60));
-    let between = world.wire.iter().filter(|seen| seen.to.port() > 20_000 && seen.from.port() > 20_000);
+    let between = world
+        .wire
+        .iter()
+        .filter(|seen| seen.to.port() > 20_000 && seen.from.port() > 20_000);
     assert_eq!(between.count(), 0);
     world.nodes[b].delivered.clear();
     world.send(a, b, b"again");
@@ -199,6 +243,9 @@ fn a_restarted_peer_is_reached_again_within_seconds() {
     while world.nodes[b].delivered.is_empty() {
         world.send(a, b, b"2");
         world.run(Duration::from_millis(500));
-        assert!(world.now - began < Duration::from_secs(10), "the old session is held on to");
+        assert!(
+            world.now - began < Duration::from_secs(10),
+            "the old session is held on to"
+        );
     }
 }

@@ -26,7 +26,9 @@ fn the_first_packet_arrives_by_itself_within_a_second() {
     let mut world = World::new(1);
     let (a, b) = (world.public(), world.public());
     world.send(a, b, b"first");
-    let took = world.run_until(Duration::from_secs(2), |world| !world.nodes[b].delivered.is_empty());
+    let took = world.run_until(Duration::from_secs(2), |world| {
+        !world.nodes[b].delivered.is_empty()
+    });
     assert!(took <= Duration::from_millis(300), "{took:?}");
 }
 
@@ -68,7 +70,10 @@ fn sessions_are_renewed_without_losing_or_reordering_a_packet() {
     world.run(Duration::from_secs(1));
     assert_eq!(world.received(b), sent);
     let handshakes = world.nodes[a].core.counters().handshakes;
-    assert!((4..=5).contains(&handshakes), "400 s need a renewal each 120 s: {handshakes}");
+    assert!(
+        (4..=5).contains(&handshakes),
+        "400 s need a renewal each 120 s: {handshakes}"
+    );
 }
 
 #[test]
@@ -99,7 +104,12 @@ fn a_replayed_datagram_is_dropped_exactly_from_the_windows_edge_on() {
     }
     world.drop_if = None;
     let target = world.nodes[b].host;
-    let held: Vec<_> = world.wire.iter().filter(|seen| seen.bytes[1] == DATA && seen.to == target).cloned().collect();
+    let held: Vec<_> = world
+        .wire
+        .iter()
+        .filter(|seen| seen.bytes[1] == DATA && seen.to == target)
+        .cloned()
+        .collect();
     let deliver = |world: &mut World, n: u64| {
         let seen = &held[n as usize];
         world.nodes[b].delivered.clear();
@@ -127,7 +137,10 @@ fn a_recorded_handshake_is_not_answered_again() {
         world.inject("203.0.113.9:9".parse().unwrap(), init.to, init.bytes.clone());
     }
     world.run(Duration::from_secs(1));
-    assert_eq!(world.wire.iter().filter(|seen| seen.bytes[1] == 2).count(), answers);
+    assert_eq!(
+        world.wire.iter().filter(|seen| seen.bytes[1] == 2).count(),
+        answers
+    );
     assert_eq!(world.nodes[b].core.counters().replayed, 5);
 }
 
@@ -171,7 +184,14 @@ fn packets_that_are_not_this_hosts_own_are_not_sent() {
     let (mut world, a, _) = connected(10);
     let before = world.nodes[a].core.counters();
     world.send_raw(a, &udp(virt(9), virt(2), b"not ours"));
-    world.send_raw(a, &udp(virt(1), "192.0.2.1".parse::<std::net::Ipv4Addr>().unwrap().into(), b"outside"));
+    world.send_raw(
+        a,
+        &udp(
+            virt(1),
+            "192.0.2.1".parse::<std::net::Ipv4Addr>().unwrap().into(),
+            b"outside",
+        ),
+    );
     world.send_raw(a, b"no packet");
     let after = world.nodes[a].core.counters();
     assert_eq!(after.misdirected - before.misdirected, 3);
@@ -238,7 +258,11 @@ fn an_address_that_nobody_holds_is_answered_as_unreachable() {
     assert_eq!(answer[9], 1, "ICMP");
     assert_eq!(answer[20..22], [3, 1], "host unreachable");
     world.send_raw(a, &udp(virt(1), virt(200), b"and now?"));
-    assert_eq!(world.nodes[a].delivered.len(), 1, "at once, without another look-up");
+    assert_eq!(
+        world.nodes[a].delivered.len(),
+        1,
+        "at once, without another look-up"
+    );
 }
 
 #[test]
@@ -261,9 +285,12 @@ fn a_ping_measures_the_round_trip_or_says_why_not() {
     world.nodes[a].core.ping(8, virt(99), now);
     world.run(Duration::from_secs(15));
     let events = &world.nodes[a].events;
-    assert!(events.iter().any(|event| matches!(
-        event, Event::Pong { id: 7, rtt, path: PathKind::Direct(_) } if *rtt == Duration::from_millis(20)
-    )), "{events:?}");
+    assert!(
+        events.iter().any(|event| matches!(
+            event, Event::Pong { id: 7, rtt, path: PathKind::Direct(_) } if *rtt == Duration::from_millis(20)
+        )),
+        "{events:?}"
+    );
     assert!(events.iter().any(|event| matches!(
         event, Event::PingFailed { id: 8, why } if why.contains("no member holds 100.96.0.99")
     )));
@@ -274,13 +301,21 @@ fn a_ping_measures_the_round_trip_or_says_why_not() {
 fn frames_of_strangers_are_not_relayed() {
     let mut world = World::new(17);
     let relay = world.relay();
-    let (a, b) = (world.behind(NatKind::Symmetric), world.behind(NatKind::PortRestricted));
+    let (a, b) = (
+        world.behind(NatKind::Symmetric),
+        world.behind(NatKind::PortRestricted),
+    );
     world.announce_relays(&[relay]);
     world.send(a, b, b"x");
     world.run(Duration::from_secs(2));
     assert!(matches!(world.path(a, b), PathKind::Relayed { .. }));
     let to_relay = world.nodes[relay].host;
-    let frame = world.wire.iter().find(|seen| seen.to == to_relay && seen.bytes[1] == 10).unwrap().clone();
+    let frame = world
+        .wire
+        .iter()
+        .find(|seen| seen.to == to_relay && seen.bytes[1] == 10)
+        .unwrap()
+        .clone();
     let before = world.nodes[relay].core.counters();
     world.inject("203.0.113.5:5".parse().unwrap(), to_relay, frame.bytes.clone());
     let mut nested = frame.bytes.clone();
@@ -289,7 +324,11 @@ fn frames_of_strangers_are_not_relayed() {
     world.inject(frame.from, to_relay, nested);
     world.run(Duration::from_secs(1));
     let after = world.nodes[relay].core.counters();
-    assert_eq!(after.relay_refused - before.relay_refused, 2, "a stranger's frame, and a frame in a frame");
+    assert_eq!(
+        after.relay_refused - before.relay_refused,
+        2,
+        "a stranger's frame, and a frame in a frame"
+    );
 }
 
 #[test]
@@ -314,13 +353,23 @@ fn a_spoofed_source_gains_nothing_from_any_datagram() {
     world.send(b, a, b"x");
     world.run(Duration::from_secs(1));
     let target = world.nodes[b].host;
-    let recorded: Vec<_> = world.wire.iter().filter(|seen| seen.to == target).cloned().collect();
+    let recorded: Vec<_> = world
+        .wire
+        .iter()
+        .filter(|seen| seen.to == target)
+        .cloned()
+        .collect();
     let victim: std::net::SocketAddr = "203.0.113.200:53".parse().unwrap();
     for seen in recorded {
         world.wire.clear();
         world.inject(victim, target, seen.bytes.clone());
         world.run(Duration::from_millis(50));
-        let gained: usize = world.wire.iter().filter(|out| out.to == victim).map(|out| out.bytes.len()).sum();
+        let gained: usize = world
+            .wire
+            .iter()
+            .filter(|out| out.to == victim)
+            .map(|out| out.bytes.len())
+            .sum();
         // A recorded probe is answered and probed back once: as many bytes again.
         assert!(gained <= 2 * seen.bytes.len(), "kind {}: {gained}", seen.bytes[1]);
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use aerie_types::{UnderlayAddr, VirtualAddr};
+use aerie_types::{UnderlayAddr, VirtualAddr, VirtualRange};
 use aerie_vpn_proto::Run;
 use tokio::sync::Notify;
 
@@ -20,7 +20,10 @@ struct Queue<T> {
 
 impl<T> Default for Queue<T> {
     fn default() -> Self {
-        Self { items: Mutex::new(VecDeque::new()), arrived: Notify::new() }
+        Self {
+            items: Mutex::new(VecDeque::new()),
+            arrived: Notify::new(),
+        }
     }
 }
 
@@ -121,7 +124,11 @@ impl MemoryNet {
     pub fn bind(&self, addr: UnderlayAddr) -> MemoryUdp {
         let inbox = Inbox::default();
         lock(&self.sockets).insert(addr, Arc::clone(&inbox));
-        MemoryUdp { net: self.clone(), addr, inbox }
+        MemoryUdp {
+            net: self.clone(),
+            addr,
+            inbox,
+        }
     }
 }
 
@@ -145,11 +152,17 @@ impl Udp for MemoryUdp {
     fn try_recv(&self, batch: &mut Received) -> io::Result<()> {
         batch.runs.clear();
         for buffer in &mut batch.buffers {
-            let Some((from, bytes)) = self.inbox.pop() else { break };
+            let Some((from, bytes)) = self.inbox.pop() else {
+                break;
+            };
             buffer[..bytes.len()].copy_from_slice(&bytes);
             batch.runs.push((from, bytes.len(), bytes.len()));
         }
-        if batch.runs.is_empty() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+        if batch.runs.is_empty() {
+            Err(io::ErrorKind::WouldBlock.into())
+        } else {
+            Ok(())
+        }
     }
 
     fn try_send(&self, run: Run<'_>) -> io::Result<()> {
@@ -167,5 +180,9 @@ impl Udp for MemoryUdp {
 
     fn port(&self) -> io::Result<u16> {
         Ok(self.addr.0.port())
+    }
+
+    fn hosts(&self, _range: VirtualRange, _own_interface: &str) -> Result<Vec<UnderlayAddr>, crate::Error> {
+        Ok(vec![self.addr])
     }
 }

@@ -10,7 +10,7 @@ mod udp;
 use std::future::Future;
 use std::io;
 
-use aerie_types::{UnderlayAddr, VirtualAddr};
+use aerie_types::{UnderlayAddr, VirtualAddr, VirtualRange};
 use aerie_vpn_proto::Run;
 
 pub use tun::TunDevice;
@@ -60,6 +60,11 @@ pub trait Udp: Send + Sync + 'static {
     /// # Errors
     /// The kernel's.
     fn port(&self) -> io::Result<u16>;
+    /// This host's own addresses at which the socket may be reached, those of grids left aside.
+    ///
+    /// # Errors
+    /// [`crate::Error::Interfaces`].
+    fn hosts(&self, range: VirtualRange, own_interface: &str) -> Result<Vec<UnderlayAddr>, crate::Error>;
 }
 
 /// Reads of one wake-up: each may hold a run of datagrams that the kernel has put together.
@@ -77,7 +82,10 @@ pub struct Received {
 
 impl Default for Received {
     fn default() -> Self {
-        Self { buffers: vec![vec![0; RECEIVE_LEN]; RECEIVE_BUFFERS], runs: Vec::with_capacity(RECEIVE_BUFFERS) }
+        Self {
+            buffers: vec![vec![0; RECEIVE_LEN]; RECEIVE_BUFFERS],
+            runs: Vec::with_capacity(RECEIVE_BUFFERS),
+        }
     }
 }
 

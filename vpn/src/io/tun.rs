@@ -25,7 +25,9 @@ impl TunDevice {
     pub fn create(name: &str, addr: VirtualAddr, range: VirtualRange, mtu: u16) -> Result<Self, Error> {
         let legal = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
         if name.is_empty() || name.len() > MAX_NAME || !name.bytes().all(legal) {
-            return Err(Error::InterfaceName { name: name.to_owned() });
+            return Err(Error::InterfaceName {
+                name: name.to_owned(),
+            });
         }
         if !Path::new("/dev/net/tun").exists() {
             return Err(Error::NoTun);
@@ -66,7 +68,9 @@ impl Tun for TunDevice {
     }
 
     fn readdress(&self, from: VirtualAddr, to: VirtualAddr, prefix: u8) -> io::Result<()> {
-        let Some(v4) = to.v4() else { return Err(io::ErrorKind::Unsupported.into()) };
+        let Some(v4) = to.v4() else {
+            return Err(io::ErrorKind::Unsupported.into());
+        };
         self.device.add_address_v4(v4, prefix)?;
         self.device.remove_address(from.0)
     }

@@ -7,7 +7,7 @@ use std::io::{self, IoSliceMut};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsRawFd;
 
-use aerie_types::UnderlayAddr;
+use aerie_types::{UnderlayAddr, VirtualRange};
 use aerie_vpn_proto::Run;
 use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -62,8 +62,9 @@ impl UdpSocket {
     }
 
     fn send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        self.socket
-            .try_io(Interest::WRITABLE, || self.state.try_send((&self.socket).into(), transmit))
+        self.socket.try_io(Interest::WRITABLE, || {
+            self.state.try_send((&self.socket).into(), transmit)
+        })
     }
 }
 
@@ -76,10 +77,18 @@ fn dual(port: u16) -> io::Result<Socket> {
 
 /// Asks for large buffers, beyond the host's limit where the process may.
 fn enlarge(socket: &Socket) {
-    for (forced, plain) in
-        [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)]
-    {
-        if set_option(socket.as_raw_fd(), libc::SOL_SOCKET, forced, BUFFER as libc::c_int).is_err() {
+    for (forced, plain) in [
+        (libc::SO_RCVBUFFORCE, libc::SO_RCVBUF),
+        (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF),
+    ] {
+        if set_option(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            forced,
+            BUFFER as libc::c_int,
+        )
+        .is_err()
+        {
             // Without CAP_NET_ADMIN the kernel grants what its limit allows.
             let _ = set_option(socket.as_raw_fd(), libc::SOL_SOCKET, plain, BUFFER as libc::c_int);
         }
@@ -91,7 +100,11 @@ fn allow_fragments(socket: &tokio::net::UdpSocket) {
     let fd = socket.as_raw_fd();
     for (level, option, value) in [
         (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT),
-        (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT),
+        (
+            libc::IPPROTO_IPV6,
+            libc::IPV6_MTU_DISCOVER,
+            libc::IPV6_PMTUDISC_DONT,
+        ),
     ] {
         // Refused for the family that the socket is not of.
         let _ = set_option(fd, level, option, value);
@@ -109,7 +122,11 @@ fn set_option(fd: i32, level: i32, option: i32, value: libc::c_int) -> io::Resul
             size_of::<libc::c_int>() as libc::socklen_t,
         )
     };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 impl Udp for UdpSocket {
@@ -124,8 +141,11 @@ impl Udp for UdpSocket {
     fn try_recv(&self, batch: &mut Received) -> io::Result<()> {
         batch.runs.clear();
         let mut meta = [RecvMeta::default(); RECEIVE_BUFFERS];
-        let mut buffers: Vec<IoSliceMut<'_>> =
-            batch.buffers.iter_mut().map(|buffer| IoSliceMut::new(buffer)).collect();
+        let mut buffers: Vec<IoSliceMut<'_>> = batch
+            .buffers
+            .iter_mut()
+            .map(|buffer| IoSliceMut::new(buffer))
+            .collect();
         let count = self.socket.try_io(Interest::READABLE, || {
             self.state.recv((&self.socket).into(), &mut buffers, &mut meta)
         })?;
@@ -149,7 +169,11 @@ impl Udp for UdpSocket {
             Err(error) if !single && error.kind() != io::ErrorKind::WouldBlock => {
                 // The kernel or the route cannot segment: one by one.
                 for datagram in run.bytes.chunks(run.segment) {
-                    self.send(&Transmit { contents: datagram, segment_size: None, ..transmit })?;
+                    self.send(&Transmit {
+                        contents: datagram,
+                        segment_size: None,
+                        ..transmit
+                    })?;
                 }
                 Ok(())
             }
@@ -164,6 +188,11 @@ impl Udp for UdpSocket {
     fn port(&self) -> io::Result<u16> {
         Ok(self.socket.local_addr()?.port())
     }
+
+    fn hosts(&self, range: VirtualRange, own_interface: &str) -> Result<Vec<UnderlayAddr>, Error> {
+        let port = Udp::port(self).map_err(Error::Interfaces)?;
+        crate::hosts::candidates(port, range, own_interface)
+    }
 }
 
 #[cfg(test)]
@@ -175,12 +204,23 @@ mod tests {
         let (a, b) = (UdpSocket::bind(0).unwrap(), UdpSocket::bind(0).unwrap());
         let to = UnderlayAddr((Ipv4Addr::LOCALHOST, b.port().unwrap()).into());
         let bytes: Vec<u8> = (0..250).collect();
+        a.writable().await.unwrap();
         let most = a.max_segments();
         if most >= 3 {
-            a.try_send(Run { to, bytes: &bytes, segment: 100 }).unwrap();
+            a.try_send(Run {
+                to,
+                bytes: &bytes,
+                segment: 100,
+            })
+            .unwrap();
         } else {
             for bytes in bytes.chunks(100) {
-                a.try_send(Run { to, bytes, segment: bytes.len() }).unwrap();
+                a.try_send(Run {
+                    to,
+                    bytes,
+                    segment: bytes.len(),
+                })
+                .unwrap();
             }
         }
         let mut batch = Received::default();
@@ -188,7 +228,12 @@ mod tests {
         while got.len() < 3 {
             b.readable().await.unwrap();
             if b.try_recv(&mut batch).is_ok() {
-                got.extend(batch.datagrams().iter().map(|datagram| (datagram.from, datagram.bytes.to_vec())));
+                got.extend(
+                    batch
+                        .datagrams()
+                        .iter()
+                        .map(|datagram| (datagram.from, datagram.bytes.to_vec())),
+                );
             }
         }
         let from = UnderlayAddr((Ipv4Addr::LOCALHOST, a.port().unwrap()).into());

@@ -72,7 +72,11 @@ impl HostsFile {
 
     fn replace(&self, block: &str) -> Result<(), Error> {
         let fail = |action| {
-            move |source| Error::Hosts { path: self.path.clone(), action, source }
+            move |source| Error::Hosts {
+                path: self.path.clone(),
+                action,
+                source,
+            }
         };
         let old = read(&self.path).map_err(fail("read"))?;
         let mut new = self.without_block(&old);
@@ -149,7 +153,11 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
         Err(_) => {
             // What is left of a try that failed; it may not exist.
             let _ = fs::remove_file(&temporary);
-            let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).open(&path)?;
+            let mut file = fs::OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .open(&path)?;
             file.write_all(text.as_bytes())?;
             file.sync_all()
         }
@@ -161,7 +169,10 @@ fn stage(temporary: &Path, path: &Path, text: &str) -> io::Result<()> {
     match fs::metadata(path) {
         Ok(meta) => {
             file.set_permissions(meta.permissions())?;
-            let (user, group) = (std::os::unix::fs::MetadataExt::uid(&meta), std::os::unix::fs::MetadataExt::gid(&meta));
+            let (user, group) = (
+                std::os::unix::fs::MetadataExt::uid(&meta),
+                std::os::unix::fs::MetadataExt::gid(&meta),
+            );
             std::os::unix::fs::fchown(&file, Some(user), Some(group))?;
         }
         Err(_) => file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))?,
@@ -177,7 +188,10 @@ mod tests {
     use super::*;
 
     fn line(last: u8, name: &str) -> HostsLine {
-        HostsLine { addr: Ipv4Addr::new(100, 96, 0, last).into(), names: vec![format!("{name}.lab.grid"), name.into()] }
+        HostsLine {
+            addr: Ipv4Addr::new(100, 96, 0, last).into(),
+            names: vec![format!("{name}.lab.grid"), name.into()],
+        }
     }
 
     fn file(text: &str) -> (tempfile::TempDir, PathBuf) {
@@ -224,7 +238,10 @@ mod tests {
         let mut hosts = HostsFile::new(&path, "ab12cd34");
         hosts.write(&[line(1, "a")]).unwrap();
         hosts.remove().unwrap();
-        assert_eq!(fs::read_to_string(&path).unwrap(), "127.0.0.1 localhost\n10.0.0.1 printer\n");
+        assert_eq!(
+            fs::read_to_string(&path).unwrap(),
+            "127.0.0.1 localhost\n10.0.0.1 printer\n"
+        );
     }
 
     #[test]

@@ -64,7 +64,10 @@ mod tests {
             ("w1.lab.grid.", Question::Node("w1".parse().unwrap())),
             ("W1.Lab.GRID", Question::Node("w1".parse().unwrap())),
             ("C101003045.lab.grid.", Question::Appliance(addr)),
-            ("C200003045.lab.grid.", Question::Node("c200003045".parse().unwrap())),
+            (
+                "C200003045.lab.grid.",
+                Question::Node("c200003045".parse().unwrap()),
+            ),
             ("45.3.101.100.in-addr.arpa.", Question::Pointer(addr)),
             ("1.2.168.192.in-addr.arpa.", Question::Foreign),
             ("lab.grid.", Question::Domain),

@@ -10,7 +10,7 @@ use std::time::Duration;
 use aerie_types::{GridName, VirtualAddr, VirtualRange};
 use hickory_server::Server;
 use hickory_server::net::runtime::Time;
-use hickory_server::proto::op::{HeaderCounts, Header, Metadata, MessageType, OpCode, ResponseCode};
+use hickory_server::proto::op::{Header, HeaderCounts, MessageType, Metadata, OpCode, ResponseCode};
 use hickory_server::proto::rr::rdata::{A, PTR};
 use hickory_server::proto::rr::{Name, RData, Record, RecordType};
 use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
@@ -54,7 +54,12 @@ impl Resolver {
         let bound = udp.local_addr().map_err(fail)?;
         let tcp = TcpListener::bind(bound).await.map_err(fail)?;
         let lookups = Semaphore::new(MAX_LOOKUPS);
-        let mut server = Server::new(Handler { grid, range, source, lookups });
+        let mut server = Server::new(Handler {
+            grid,
+            range,
+            source,
+            lookups,
+        });
         server.register_socket(udp);
         server.register_listener(tcp, TCP_TIMEOUT, TCP_RESPONSES);
         Ok(Self { server, addr: bound })
@@ -102,7 +107,11 @@ impl Handler {
             }
             Question::Appliance(addr) => {
                 let holder = self.look_up(self.source.by_addr(addr)).await;
-                holder.map(|holder| holder.and_then(|_| addr_data(addr)).map(|data| (data, RecordType::A)))
+                holder.map(|holder| {
+                    holder
+                        .and_then(|_| addr_data(addr))
+                        .map(|data| (data, RecordType::A))
+                })
             }
             Question::Pointer(addr) => {
                 let holder = self.look_up(self.source.by_addr(addr)).await;
@@ -126,7 +135,9 @@ impl Handler {
             let _permit = self.lookups.acquire().await.ok();
             look_up.await
         };
-        tokio::time::timeout(PATIENCE, work).await.map_err(|_| ResponseCode::ServFail)
+        tokio::time::timeout(PATIENCE, work)
+            .await
+            .map_err(|_| ResponseCode::ServFail)
     }
 }
 
@@ -136,7 +147,11 @@ fn addr_data(addr: VirtualAddr) -> Option<RData> {
 
 #[async_trait::async_trait]
 impl RequestHandler for Handler {
-    async fn handle_request<R: ResponseHandler, T: Time>(&self, request: &Request, mut responder: R) -> ResponseInfo {
+    async fn handle_request<R: ResponseHandler, T: Time>(
+        &self,
+        request: &Request,
+        mut responder: R,
+    ) -> ResponseInfo {
         let builder = MessageResponseBuilder::from_message_request(request);
         let asked = request.metadata;
         let mut metadata = Metadata::response_from_request(&asked);
@@ -168,7 +183,10 @@ fn sent<E: std::fmt::Display>(result: Result<ResponseInfo, E>, mut metadata: Met
     result.unwrap_or_else(|error| {
         tracing::debug!(%error, "an answer was not sent");
         metadata.response_code = ResponseCode::ServFail;
-        ResponseInfo::from(Header { metadata, counts: HeaderCounts::default() })
+        ResponseInfo::from(Header {
+            metadata,
+            counts: HeaderCounts::default(),
+        })
     })
 }
 
@@ -205,7 +223,14 @@ mod tests {
         let mut buffer = [0; 1500];
         let len = socket.recv(&mut buffer).await.unwrap();
         let answer = Message::from_vec(&buffer[..len]).unwrap();
-        (answer.metadata.response_code, answer.answers.iter().map(|record| record.data.to_string()).collect())
+        (
+            answer.metadata.response_code,
+            answer
+                .answers
+                .iter()
+                .map(|record| record.data.to_string())
+                .collect(),
+        )
     }
 
     #[tokio::test]
@@ -226,10 +251,22 @@ mod tests {
             ask(at, "45.3.101.100.in-addr.arpa.", RecordType::PTR).await,
             (ResponseCode::NoError, vec!["w1.lab.grid.".to_owned()])
         );
-        assert_eq!(ask(at, "w1.lab.grid.", RecordType::AAAA).await, (ResponseCode::NoError, vec![]));
-        assert_eq!(ask(at, "w2.lab.grid.", RecordType::A).await.0, ResponseCode::NXDomain);
-        assert_eq!(ask(at, "46.3.101.100.in-addr.arpa.", RecordType::PTR).await.0, ResponseCode::NXDomain);
-        assert_eq!(ask(at, "example.org.", RecordType::A).await.0, ResponseCode::Refused);
+        assert_eq!(
+            ask(at, "w1.lab.grid.", RecordType::AAAA).await,
+            (ResponseCode::NoError, vec![])
+        );
+        assert_eq!(
+            ask(at, "w2.lab.grid.", RecordType::A).await.0,
+            ResponseCode::NXDomain
+        );
+        assert_eq!(
+            ask(at, "46.3.101.100.in-addr.arpa.", RecordType::PTR).await.0,
+            ResponseCode::NXDomain
+        );
+        assert_eq!(
+            ask(at, "example.org.", RecordType::A).await.0,
+            ResponseCode::Refused
+        );
         resolver.shutdown().await;
     }
 }

@@ -165,7 +165,9 @@ impl Agent {
     /// Whether the way in use is direct and has been for so long.
     pub(crate) fn is_direct_for(&self, duration: Duration, now: Instant) -> bool {
         matches!(self.selected, Some(Route::Direct(_)))
-            && self.selected_since.is_some_and(|since| now.saturating_duration_since(since) >= duration)
+            && self
+                .selected_since
+                .is_some_and(|since| now.saturating_duration_since(since) >= duration)
     }
 
     /// Whether the way in use is within one network: the peer's own private address answered.
@@ -179,7 +181,13 @@ impl Agent {
 
     /// This side's offer.
     pub(crate) fn offer(&self, answer: bool, candidates: Vec<Candidate>, symmetric: bool) -> Offer {
-        Offer { tag: self.tag, secret: *self.secret, answer, symmetric, candidates }
+        Offer {
+            tag: self.tag,
+            secret: *self.secret,
+            answer,
+            symmetric,
+            candidates,
+        }
     }
 
     /// Packets want to go to the peer, or came from it.
@@ -229,7 +237,11 @@ impl Agent {
             }
             _ => {
                 let key = self.derive_key(offer);
-                self.remote = Some(Remote { tag: offer.tag, symmetric: offer.symmetric, key });
+                self.remote = Some(Remote {
+                    tag: offer.tag,
+                    symmetric: offer.symmetric,
+                    key,
+                });
                 self.pairs.retain(|route, _| matches!(route, Route::Relayed(_)));
                 self.select(None, now);
                 Exchange::Restarted
@@ -249,10 +261,15 @@ impl Agent {
             }
         }
         self.take_candidates(&offer.candidates, now);
-        let round_due = self.last_round.is_none_or(|last| now.saturating_duration_since(last) >= MIN_ROUND);
+        let round_due = self
+            .last_round
+            .is_none_or(|last| now.saturating_duration_since(last) >= MIN_ROUND);
         if round_due || exchange == Exchange::Restarted {
             self.last_round = Some(now);
-            self.pairs.values_mut().filter(|pair| !pair.is_alive()).for_each(|pair| pair.restart(now));
+            self.pairs
+                .values_mut()
+                .filter(|pair| !pair.is_alive())
+                .for_each(|pair| pair.restart(now));
         }
         exchange
     }
@@ -293,7 +310,10 @@ impl Agent {
     ) -> Option<Vec<u8>> {
         self.learn(route, now);
         let remote = self.remote.as_ref()?;
-        if self.awake && let Some(pair) = self.pairs.get_mut(&route) && !pair.is_alive() {
+        if self.awake
+            && let Some(pair) = self.pairs.get_mut(&route)
+            && !pair.is_alive()
+        {
             // The way is open at the other side now: our own probe is likely to pass.
             if matches!(pair.state, State::Failed(_)) {
                 pair.restart(now);
@@ -305,7 +325,9 @@ impl Agent {
 
     /// Takes a reply whose MAC is right. `false` if it answers nothing, or came another way than it was asked.
     pub(crate) fn handle_reply(&mut self, route: Route, transaction: u64, now: Instant) -> bool {
-        let Some(pair) = self.pairs.get_mut(&route) else { return false };
+        let Some(pair) = self.pairs.get_mut(&route) else {
+            return false;
+        };
         if !pair.answered(transaction, now) {
             return false;
         }
@@ -315,7 +337,11 @@ impl Agent {
         self.reselect(now);
         let selected = self.selected == Some(route);
         if let Some(pair) = self.pairs.get_mut(&route) {
-            let gap = if selected { KEEPALIVE_SELECTED } else { KEEPALIVE_OTHERS };
+            let gap = if selected {
+                KEEPALIVE_SELECTED
+            } else {
+                KEEPALIVE_OTHERS
+            };
             pair.next = self.awake.then_some(now + gap);
         }
         true
@@ -337,7 +363,9 @@ impl Agent {
             return;
         }
         self.learn(route, now);
-        if let Some(pair) = self.pairs.get_mut(&route) && !pair.is_alive() {
+        if let Some(pair) = self.pairs.get_mut(&route)
+            && !pair.is_alive()
+        {
             pair.hurry(now, Duration::from_millis(200));
         }
         if let Some(pair) = self.selected.and_then(|selected| self.pairs.get_mut(&selected)) {
@@ -360,7 +388,10 @@ impl Agent {
             self.offer_at = Some(now + self.offer_gap());
             self.offers = self.offers.saturating_add(1);
             self.last_round = Some(now);
-            self.pairs.values_mut().filter(|pair| !pair.is_alive()).for_each(|pair| pair.restart(now));
+            self.pairs
+                .values_mut()
+                .filter(|pair| !pair.is_alive())
+                .for_each(|pair| pair.restart(now));
             self.actions.push_back(Action::Offer { answer: false });
             self.probe_due(now);
         }
@@ -379,10 +410,15 @@ impl Agent {
         }
         let probes = self.pairs.values().filter_map(|pair| pair.next);
         let probes = if self.remote.is_some() { probes.min() } else { None };
-        [probes, self.offer_at, self.relay_at, self.sent_at.map(|sent| sent + SUSPECT)]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            probes,
+            self.offer_at,
+            self.relay_at,
+            self.sent_at.map(|sent| sent + SUSPECT),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// Why the way in use is not direct: one reason for each address that was tried.
@@ -410,8 +446,12 @@ impl Agent {
             reasons.push("the peer announced no address that can be reached".to_owned());
         }
         match (own_symmetric, remote.symmetric) {
-            (true, true) => reasons.push("both NATs give every destination another port (symmetric)".to_owned()),
-            (true, false) => reasons.push("our NAT gives every destination another port (symmetric)".to_owned()),
+            (true, true) => {
+                reasons.push("both NATs give every destination another port (symmetric)".to_owned())
+            }
+            (true, false) => {
+                reasons.push("our NAT gives every destination another port (symmetric)".to_owned())
+            }
             (false, true) => {
                 reasons.push("the peer's NAT gives every destination another port (symmetric)".to_owned());
             }
@@ -457,11 +497,17 @@ impl Agent {
                 lost |= matches!(pair.state, State::Failed(Failure::Lost))
                     || (!pair.is_alive() && pair.tries >= pair::LOST_AFTER);
             }
-            self.actions.push_back(Action::Probe { route: *route, datagram });
+            self.actions.push_back(Action::Probe {
+                route: *route,
+                datagram,
+            });
         }
         if doubt {
             // The others may have to take over: know which of them still answer.
-            let others = self.pairs.iter_mut().filter(|(route, _)| self.selected != Some(**route));
+            let others = self
+                .pairs
+                .iter_mut()
+                .filter(|(route, _)| self.selected != Some(**route));
             others.for_each(|(_, pair)| {
                 if pair.is_alive() {
                     pair.hurry(now, pair::RETRY);
@@ -488,7 +534,9 @@ impl Agent {
             .filter(|(_, pair)| pair.is_alive())
             .min_by_key(|(route, pair)| (class(**route, Some(pair)), pair.rtt))
             .map(|(route, _)| *route);
-        let current = self.selected.and_then(|route| Some((route, self.pairs.get(&route)?)));
+        let current = self
+            .selected
+            .and_then(|route| Some((route, self.pairs.get(&route)?)));
         let Some(best) = best else {
             if self.selected.is_some() && current.is_none() {
                 self.select(None, now);
@@ -536,18 +584,27 @@ impl Agent {
         if self.pairs.contains_key(&route) || self.remote.is_none() || matches!(route, Route::Relayed(_)) {
             return;
         }
-        let unannounced = self.pairs.iter().filter(|(_, pair)| pair.kind == CandidateKind::PeerReflexive);
+        let unannounced = self
+            .pairs
+            .iter()
+            .filter(|(_, pair)| pair.kind == CandidateKind::PeerReflexive);
         if unannounced.clone().count() >= MAX_PEER_REFLEXIVE || self.pairs.len() >= MAX_PAIRS {
-            let stale = unannounced.filter(|(_, pair)| !pair.is_alive()).map(|(route, _)| *route).next();
+            let stale = unannounced
+                .filter(|(_, pair)| !pair.is_alive())
+                .map(|(route, _)| *route)
+                .next();
             let Some(stale) = stale else { return };
             self.pairs.remove(&stale);
         }
-        self.pairs.insert(route, Pair::new(CandidateKind::PeerReflexive, now));
+        self.pairs
+            .insert(route, Pair::new(CandidateKind::PeerReflexive, now));
     }
 
     fn take_candidates(&mut self, candidates: &[Candidate], now: Instant) {
         let announced = |route: &Route| {
-            candidates.iter().any(|candidate| *route == Route::Direct(candidate.addr))
+            candidates
+                .iter()
+                .any(|candidate| *route == Route::Direct(candidate.addr))
         };
         self.pairs.retain(|route, pair| {
             pair.is_alive()
@@ -568,7 +625,11 @@ impl Agent {
     fn derive_key(&self, offer: &Offer) -> hmac::Key {
         let own = (self.own, self.tag, &*self.secret);
         let theirs = (self.peer, offer.tag, &offer.secret);
-        let (first, second) = if self.own < self.peer { (own, theirs) } else { (theirs, own) };
+        let (first, second) = if self.own < self.peer {
+            (own, theirs)
+        } else {
+            (theirs, own)
+        };
         let mut hash = digest::Context::new(&digest::SHA256);
         hash.update(b"aerie path key 1");
         for (peer, tag, secret) in [first, second] {

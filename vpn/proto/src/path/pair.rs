@@ -95,7 +95,9 @@ impl Pair {
 
     /// Probes now, whatever the plan was, unless a probe has just gone out.
     pub(super) fn hurry(&mut self, now: Instant, at_most_every: Duration) {
-        let recently = self.last_probe.is_some_and(|last| now.saturating_duration_since(last) < at_most_every);
+        let recently = self
+            .last_probe
+            .is_some_and(|last| now.saturating_duration_since(last) < at_most_every);
         if !recently {
             self.next = Some(self.next.map_or(now, |next| next.min(now)));
         }
@@ -118,7 +120,9 @@ impl Pair {
             }
             State::Alive => Some(now + RETRY),
             State::Probing if self.tries >= BURST => {
-                self.state = State::Failed(Failure::NoAnswer { probes: self.unanswered });
+                self.state = State::Failed(Failure::NoAnswer {
+                    probes: self.unanswered,
+                });
                 slow.then_some(now + SLOW)
             }
             State::Probing => BURST_GAPS_MS
@@ -130,8 +134,12 @@ impl Pair {
 
     /// Takes an answer. `false` if nothing asked for it.
     pub(super) fn answered(&mut self, transaction: u64, now: Instant) -> bool {
-        let Some(at) = self.inflight.iter().position(|(id, _)| *id == transaction) else { return false };
-        let Some((_, sent)) = self.inflight.remove(at) else { return false };
+        let Some(at) = self.inflight.iter().position(|(id, _)| *id == transaction) else {
+            return false;
+        };
+        let Some((_, sent)) = self.inflight.remove(at) else {
+            return false;
+        };
         let sample = now.saturating_duration_since(sent);
         self.rtt = Some(self.rtt.map_or(sample, |rtt| (rtt * 7 + sample) / 8));
         self.state = State::Alive;

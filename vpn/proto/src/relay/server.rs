@@ -30,7 +30,10 @@ pub struct RelayLimits {
 impl Default for RelayLimits {
     /// 512 sessions of 12.5 MB/s each: a gigabit port is shared by ten busy ones.
     fn default() -> Self {
-        Self { sessions: 512, bytes_per_second: 12_500_000 }
+        Self {
+            sessions: 512,
+            bytes_per_second: 12_500_000,
+        }
     }
 }
 
@@ -60,19 +63,37 @@ pub(crate) struct Grant {
 
 impl RelayServer {
     pub(crate) fn new(limits: RelayLimits) -> Self {
-        Self { limits, sessions: BTreeMap::new() }
+        Self {
+            limits,
+            sessions: BTreeMap::new(),
+        }
     }
 
     /// Opens a session between two members, or another one if they have one already. `None`: no room.
-    pub(crate) fn grant(&mut self, near: PeerId, far: PeerId, now: Instant, rng: &mut impl Rng) -> Option<Grant> {
-        let of_near = self.sessions.values().filter(|session| session.ends[0].peer == near).count();
+    pub(crate) fn grant(
+        &mut self,
+        near: PeerId,
+        far: PeerId,
+        now: Instant,
+        rng: &mut impl Rng,
+    ) -> Option<Grant> {
+        let of_near = self
+            .sessions
+            .values()
+            .filter(|session| session.ends[0].peer == near)
+            .count();
         if near == far || of_near >= MAX_PER_MEMBER || self.sessions.len() >= self.limits.sessions {
             return None;
         }
         let mut tickets = [[0; 16]; 2];
         tickets.iter_mut().for_each(|ticket| rng.fill_bytes(ticket));
         let session = rng.next_u64();
-        let end = |peer, ticket| End { peer, key: ticket_key(ticket), addr: None, sequence: 0 };
+        let end = |peer, ticket| End {
+            peer,
+            key: ticket_key(ticket),
+            addr: None,
+            sequence: 0,
+        };
         let rate = self.limits.bytes_per_second;
         self.sessions.insert(
             session,
@@ -94,8 +115,12 @@ impl RelayServer {
         from: UnderlayAddr,
         now: Instant,
     ) -> Vec<(UnderlayAddr, Vec<u8>)> {
-        let Some(session) = self.sessions.get_mut(&session_id) else { return Vec::new() };
-        let Some(end) = session.ends.get_mut(usize::from(end_no)) else { return Vec::new() };
+        let Some(session) = self.sessions.get_mut(&session_id) else {
+            return Vec::new();
+        };
+        let Some(end) = session.ends.get_mut(usize::from(end_no)) else {
+            return Vec::new();
+        };
         if sequence <= end.sequence || !mac.verify(&end.key) {
             return Vec::new();
         }
@@ -107,7 +132,10 @@ impl RelayServer {
         let tell = |no: usize| {
             let end = session.ends.get(no)?;
             let far_bound = bound(1 - no);
-            Some((end.addr?, wire::relay_bound(session_id, no as u8, end.sequence, far_bound, &end.key)))
+            Some((
+                end.addr?,
+                wire::relay_bound(session_id, no as u8, end.sequence, far_bound, &end.key),
+            ))
         };
         let own = usize::from(end_no);
         // The other end has waited for this one: it is told at its first bind only.
@@ -141,7 +169,8 @@ impl RelayServer {
 
     /// Ends every session of a member.
     pub(crate) fn revoke(&mut self, peer: PeerId) {
-        self.sessions.retain(|_, session| session.ends.iter().all(|end| end.peer != peer));
+        self.sessions
+            .retain(|_, session| session.ends.iter().all(|end| end.peer != peer));
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
@@ -181,14 +210,26 @@ mod tests {
             let now = Instant::now();
             let mut server = RelayServer::new(limits);
             let mut rng = ChaCha8Rng::seed_from_u64(1);
-            let grant = server.grant(PeerId([1; 32]), PeerId([2; 32]), now, &mut rng).unwrap();
+            let grant = server
+                .grant(PeerId([1; 32]), PeerId([2; 32]), now, &mut rng)
+                .unwrap();
             Self { server, grant, now }
         }
 
         fn bind(&mut self, end: u8, sequence: u64, ticket: [u8; 16], from: UnderlayAddr) -> usize {
             let bytes = wire::relay_bind(self.grant.session, end, sequence, &ticket_key(&ticket));
-            let Some(Packet::RelayBind { session, end, sequence, mac }) = wire::parse(&bytes) else { panic!() };
-            self.server.bind((session, end, sequence), mac, from, self.now).len()
+            let Some(Packet::RelayBind {
+                session,
+                end,
+                sequence,
+                mac,
+            }) = wire::parse(&bytes)
+            else {
+                panic!()
+            };
+            self.server
+                .bind((session, end, sequence), mac, from, self.now)
+                .len()
         }
 
         fn open(&mut self) {
@@ -202,12 +243,30 @@ mod tests {
     fn frames_pass_only_between_the_two_bound_addresses() {
         let mut bench = Bench::new(RelayLimits::default());
         let session = bench.grant.session;
-        assert_eq!(bench.server.forward(session, addr(1), 100, bench.now), None, "nobody is bound");
+        assert_eq!(
+            bench.server.forward(session, addr(1), 100, bench.now),
+            None,
+            "nobody is bound"
+        );
         bench.open();
-        assert_eq!(bench.server.forward(session, addr(1), 100, bench.now), Some(addr(2)));
-        assert_eq!(bench.server.forward(session, addr(2), 100, bench.now), Some(addr(1)));
-        assert_eq!(bench.server.forward(session, addr(3), 100, bench.now), None, "a stranger");
-        assert_eq!(bench.server.forward(session ^ 1, addr(1), 100, bench.now), None, "no such session");
+        assert_eq!(
+            bench.server.forward(session, addr(1), 100, bench.now),
+            Some(addr(2))
+        );
+        assert_eq!(
+            bench.server.forward(session, addr(2), 100, bench.now),
+            Some(addr(1))
+        );
+        assert_eq!(
+            bench.server.forward(session, addr(3), 100, bench.now),
+            None,
+            "a stranger"
+        );
+        assert_eq!(
+            bench.server.forward(session ^ 1, addr(1), 100, bench.now),
+            None,
+            "no such session"
+        );
     }
 
     #[test]
@@ -218,16 +277,26 @@ mod tests {
         assert_eq!(bench.bind(0, 1, far, addr(3)), 0);
         assert_eq!(bench.bind(2, 1, near, addr(3)), 0);
         bench.open();
-        assert_eq!(bench.bind(0, 1, near, addr(3)), 0, "a recorded bind from elsewhere");
+        assert_eq!(
+            bench.bind(0, 1, near, addr(3)),
+            0,
+            "a recorded bind from elsewhere"
+        );
         let session = bench.grant.session;
         assert_eq!(bench.server.forward(session, addr(3), 100, bench.now), None);
         assert_eq!(bench.bind(0, 2, near, addr(3)), 1, "the member itself has moved");
-        assert_eq!(bench.server.forward(session, addr(3), 100, bench.now), Some(addr(2)));
+        assert_eq!(
+            bench.server.forward(session, addr(3), 100, bench.now),
+            Some(addr(2))
+        );
     }
 
     #[test]
     fn a_session_has_a_rate_and_an_end() {
-        let mut bench = Bench::new(RelayLimits { sessions: 1, bytes_per_second: 1 << 20 });
+        let mut bench = Bench::new(RelayLimits {
+            sessions: 1,
+            bytes_per_second: 1 << 20,
+        });
         bench.open();
         let session = bench.grant.session;
         let passed = (0..2000)
@@ -242,10 +311,16 @@ mod tests {
 
     #[test]
     fn sessions_are_bounded_in_all_and_per_member() {
-        let mut bench = Bench::new(RelayLimits { sessions: 100, ..RelayLimits::default() });
+        let mut bench = Bench::new(RelayLimits {
+            sessions: 100,
+            ..RelayLimits::default()
+        });
         let mut rng = ChaCha8Rng::seed_from_u64(2);
         let mut grant = |near: u8, far: u8| {
-            bench.server.grant(PeerId([near; 32]), PeerId([far; 32]), bench.now, &mut rng).is_some()
+            bench
+                .server
+                .grant(PeerId([near; 32]), PeerId([far; 32]), bench.now, &mut rng)
+                .is_some()
         };
         let greedy = (0..200).filter(|far| grant(3, *far)).count();
         assert_eq!(greedy, MAX_PER_MEMBER);

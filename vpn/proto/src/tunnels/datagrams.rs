@@ -26,7 +26,12 @@ impl Tunnels {
     pub fn handle_datagrams(&mut self, batch: &mut [Datagram<'_>], now: Now, inner: &mut Vec<InnerSlice>) {
         for (index, datagram) in batch.iter_mut().enumerate() {
             let from = datagram.from;
-            let origin = Origin { datagram: index, start: 0, from, route: Route::Direct(from) };
+            let origin = Origin {
+                datagram: index,
+                start: 0,
+                from,
+                route: Route::Direct(from),
+            };
             self.handle_datagram(origin, datagram.bytes, now, inner);
         }
     }
@@ -46,30 +51,72 @@ impl Tunnels {
                 self.handle_frame(origin, session, bytes, now, inner);
                 return;
             }
-            Packet::Init { sender, tag, timestamp, noise, mac } => {
-                self.handle_init(origin.route, origin.from, (sender, tag, timestamp), noise, mac, now);
+            Packet::Init {
+                sender,
+                tag,
+                timestamp,
+                noise,
+                mac,
+            } => {
+                self.handle_init(
+                    origin.route,
+                    origin.from,
+                    (sender, tag, timestamp),
+                    noise,
+                    mac,
+                    now,
+                );
             }
-            Packet::Response { sender, receiver, noise, mac } => {
+            Packet::Response {
+                sender,
+                receiver,
+                noise,
+                mac,
+            } => {
                 self.handle_response(origin.route, (sender, receiver), noise, mac, now);
             }
-            Packet::Probe { tag, transaction, mac } => self.handle_probe(origin, tag, transaction, mac, at),
-            Packet::ProbeReply { tag, transaction, mac } => {
+            Packet::Probe {
+                tag,
+                transaction,
+                mac,
+            } => self.handle_probe(origin, tag, transaction, mac, at),
+            Packet::ProbeReply {
+                tag,
+                transaction,
+                mac,
+            } => {
                 self.handle_probe_reply(origin.route, tag, transaction, mac, at);
             }
             Packet::ReflexiveQuery { transaction } => self.handle_query(origin.from, transaction, at),
-            Packet::ReflexiveAnswer { transaction, observed } => {
+            Packet::ReflexiveAnswer {
+                transaction,
+                observed,
+            } => {
                 if self.reflexive.answered(origin.from, transaction, observed, at) {
-                    self.peers.values_mut().for_each(|peer| peer.agent.local_changed(at));
+                    self.peers
+                        .values_mut()
+                        .for_each(|peer| peer.agent.local_changed(at));
                 }
             }
-            Packet::RelayBind { session, end, sequence, mac } => {
+            Packet::RelayBind {
+                session,
+                end,
+                sequence,
+                mac,
+            } => {
                 if let Some(relay) = &mut self.relay {
                     for (to, answer) in relay.bind((session, end, sequence), mac, origin.from, at) {
                         self.outbox.push(to, &answer);
                     }
                 }
             }
-            Packet::RelayBound { session, end, sequence, far_bound, mac } => {
+            Packet::RelayBound {
+                session,
+                end,
+                sequence,
+                far_bound,
+                mac,
+            } => {
                 self.handle_bound(origin.from, session, (end, sequence, far_bound), mac, at);
             }
         }
@@ -85,11 +132,21 @@ impl Tunnels {
         now: Now,
         inner: &mut Vec<InnerSlice>,
     ) {
-        if self.links.get(&session).is_some_and(|link| link.addr == origin.from) {
-            let Some(datagram) = bytes.get_mut(RELAY_OVERHEAD..) else { return };
+        if self
+            .links
+            .get(&session)
+            .is_some_and(|link| link.addr == origin.from)
+        {
+            let Some(datagram) = bytes.get_mut(RELAY_OVERHEAD..) else {
+                return;
+            };
             if wire::may_be_relayed(datagram) {
                 let start = origin.start + RELAY_OVERHEAD;
-                let origin = Origin { start, route: Route::Relayed(session), ..origin };
+                let origin = Origin {
+                    start,
+                    route: Route::Relayed(session),
+                    ..origin
+                };
                 self.handle_datagram(origin, datagram, now, inner);
             } else {
                 self.counters.malformed += 1;
@@ -151,7 +208,9 @@ impl Tunnels {
             self.flush_queue(id, now);
             self.wake_at(now);
         }
-        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
         let elsewhere = peer.agent.route() != Some(origin.route);
         // Roaming: the way moves once the new address has answered a probe.
         peer.agent.heard(origin.route, now);
@@ -159,31 +218,50 @@ impl Tunnels {
         if let Some(at) = due.or(elsewhere.then_some(now)) {
             self.wake_at(at);
         }
-        let Some(packet) = bytes.get(DATA_HEADER..DATA_HEADER + len) else { return };
+        let Some(packet) = bytes.get(DATA_HEADER..DATA_HEADER + len) else {
+            return;
+        };
         match packet.first() {
             None => {}
-            Some(first) if first >> 4 == 0 => self.handle_control(id, packet, now),
+            Some(first) if first >> 4 == 0 => self.handle_control(id, origin.route, packet, now),
             Some(_) => {
                 if self.accept_inner(id, packet, now) {
                     let start = origin.start + DATA_HEADER;
-                    inner.push(InnerSlice { datagram: origin.datagram, start, len });
+                    inner.push(InnerSlice {
+                        datagram: origin.datagram,
+                        start,
+                        len,
+                    });
                 }
             }
         }
     }
 
     fn handle_probe(&mut self, origin: Origin, tag: u64, transaction: u64, mac: Mac<'_>, now: Instant) {
-        let Some(id) = self.peer_of_tag(tag, mac) else { return };
-        let Some(hop) = Hop::of(origin.route, &self.links) else { return };
-        let Some(peer) = self.peers.get_mut(&id) else { return };
-        if let Some(reply) = peer.agent.handle_probe(origin.route, transaction, origin.from, now) {
+        let Some(id) = self.peer_of_tag(tag, mac) else {
+            return;
+        };
+        let Some(hop) = Hop::of(origin.route, &self.links) else {
+            return;
+        };
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
+        if let Some(reply) = peer
+            .agent
+            .handle_probe(origin.route, transaction, origin.from, now)
+        {
             hop.push_bytes(&mut self.outbox, &reply);
         }
     }
 
     fn handle_probe_reply(&mut self, route: Route, tag: u64, transaction: u64, mac: Mac<'_>, now: Instant) {
-        let Some(id) = self.peer_of_tag(tag, mac) else { return };
-        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let Some(id) = self.peer_of_tag(tag, mac) else {
+            return;
+        };
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
         if !peer.agent.handle_reply(route, transaction, now) {
             self.counters.replayed += 1;
         }
@@ -191,7 +269,10 @@ impl Tunnels {
 
     /// The peer that addresses this node by a tag, if the MAC is by the key agreed with it.
     pub(super) fn peer_of_tag(&mut self, tag: u64, mac: Mac<'_>) -> Option<PeerId> {
-        let Some((id, key)) = self.tags.get(&tag).and_then(|id| Some((*id, self.peers.get(id)?.agent.key()?)))
+        let Some((id, key)) = self
+            .tags
+            .get(&tag)
+            .and_then(|id| Some((*id, self.peers.get(id)?.agent.key()?)))
         else {
             self.counters.unknown += 1;
             return None;

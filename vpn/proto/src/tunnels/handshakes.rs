@@ -29,7 +29,11 @@ impl Tunnels {
         else {
             return;
         };
-        let context = Context { initiator_tag: agent.tag(), responder_tag, timestamp };
+        let context = Context {
+            initiator_tag: agent.tag(),
+            responder_tag,
+            timestamp,
+        };
         let started = handshake::initiate(&self.identity, &remote, context, &self.config.suites, seed);
         let (state, noise) = match started {
             Ok(started) => started,
@@ -42,11 +46,22 @@ impl Tunnels {
         let index = self.new_index(id);
         let datagram = wire::init(index, responder_tag, timestamp, &noise, &key);
         hop.push_bytes(&mut self.outbox, &datagram);
-        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
         let last = peer.attempt.take();
-        let (began, tries) = last.as_ref().map_or((now.instant, 0), |last| (last.began, last.tries));
+        let (began, tries) = last
+            .as_ref()
+            .map_or((now.instant, 0), |last| (last.began, last.tries));
         let retry_at = Attempt::retry_after(tries, jitter, now.instant);
-        peer.attempt = Some(Attempt { state, index, context, began, retry_at, tries: tries + 1 });
+        peer.attempt = Some(Attempt {
+            state,
+            index,
+            context,
+            began,
+            retry_at,
+            tries: tries + 1,
+        });
         if let Some(last) = last {
             self.indices.remove(&last.index);
         }
@@ -61,7 +76,9 @@ impl Tunnels {
         mac: Mac<'_>,
         now: Now,
     ) {
-        let Some(id) = self.peer_of_tag(tag, mac) else { return };
+        let Some(id) = self.peer_of_tag(tag, mac) else {
+            return;
+        };
         let Some(peer) = self.peers.get(&id) else { return };
         if timestamp <= peer.newest_init {
             self.counters.replayed += 1;
@@ -74,8 +91,14 @@ impl Tunnels {
         if peer.keeps_own_attempt(self.identity.peer) {
             return;
         }
-        let (Some(initiator_tag), Some(key)) = (peer.agent.remote_tag(), peer.agent.key().cloned()) else { return };
-        let context = Context { initiator_tag, responder_tag: tag, timestamp };
+        let (Some(initiator_tag), Some(key)) = (peer.agent.remote_tag(), peer.agent.key().cloned()) else {
+            return;
+        };
+        let context = Context {
+            initiator_tag,
+            responder_tag: tag,
+            timestamp,
+        };
         let mut seed = [0; 32];
         self.rng.fill_bytes(&mut seed);
         let Ok(received) = handshake::receive(&self.identity, context, noise, seed) else {
@@ -89,10 +112,14 @@ impl Tunnels {
             self.refuse(id, "there is no cipher that both sides allow".to_owned());
             return;
         };
-        let Some(hop) = Hop::of(route, &self.links) else { return };
+        let Some(hop) = Hop::of(route, &self.links) else {
+            return;
+        };
         let index = self.new_index(id);
         hop.push_bytes(&mut self.outbox, &wire::response(index, sender, &answer, &key));
-        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
         peer.newest_init = timestamp;
         peer.name = Some(remote.node);
         peer.noise_public = Some(remote.noise_public);
@@ -136,8 +163,12 @@ impl Tunnels {
         let Some(remote) = self.check_credential(id, &finished.credential, finished.noise_public, now) else {
             return;
         };
-        let Some(peer) = self.peers.get_mut(&id) else { return };
-        let Some(attempt) = peer.attempt.take() else { return };
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
+        let Some(attempt) = peer.attempt.take() else {
+            return;
+        };
         tracing::trace!(peer = %id.short(), timestamp = attempt.context.timestamp, "handshake done");
         peer.name = Some(remote.node);
         let session = peer::session_of(&finished, &attempt, sender, now.instant);
@@ -188,9 +219,13 @@ impl Tunnels {
 
     /// Begins, repeats or gives up a handshake.
     pub(super) fn drive_handshake(&mut self, id: PeerId, now: Now) {
-        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
         match &peer.attempt {
-            Some(attempt) if now.instant.saturating_duration_since(attempt.began) >= crate::limits::REKEY_ATTEMPT => {
+            Some(attempt)
+                if now.instant.saturating_duration_since(attempt.began) >= crate::limits::REKEY_ATTEMPT =>
+            {
                 let index = attempt.index;
                 peer.attempt = None;
                 peer.wants_session = false;

@@ -188,13 +188,20 @@ impl Tunnels {
         now: Now,
     ) -> Result<Self, Error> {
         if !config.range.contains(config.addr) {
-            return Err(Error::OutsideRange { addr: config.addr, range: config.range });
+            return Err(Error::OutsideRange {
+                addr: config.addr,
+                range: config.range,
+            });
         }
         if config.suites.is_empty() {
-            return Err(Error::Config { reason: "no cipher is allowed; allow at least one" });
+            return Err(Error::Config {
+                reason: "no cipher is allowed; allow at least one",
+            });
         }
         if identity.credential.len() > 2048 {
-            return Err(Error::Config { reason: "the credential is longer than 2 KiB; enrol again" });
+            return Err(Error::Config {
+                reason: "the credential is longer than 2 KiB; enrol again",
+            });
         }
         crate::handshake::noise_public(&identity.noise_secret)?;
         let mut seed = [0; 32];
@@ -271,7 +278,9 @@ impl Tunnels {
         self.hosts = hosts;
         if !first {
             self.reflexive.reset(now.instant);
-            self.peers.values_mut().for_each(|peer| peer.agent.network_changed(now.instant));
+            self.peers
+                .values_mut()
+                .for_each(|peer| peer.agent.network_changed(now.instant));
         }
         self.wake_at(now.instant);
     }
@@ -287,7 +296,10 @@ impl Tunnels {
     /// [`Error::OutsideRange`].
     pub fn readdress(&mut self, addr: VirtualAddr, now: Now) -> Result<(), Error> {
         if !self.config.range.contains(addr) {
-            return Err(Error::OutsideRange { addr, range: self.config.range });
+            return Err(Error::OutsideRange {
+                addr,
+                range: self.config.range,
+            });
         }
         self.config.addr = addr;
         self.unbind(addr);
@@ -305,7 +317,11 @@ impl Tunnels {
             && removed.agent.route().is_some()
         {
             let why = Some("the member was revoked".to_owned());
-            self.emit(Event::PathChanged { peer, path: PathKind::None, why });
+            self.emit(Event::PathChanged {
+                peer,
+                path: PathKind::None,
+                why,
+            });
         }
         self.wake_at(now.instant);
     }
@@ -322,7 +338,9 @@ impl Tunnels {
                 addrs: peer.addrs.clone(),
                 path: self.path_of(peer),
                 rtt: peer.agent.rtt(),
-                handshake_age: peer.handshaken.map(|at| now.instant.saturating_duration_since(at)),
+                handshake_age: peer
+                    .handshaken
+                    .map(|at| now.instant.saturating_duration_since(at)),
                 suite: peer.current.as_ref().map(crate::session::Session::suite),
                 tx_bytes: peer.tx_bytes,
                 rx_bytes: peer.rx_bytes,
@@ -361,7 +379,10 @@ impl Tunnels {
             Some(route @ Route::Direct(addr)) if peer.agent.is_lan(route) => PathKind::Lan(addr),
             Some(Route::Direct(addr)) => PathKind::Direct(addr),
             Some(Route::Relayed(session)) => match self.links.get(&session) {
-                Some(link) => PathKind::Relayed { via: link.relay, addr: link.addr },
+                Some(link) => PathKind::Relayed {
+                    via: link.relay,
+                    addr: link.addr,
+                },
                 None => PathKind::None,
             },
         }
@@ -393,7 +414,12 @@ impl Tunnels {
         if let Some(peer) = self.remove_peer(id)
             && peer.agent.remote_tag().is_some()
         {
-            self.signal_to(id, &Signal::Bye { tag: peer.agent.tag() });
+            self.signal_to(
+                id,
+                &Signal::Bye {
+                    tag: peer.agent.tag(),
+                },
+            );
         }
     }
 
@@ -454,15 +480,18 @@ impl Hop {
     fn of(route: Route, links: &BTreeMap<u64, Link>) -> Option<Self> {
         match route {
             Route::Direct(to) => Some(Self { to, session: None }),
-            Route::Relayed(session) => {
-                links.get(&session).map(|link| Self { to: link.addr, session: Some(session) })
-            }
+            Route::Relayed(session) => links.get(&session).map(|link| Self {
+                to: link.addr,
+                session: Some(session),
+            }),
         }
     }
 
     /// Adds a datagram of `len` bytes that `fill` writes, wrapped if it goes through a relay.
     fn push(self, out: &mut Transmits, len: usize, fill: impl FnOnce(&mut [u8]) -> bool) -> bool {
-        let Some(session) = self.session else { return out.push_with(self.to, len, fill) };
+        let Some(session) = self.session else {
+            return out.push_with(self.to, len, fill);
+        };
         let header = crate::wire::relay_header(session);
         out.push_with(self.to, header.len() + len, |slot| {
             let (head, rest) = slot.split_at_mut(header.len());

@@ -11,9 +11,10 @@ use aerie_types::{PeerId, VirtualAddr};
 use super::{Event, Hop, RemotePeer, Tunnels};
 use crate::inner;
 use crate::limits::{
-    BINDING_MAX, BINDING_REFRESH, LOOKUP_RETRY, LOOKUP_TIMEOUT, MAX_BINDINGS, MAX_INNER, MAX_LOOKUPS, MAX_PINGS,
-    MAX_QUEUED, MAX_QUEUED_TOTAL, MAX_UNREACHABLE, UNREACHABLE_FOR,
+    BINDING_MAX, BINDING_REFRESH, LOOKUP_RETRY, LOOKUP_TIMEOUT, MAX_BINDINGS, MAX_INNER, MAX_LOOKUPS,
+    MAX_PINGS, MAX_QUEUED, MAX_QUEUED_TOTAL, MAX_UNREACHABLE, PING_RETRY, PING_TIMEOUT, UNREACHABLE_FOR,
 };
+use crate::path::Route;
 use crate::peer::Peer;
 use crate::wire::DATA_OVERHEAD;
 use crate::{Now, Transmits};
@@ -46,8 +47,16 @@ pub(super) struct Ping {
 }
 
 impl Ping {
-    pub(super) fn is_waiting(&self) -> bool {
-        self.sent.is_none()
+    /// Whether it is to be sent, for the first time or because it was lost.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        self.sent.is_none_or(|(_, sent)| now >= sent + PING_RETRY)
+    }
+
+    /// When it is to be looked at again.
+    pub(super) fn next(&self) -> Instant {
+        let timeout = self.asked + PING_TIMEOUT;
+        self.sent
+            .map_or(timeout, |(_, sent)| timeout.min(sent + PING_RETRY))
     }
 }
 
@@ -79,7 +88,9 @@ impl Tunnels {
         self.wake_at(at);
         let lookup = self.lookups.remove(&addr);
         if let Some(lookup) = &lookup {
-            self.queued = self.queued.saturating_sub(lookup.outbound.len() + lookup.inbound.len());
+            self.queued = self
+                .queued
+                .saturating_sub(lookup.outbound.len() + lookup.inbound.len());
         }
         let usable = remote.filter(|remote| remote.peer != self.identity.peer && addr != self.config.addr);
         let bound = usable.is_some_and(|remote| self.bind(addr, remote, at));
@@ -107,15 +118,27 @@ impl Tunnels {
     /// [`Event::PingFailed`] with this `id`.
     pub fn ping(&mut self, id: u64, addr: VirtualAddr, now: Now) {
         let at = now.instant;
-        let refuse = |why: &str| Event::PingFailed { id, why: why.to_owned() };
+        let refuse = |why: &str| Event::PingFailed {
+            id,
+            why: why.to_owned(),
+        };
         if addr == self.config.addr {
             self.emit(refuse("this is the node's own address; ping another member"));
         } else if !self.config.range.contains(addr) {
-            self.emit(refuse("the address is outside the grid's range; 'aerie status' shows the range"));
+            self.emit(refuse(
+                "the address is outside the grid's range; 'aerie status' shows the range",
+            ));
         } else if self.pings.len() >= MAX_PINGS {
             self.emit(refuse("too many pings at once; try again in a moment"));
         } else {
-            self.pings.insert(id, Ping { addr, asked: at, sent: None });
+            self.pings.insert(
+                id,
+                Ping {
+                    addr,
+                    asked: at,
+                    sent: None,
+                },
+            );
             self.send_pings(at);
             self.wake_at(at);
         }
@@ -123,24 +146,27 @@ impl Tunnels {
 
     /// Sends the pings whose peer is ready; asks for the others.
     pub(super) fn send_pings(&mut self, now: Instant) {
-        let waiting: Vec<_> = self.pings.iter().filter(|(_, ping)| ping.sent.is_none()).collect();
+        let waiting: Vec<_> = self.pings.iter().filter(|(_, ping)| ping.is_due(now)).collect();
         let waiting: Vec<_> = waiting.into_iter().map(|(id, ping)| (*id, ping.addr)).collect();
         for (id, addr) in waiting {
             let Some(peer_id) = self.holder(addr, now) else {
                 self.look_up(addr, now);
                 continue;
             };
-            let Some(peer) = self.peers.get_mut(&peer_id) else { continue };
+            let Some(peer) = self.peers.get_mut(&peer_id) else {
+                continue;
+            };
             peer.active = now;
             peer.agent.wake(now);
-            let ready = peer.agent.route().is_some() && peer.sealing(now).is_some();
-            if !ready {
-                peer.wants_session = true;
+            let Some(route) = peer.agent.route().filter(|_| peer.current.is_some()) else {
+                if !std::mem::replace(&mut peer.wants_session, true) {
+                    self.wake_at(now);
+                }
                 continue;
-            }
+            };
             let mut message = vec![PING];
             message.extend(id.to_be_bytes());
-            if self.send_control(peer_id, &message, now)
+            if self.send_control(peer_id, route, &message, now)
                 && let Some(ping) = self.pings.get_mut(&id)
             {
                 ping.sent = Some((peer_id, now));
@@ -149,7 +175,7 @@ impl Tunnels {
     }
 
     /// A message of the tunnel itself, which came in a session.
-    pub(super) fn handle_control(&mut self, from: PeerId, message: &[u8], now: Instant) {
+    pub(super) fn handle_control(&mut self, from: PeerId, route: Route, message: &[u8], now: Instant) {
         let [kind, id @ ..] = message else { return };
         let Ok(id) = <[u8; CONTROL_LEN - 1]>::try_from(id).map(u64::from_be_bytes) else {
             self.counters.malformed += 1;
@@ -159,15 +185,22 @@ impl Tunnels {
             PING => {
                 let mut answer = vec![PONG];
                 answer.extend(id.to_be_bytes());
-                self.send_control(from, &answer, now);
+                // Back the way it came: this side may not have chosen one yet.
+                self.send_control(from, route, &answer, now);
             }
             PONG => {
                 let Some(ping) = self.pings.get(&id) else { return };
-                let Some((_, sent)) = ping.sent.filter(|(peer, _)| *peer == from) else { return };
+                let Some((_, sent)) = ping.sent.filter(|(peer, _)| *peer == from) else {
+                    return;
+                };
                 self.pings.remove(&id);
                 let rtt = now.saturating_duration_since(sent);
                 let path = self.peers.get(&from).map(|peer| self.path_of(peer));
-                self.emit(Event::Pong { id, rtt, path: path.unwrap_or(crate::PathKind::None) });
+                self.emit(Event::Pong {
+                    id,
+                    rtt,
+                    path: path.unwrap_or(crate::PathKind::None),
+                });
             }
             _ => self.counters.malformed += 1,
         }
@@ -175,7 +208,8 @@ impl Tunnels {
 
     /// Whether an inner packet may be delivered. If its source is not known yet it is kept, and `false`.
     pub(super) fn accept_inner(&mut self, from: PeerId, packet: &[u8], now: Instant) -> bool {
-        let Some(addresses) = inner::addresses(packet).filter(|found| found.destination == self.config.addr) else {
+        let Some(addresses) = inner::addresses(packet).filter(|found| found.destination == self.config.addr)
+        else {
             self.counters.misdirected += 1;
             return false;
         };
@@ -205,7 +239,9 @@ impl Tunnels {
 
     /// Sends what waited for a session. How many packets that was.
     pub(super) fn flush_queue(&mut self, id: PeerId, now: Instant) -> usize {
-        let Some(peer) = self.peers.get_mut(&id) else { return 0 };
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return 0;
+        };
         let queue = std::mem::take(&mut peer.queue);
         self.queued = self.queued.saturating_sub(queue.len());
         let mut out = std::mem::take(&mut self.outbox);
@@ -219,7 +255,9 @@ impl Tunnels {
 
     /// Answers what waited for a peer that cannot be reached.
     pub(super) fn give_up_queue(&mut self, id: PeerId, now: Instant) {
-        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
         let queue = std::mem::take(&mut peer.queue);
         self.queued = self.queued.saturating_sub(queue.len());
         for packet in queue {
@@ -228,7 +266,9 @@ impl Tunnels {
     }
 
     pub(super) fn send_keepalive(&mut self, id: PeerId, now: Instant) {
-        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
         let hop = peer.agent.route().and_then(|route| Hop::of(route, &self.links));
         if let Some(hop) = hop {
             seal(peer, hop, &[], now, &mut self.outbox);
@@ -255,7 +295,9 @@ impl Tunnels {
         for addr in expired {
             let lookup = self.lookups.remove(&addr);
             if let Some(lookup) = &lookup {
-                self.queued = self.queued.saturating_sub(lookup.outbound.len() + lookup.inbound.len());
+                self.queued = self
+                    .queued
+                    .saturating_sub(lookup.outbound.len() + lookup.inbound.len());
             }
             self.not_found(addr, lookup, now);
         }
@@ -279,18 +321,31 @@ impl Tunnels {
             self.unbind(addr);
         }
         if !self.bindings.contains_key(&addr) && self.bindings.len() >= MAX_BINDINGS {
-            let oldest = self.bindings.iter().min_by_key(|(_, binding)| binding.since).map(|(addr, _)| *addr);
+            let oldest = self
+                .bindings
+                .iter()
+                .min_by_key(|(_, binding)| binding.since)
+                .map(|(addr, _)| *addr);
             let Some(oldest) = oldest else { return false };
             self.unbind(oldest);
         }
-        let Some(peer) = self.ensure_peer(remote.peer, now) else { return false };
+        let Some(peer) = self.ensure_peer(remote.peer, now) else {
+            return false;
+        };
         if peer.noise_public != Some(remote.noise_public) {
             peer.noise_public = Some(remote.noise_public);
         }
         if !peer.addrs.contains(&addr) {
             peer.addrs.push(addr);
         }
-        self.bindings.insert(addr, Binding { peer: remote.peer, since: now, asked_again: false });
+        self.bindings.insert(
+            addr,
+            Binding {
+                peer: remote.peer,
+                since: now,
+                asked_again: false,
+            },
+        );
         true
     }
 
@@ -344,7 +399,11 @@ impl Tunnels {
 
     fn keep_inbound(&mut self, from: PeerId, source: VirtualAddr, packet: &[u8], now: Instant) {
         let known = self.lookups.contains_key(&source);
-        let allowed = known || self.peers.get_mut(&from).is_some_and(|peer| peer.lookups.take(1, now));
+        let allowed = known
+            || self
+                .peers
+                .get_mut(&from)
+                .is_some_and(|peer| peer.lookups.take(1, now));
         if !allowed || !self.config.range.contains(source) || source == self.config.addr {
             self.counters.spoofed_source += 1;
             return;
@@ -399,7 +458,12 @@ impl Tunnels {
         {
             self.counters.sent += 1;
             peer.tx_bytes += packet.len() as u64;
-            if peer.current.as_ref().is_some_and(|session| session.wants_renewal(now)) && !peer.wants_session {
+            if peer
+                .current
+                .as_ref()
+                .is_some_and(|session| session.wants_renewal(now))
+                && !peer.wants_session
+            {
                 peer.wants_session = true;
                 self.wake = Some(now);
             }
@@ -416,9 +480,13 @@ impl Tunnels {
         self.wake_at(now);
     }
 
-    fn send_control(&mut self, id: PeerId, message: &[u8], now: Instant) -> bool {
-        let Some(peer) = self.peers.get_mut(&id) else { return false };
-        let Some(hop) = peer.agent.route().and_then(|route| Hop::of(route, &self.links)) else { return false };
+    fn send_control(&mut self, id: PeerId, route: Route, message: &[u8], now: Instant) -> bool {
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return false;
+        };
+        let Some(hop) = Hop::of(route, &self.links) else {
+            return false;
+        };
         let sent = seal(peer, hop, message, now, &mut self.outbox);
         if sent && let Some(at) = peer.sealed(true, now) {
             self.wake_at(at);
@@ -437,6 +505,10 @@ impl Tunnels {
 }
 
 fn seal(peer: &mut Peer, hop: Hop, plain: &[u8], now: Instant, out: &mut Transmits) -> bool {
-    let Some(session) = peer.sealing(now) else { return false };
-    hop.push(out, plain.len() + DATA_OVERHEAD, |slot| session.seal(plain, slot, now))
+    let Some(session) = peer.sealing(now) else {
+        return false;
+    };
+    hop.push(out, plain.len() + DATA_OVERHEAD, |slot| {
+        session.seal(plain, slot, now)
+    })
 }

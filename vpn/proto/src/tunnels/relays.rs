@@ -38,7 +38,8 @@ impl Tunnels {
             relay.peer != own && crate::signal::is_usable(relay.addr, range, self.config.loopback)
         });
         relays.truncate(MAX_RELAYS);
-        self.reflexive.set_servers(relays.iter().map(|relay| relay.addr), now.instant);
+        self.reflexive
+            .set_servers(relays.iter().map(|relay| relay.addr), now.instant);
         self.relays = relays;
         self.wake_at(now.instant);
     }
@@ -72,7 +73,11 @@ impl Tunnels {
             None => None,
         };
         let answer = match grant {
-            Some(grant) => Signal::RelayGrant { id, session: grant.session, tickets: grant.tickets },
+            Some(grant) => Signal::RelayGrant {
+                id,
+                session: grant.session,
+                tickets: grant.tickets,
+            },
             None => Signal::RelayDenied { id },
         };
         self.signal_to(from, &answer);
@@ -85,19 +90,40 @@ impl Tunnels {
         (session, tickets): (u64, [[u8; 16]; 2]),
         now: Instant,
     ) {
-        let Some(asked) = self.relay_requests.get(&id).filter(|asked| asked.relay.peer == from) else { return };
+        let Some(asked) = self
+            .relay_requests
+            .get(&id)
+            .filter(|asked| asked.relay.peer == from)
+        else {
+            return;
+        };
         let (relay, far) = (asked.relay, asked.far);
         self.relay_requests.remove(&id);
         if !self.peers.get(&far).is_some_and(|peer| peer.agent.is_awake()) {
             return;
         }
         let [near_ticket, ticket] = tickets;
-        self.add_link(session, Link::new((relay.peer, relay.addr), far, (session, 0, &near_ticket), now), now);
-        self.signal_to(far, &Signal::RelayInvite { relay: relay.peer, addr: relay.addr, session, ticket });
+        self.add_link(
+            session,
+            Link::new((relay.peer, relay.addr), far, (session, 0, &near_ticket), now),
+            now,
+        );
+        self.signal_to(
+            far,
+            &Signal::RelayInvite {
+                relay: relay.peer,
+                addr: relay.addr,
+                session,
+                ticket,
+            },
+        );
     }
 
     pub(super) fn handle_relay_denied(&mut self, from: PeerId, id: u64, now: Instant) {
-        if self.relay_requests.get(&id).is_some_and(|asked| asked.relay.peer == from)
+        if self
+            .relay_requests
+            .get(&id)
+            .is_some_and(|asked| asked.relay.peer == from)
             && let Some(asked) = self.relay_requests.remove(&id)
         {
             self.relays_avoided.insert(from, now + AVOID);
@@ -120,7 +146,11 @@ impl Tunnels {
         if !usable || !room || self.links.contains_key(&session) || self.ensure_peer(from, now).is_none() {
             return;
         }
-        self.add_link(session, Link::new((relay.0, addr), from, (session, 1, &ticket), now), now);
+        self.add_link(
+            session,
+            Link::new((relay.0, addr), from, (session, 1, &ticket), now),
+            now,
+        );
     }
 
     pub(super) fn handle_bound(
@@ -189,7 +219,10 @@ impl Tunnels {
 
     /// Ends the ways through relays to a peer that have existed for so long.
     pub(super) fn drop_links_older_than(&mut self, age: Duration, far: PeerId, now: Instant) {
-        let old = self.links.iter().filter(|(_, link)| link.far == far && link.is_older_than(age, now));
+        let old = self
+            .links
+            .iter()
+            .filter(|(_, link)| link.far == far && link.is_older_than(age, now));
         let old: Vec<u64> = old.map(|(session, _)| *session).collect();
         for session in old {
             self.drop_link(session, now);

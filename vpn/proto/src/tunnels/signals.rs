@@ -30,7 +30,12 @@ impl Tunnels {
                 self.handle_relay_grant(from, id, (session, tickets), at);
             }
             Signal::RelayDenied { id } => self.handle_relay_denied(from, id, at),
-            Signal::RelayInvite { relay, addr, session, ticket } => {
+            Signal::RelayInvite {
+                relay,
+                addr,
+                session,
+                ticket,
+            } => {
                 self.handle_relay_invite(from, (relay, addr), (session, ticket), at);
             }
             Signal::Bye { tag } => {
@@ -50,8 +55,12 @@ impl Tunnels {
     pub(super) fn drive_agent(&mut self, id: PeerId, now: Now) {
         let at = now.instant;
         loop {
-            let Some(peer) = self.peers.get_mut(&id) else { return };
-            let Some(action) = peer.agent.next_action() else { return };
+            let Some(peer) = self.peers.get_mut(&id) else {
+                return;
+            };
+            let Some(action) = peer.agent.next_action() else {
+                return;
+            };
             match action {
                 Action::Probe { route, datagram } => {
                     if let Some(hop) = Hop::of(route, &self.links) {
@@ -70,8 +79,12 @@ impl Tunnels {
                 Action::NeedRelay => self.request_relay(id, at),
                 Action::Selected { to } => {
                     peer.pathless_since = if to.is_some() { None } else { Some(at) };
-                    if to.is_some() && peer.sealing(at).is_none() && !peer.queue.is_empty() {
-                        peer.wants_session = true;
+                    if to.is_some() && !peer.queue.is_empty() {
+                        // With a session only the way was missing.
+                        peer.wants_session = peer.sealing(at).is_none();
+                        if !peer.wants_session {
+                            self.flush_queue(id, at);
+                        }
                     }
                     self.path_changed(id, at);
                 }
@@ -97,7 +110,9 @@ impl Tunnels {
             is_usable(candidate.addr, range, loopback)
                 && matches!(candidate.kind, CandidateKind::Host | CandidateKind::Reflexive)
         });
-        let Some(peer) = self.ensure_peer(from, now) else { return };
+        let Some(peer) = self.ensure_peer(from, now) else {
+            return;
+        };
         if !peer.agent.is_awake() {
             peer.active = now;
         }
@@ -112,9 +127,19 @@ impl Tunnels {
 
     /// Where this host may be reached: its interfaces, and how relays see it.
     fn candidates(&self, now: Instant) -> Vec<Candidate> {
-        let hosts = self.hosts.iter().map(|addr| Candidate { kind: CandidateKind::Host, addr: *addr });
-        let seen = self.reflexive.addrs(now).into_iter().filter(|addr| !self.hosts.contains(addr));
-        let seen = seen.map(|addr| Candidate { kind: CandidateKind::Reflexive, addr });
+        let hosts = self.hosts.iter().map(|addr| Candidate {
+            kind: CandidateKind::Host,
+            addr: *addr,
+        });
+        let seen = self
+            .reflexive
+            .addrs(now)
+            .into_iter()
+            .filter(|addr| !self.hosts.contains(addr));
+        let seen = seen.map(|addr| Candidate {
+            kind: CandidateKind::Reflexive,
+            addr,
+        });
         hosts.chain(seen).take(MAX_CANDIDATES).collect()
     }
 }

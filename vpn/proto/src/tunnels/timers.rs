@@ -20,6 +20,9 @@ impl Tunnels {
     /// Does what is due. To be called when [`Tunnels::poll_timeout`] says so; calling it early does no harm.
     pub fn handle_timeout(&mut self, now: Now) {
         let at = now.instant;
+        self.wake = None;
+        // Before the peers: a ping may want a session of one.
+        let pings = self.drive_pings(at);
         let ids: Vec<PeerId> = self.peers.keys().copied().collect();
         for id in ids {
             self.drive_peer(id, now);
@@ -33,23 +36,42 @@ impl Tunnels {
         }
         let lookups = self.drive_lookups(at);
         let links = self.drive_links(at);
-        let pings = self.drive_pings(at);
         let peers = self.peers.values().filter_map(|peer| {
-            let idle = if peer.agent.is_awake() { IDLE_AFTER } else { FORGET_AFTER };
-            let pathless = peer.pathless_since.filter(|_| !peer.queue.is_empty()).map(|since| since + PATHLESS);
-            [peer.poll_timeout(), pathless, Some(peer.active + idle)].into_iter().flatten().min()
+            let idle = if peer.agent.is_awake() {
+                IDLE_AFTER
+            } else {
+                FORGET_AFTER
+            };
+            let pathless = peer
+                .pathless_since
+                .filter(|_| !peer.queue.is_empty())
+                .map(|since| since + PATHLESS);
+            [peer.poll_timeout(), pathless, Some(peer.active + idle)]
+                .into_iter()
+                .flatten()
+                .min()
         });
         let relay = self.relay.as_ref().and_then(|relay| relay.poll_timeout());
-        self.wake = [lookups, links, pings, relay, self.reflexive.poll_timeout(), peers.min()]
-            .into_iter()
-            .flatten()
-            .min()
-            .map(|next| next.max(at + GRAIN));
+        self.wake = [
+            self.wake,
+            lookups,
+            links,
+            pings,
+            relay,
+            self.reflexive.poll_timeout(),
+            peers.min(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+        .map(|next| next.max(at + GRAIN));
     }
 
     fn drive_peer(&mut self, id: PeerId, now: Now) {
         let at = now.instant;
-        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
         let idle = at.saturating_duration_since(peer.active);
         if idle >= FORGET_AFTER {
             self.forget(id);
@@ -61,7 +83,9 @@ impl Tunnels {
             self.drop_links_older_than(Duration::ZERO, id, at);
             self.give_up_queue(id, at);
         }
-        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
         peer.agent.handle_timeout(at);
         let freed = peer.expire(at);
         if peer.silence_at.is_some_and(|silence| at >= silence) {
@@ -72,7 +96,9 @@ impl Tunnels {
         if peer.agent.is_awake() && peer.agent.route().is_none() {
             peer.pathless_since.get_or_insert(at);
         }
-        let pathless = peer.pathless_since.is_some_and(|since| at.saturating_duration_since(since) >= PATHLESS);
+        let pathless = peer
+            .pathless_since
+            .is_some_and(|since| at.saturating_duration_since(since) >= PATHLESS);
         let standby_over = peer.agent.is_direct_for(STANDBY, at);
         self.free(freed);
         if keepalive {
@@ -91,12 +117,21 @@ impl Tunnels {
     }
 
     fn drive_pings(&mut self, now: Instant) -> Option<Instant> {
-        let late = self.pings.iter().filter(|(_, ping)| now >= ping.asked + PING_TIMEOUT);
+        let late = self
+            .pings
+            .iter()
+            .filter(|(_, ping)| now >= ping.asked + PING_TIMEOUT);
         let late: Vec<_> = late.map(|(id, ping)| (*id, ping.addr)).collect();
         for (id, addr) in late {
             self.pings.remove(&id);
-            let why = match self.bindings.get(&addr).and_then(|binding| self.peers.get(&binding.peer)) {
-                None => format!("no member holds {addr}, or the register is out of reach; see 'aerie status'"),
+            let why = match self
+                .bindings
+                .get(&addr)
+                .and_then(|binding| self.peers.get(&binding.peer))
+            {
+                None => {
+                    format!("no member holds {addr}, or the register is out of reach; see 'aerie status'")
+                }
                 Some(peer) => match peer.refusal.clone().or_else(|| peer.agent.why(false)) {
                     Some(reason) => format!("no way to {addr}: {reason}"),
                     None => format!("{addr} did not answer within {} s", PING_TIMEOUT.as_secs()),
@@ -104,9 +139,7 @@ impl Tunnels {
             };
             self.emit(Event::PingFailed { id, why });
         }
-        if self.pings.values().any(super::packets::Ping::is_waiting) {
-            self.send_pings(now);
-        }
-        self.pings.values().map(|ping| ping.asked + PING_TIMEOUT).min()
+        self.send_pings(now);
+        self.pings.values().map(super::packets::Ping::next).min()
     }
 }

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use aerie_types::{GridId, PeerId, UnderlayAddr, VirtualAddr, WallMillis};
 use aerie_vpn_proto::{
-    Config, CredentialCheck, Datagram, Event, Identity, Now, PathKind, RelayInfo, RelayLimits, RemoteIdentity,
-    RemotePeer, Suite, Transmits, Tunnels, noise_public,
+    Config, CredentialCheck, Datagram, Event, Identity, Now, PathKind, RelayInfo, RelayLimits,
+    RemoteIdentity, RemotePeer, Suite, Transmits, Tunnels, noise_public,
 };
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -76,7 +76,9 @@ impl CredentialCheck for Check {
         }
         let expiry = u64::from_be_bytes(der[64..72].try_into().unwrap());
         if wall.0 > expiry {
-            return Err("it has expired; the node renews it by itself when it can reach the portal".to_owned());
+            return Err(
+                "it has expired; the node renews it by itself when it can reach the portal".to_owned(),
+            );
         }
         Ok(RemoteIdentity {
             peer: PeerId(der[..32].try_into().unwrap()),
@@ -95,9 +97,21 @@ pub(crate) fn credential(peer: PeerId, noise: [u8; 32], expiry: WallMillis, name
 }
 
 enum Item {
-    Datagram { from: SocketAddr, to: SocketAddr, via: Option<usize>, bytes: Vec<u8> },
-    Signal { from: PeerId, to: PeerId, bytes: Vec<u8> },
-    Resolved { node: usize, addr: VirtualAddr },
+    Datagram {
+        from: SocketAddr,
+        to: SocketAddr,
+        via: Option<usize>,
+        bytes: Vec<u8>,
+    },
+    Signal {
+        from: PeerId,
+        to: PeerId,
+        bytes: Vec<u8>,
+    },
+    Resolved {
+        node: usize,
+        addr: VirtualAddr,
+    },
 }
 
 /// A datagram on the wire, outside of every NAT.
@@ -175,7 +189,12 @@ impl World {
         self.add(None, Some(RelayLimits::default()), WallMillis(u64::MAX))
     }
 
-    pub(crate) fn add(&mut self, nat: Option<usize>, relay: Option<RelayLimits>, expiry: WallMillis) -> usize {
+    pub(crate) fn add(
+        &mut self,
+        nat: Option<usize>,
+        relay: Option<RelayLimits>,
+        expiry: WallMillis,
+    ) -> usize {
         let n = self.nodes.len();
         let tag = n as u8 + 1;
         let host: SocketAddr = match nat {
@@ -219,7 +238,10 @@ impl World {
     pub(crate) fn announce_relays(&mut self, relays: &[usize]) {
         let infos: Vec<_> = relays
             .iter()
-            .map(|n| RelayInfo { peer: self.nodes[*n].peer, addr: UnderlayAddr(self.nodes[*n].host) })
+            .map(|n| RelayInfo {
+                peer: self.nodes[*n].peer,
+                addr: UnderlayAddr(self.nodes[*n].host),
+            })
             .collect();
         let now = self.moment();
         for node in &mut self.nodes {
@@ -230,7 +252,10 @@ impl World {
 
     pub(crate) fn moment(&self) -> Now {
         let wall = WallMillis(self.wall_offset + (self.now - self.start).as_millis() as u64);
-        Now { instant: self.now, wall }
+        Now {
+            instant: self.now,
+            wall,
+        }
     }
 
     /// Gives a node a packet of its own to send.
@@ -255,10 +280,17 @@ impl World {
         }
         loop {
             let timers = self.nodes.iter().enumerate().filter(|(_, node)| node.online);
-            let timer = timers.filter_map(|(n, node)| Some((node.core.poll_timeout()?, n))).min();
+            let timer = timers
+                .filter_map(|(n, node)| Some((node.core.poll_timeout()?, n)))
+                .min();
             let item = self.queue.first_key_value().map(|(key, _)| *key);
-            let next = [timer.map(|(at, _)| at), item.map(|(at, _)| at)].into_iter().flatten().min();
-            let Some(next) = next.filter(|next| *next <= end) else { break };
+            let next = [timer.map(|(at, _)| at), item.map(|(at, _)| at)]
+                .into_iter()
+                .flatten()
+                .min();
+            let Some(next) = next.filter(|next| *next <= end) else {
+                break;
+            };
             self.now = self.now.max(next);
             if let Some(key) = item.filter(|(at, _)| *at <= next) {
                 let item = self.queue.remove(&key).unwrap();
@@ -283,7 +315,15 @@ impl World {
 
     /// Puts a datagram on the wire, as anybody could.
     pub(crate) fn inject(&mut self, from: SocketAddr, to: SocketAddr, bytes: Vec<u8>) {
-        self.push(LATENCY, Item::Datagram { from, to, via: None, bytes });
+        self.push(
+            LATENCY,
+            Item::Datagram {
+                from,
+                to,
+                via: None,
+                bytes,
+            },
+        );
     }
 
     pub(crate) fn path(&self, from: usize, to: usize) -> PathKind {
@@ -293,7 +333,11 @@ impl World {
     }
 
     pub(crate) fn received(&self, node: usize) -> Vec<Vec<u8>> {
-        self.nodes[node].delivered.iter().map(|packet| packet[20..].to_vec()).collect()
+        self.nodes[node]
+            .delivered
+            .iter()
+            .map(|packet| packet[20..].to_vec())
+            .collect()
     }
 
     pub(crate) fn signal(&mut self, from: PeerId, to: usize, bytes: &[u8]) {
@@ -322,7 +366,14 @@ impl World {
                 }
                 Event::Signal { to, bytes } if self.overlay_up => {
                     let from = self.nodes[n].peer;
-                    self.push(OVERLAY_LATENCY, Item::Signal { from, to: *to, bytes: bytes.clone() });
+                    self.push(
+                        OVERLAY_LATENCY,
+                        Item::Signal {
+                            from,
+                            to: *to,
+                            bytes: bytes.clone(),
+                        },
+                    );
                 }
                 _ => {}
             }
@@ -342,39 +393,64 @@ impl World {
                 Some(nat) if !inside => (self.nats[nat].outbound(host, to), None),
                 nat => (host, nat),
             };
-            let seen = Seen { at: self.now, from, to, bytes: bytes.to_vec() };
+            let seen = Seen {
+                at: self.now,
+                from,
+                to,
+                bytes: bytes.to_vec(),
+            };
             let dropped = self.drop_if.as_mut().is_some_and(|filter| filter(&seen));
             self.wire.push(seen);
             if !dropped {
-                self.push(LATENCY, Item::Datagram { from, to, via, bytes: bytes.to_vec() });
+                self.push(
+                    LATENCY,
+                    Item::Datagram {
+                        from,
+                        to,
+                        via,
+                        bytes: bytes.to_vec(),
+                    },
+                );
             }
         }
     }
 
     fn handle(&mut self, item: Item) {
         match item {
-            Item::Datagram { from, to, via, mut bytes } => {
+            Item::Datagram {
+                from,
+                to,
+                via,
+                mut bytes,
+            } => {
                 let inner = match self.nats.iter().find(|nat| IpAddr::V4(nat.public) == to.ip()) {
                     Some(nat) => nat.inbound(from, to.port()),
                     None => Some(to),
                 };
                 let translated = inner != Some(to);
-                let reachable = |node: &Node| {
-                    Some(node.host) == inner && (translated || node.nat == via) && node.online
+                let reachable =
+                    |node: &Node| Some(node.host) == inner && (translated || node.nat == via) && node.online;
+                let Some(n) = self.nodes.iter().position(reachable) else {
+                    return;
                 };
-                let Some(n) = self.nodes.iter().position(reachable) else { return };
                 let now = self.moment();
                 let node = &mut self.nodes[n];
                 let mut slices = Vec::new();
-                let mut batch = [Datagram { from: UnderlayAddr(from), bytes: &mut bytes }];
+                let mut batch = [Datagram {
+                    from: UnderlayAddr(from),
+                    bytes: &mut bytes,
+                }];
                 node.core.handle_datagrams(&mut batch, now, &mut slices);
                 for slice in slices {
-                    node.delivered.push(bytes[slice.start..slice.start + slice.len].to_vec());
+                    node.delivered
+                        .push(bytes[slice.start..slice.start + slice.len].to_vec());
                 }
                 self.settle(n);
             }
             Item::Signal { from, to, bytes } => {
-                let Some(n) = self.nodes.iter().position(|node| node.peer == to && node.online) else { return };
+                let Some(n) = self.nodes.iter().position(|node| node.peer == to && node.online) else {
+                    return;
+                };
                 let now = self.moment();
                 self.nodes[n].core.signal(from, &bytes, now).unwrap();
                 self.settle(n);

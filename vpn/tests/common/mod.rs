@@ -1,0 +1,102 @@
+//! Nodes for tests: real drivers, with a switchboard in place of the overlay and the register.
+
+// Each test binary uses its own part of this.
+#![allow(dead_code)]
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex};
+
+use aerie_types::{GridId, PeerId, VirtualAddr, WallMillis};
+use aerie_vpn::{
+    CredentialCheck, Event, Handle, Identity, RemoteIdentity, RemotePeer, VpnConfig, noise_public,
+};
+use tokio::sync::mpsc;
+
+/// Carries signals and answers who holds which address.
+#[derive(Clone, Default)]
+pub(crate) struct Switchboard {
+    nodes: Arc<Mutex<BTreeMap<PeerId, Handle>>>,
+}
+
+impl Switchboard {
+    pub(crate) fn join(&self, peer: PeerId, handle: Handle) {
+        self.nodes.lock().unwrap().insert(peer, handle);
+    }
+
+    pub(crate) fn handle(&self, n: u8) -> Handle {
+        self.nodes.lock().unwrap().get(&peer(n)).unwrap().clone()
+    }
+
+    fn find(&self, peer: PeerId) -> Option<Handle> {
+        self.nodes.lock().unwrap().get(&peer).cloned()
+    }
+
+    /// Serves one node's events until its driver ends.
+    pub(crate) async fn serve(self, n: u8, handle: Handle, mut events: mpsc::Receiver<Event>) {
+        while let Some(event) = events.recv().await {
+            match event {
+                Event::Resolve(addr) => {
+                    let number = addr.v4().map_or(0, |v4| v4.octets()[3]);
+                    let remote = self.find(peer(number)).map(|_| RemotePeer {
+                        peer: peer(number),
+                        noise_public: noise_public(&secret(number)).unwrap(),
+                    });
+                    handle.resolved(addr, remote).await;
+                }
+                Event::Signal { to, bytes } => {
+                    if let Some(to) = self.find(to) {
+                        to.signal(peer(n), bytes).await;
+                    }
+                }
+                Event::PathChanged { peer, path, why } => {
+                    eprintln!("node {n}: {} by {path} {}", peer.0[0], why.unwrap_or_default());
+                }
+            }
+        }
+    }
+}
+
+struct Check;
+
+impl CredentialCheck for Check {
+    fn check(&self, der: &[u8], _wall: WallMillis) -> Result<RemoteIdentity, String> {
+        let [n] = der else {
+            return Err("malformed".to_owned());
+        };
+        Ok(RemoteIdentity {
+            peer: peer(*n),
+            noise_public: noise_public(&secret(*n)).unwrap(),
+            node: format!("node{n}").parse().unwrap(),
+        })
+    }
+}
+
+pub(crate) fn check() -> Box<dyn CredentialCheck> {
+    Box::new(Check)
+}
+
+pub(crate) fn peer(n: u8) -> PeerId {
+    PeerId([n; 32])
+}
+
+fn secret(n: u8) -> [u8; 32] {
+    [n ^ 0x55; 32]
+}
+
+pub(crate) fn addr(n: u8) -> VirtualAddr {
+    Ipv4Addr::new(100, 96, 0, n).into()
+}
+
+pub(crate) fn identity(n: u8) -> Identity {
+    Identity {
+        grid: GridId([9; 16]),
+        peer: peer(n),
+        noise_secret: secret(n).into(),
+        credential: vec![n],
+    }
+}
+
+pub(crate) fn config(n: u8) -> VpnConfig {
+    VpnConfig::new(format!("aerie-t{n}"), addr(n), "100.96.0.0/11".parse().unwrap())
+}

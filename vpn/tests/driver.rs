@@ -1,0 +1,128 @@
+//! The driver on edges in memory.
+
+mod common;
+
+use std::time::Duration;
+
+use aerie_types::UnderlayAddr;
+use aerie_vpn::io::memory::{MemoryNet, MemoryTun};
+use aerie_vpn::{Handle, PathKind, PingError, Vpn};
+use common::{Switchboard, addr, check, config, identity, peer};
+
+struct Net {
+    board: Switchboard,
+    net: MemoryNet,
+}
+
+impl Net {
+    fn new() -> Self {
+        Self {
+            board: Switchboard::default(),
+            net: MemoryNet::default(),
+        }
+    }
+
+    fn node(&self, n: u8) -> (Handle, MemoryTun) {
+        let tun = MemoryTun::default();
+        let udp = self.net.bind(UnderlayAddr(([192, 0, 2, n], 4242).into()));
+        let (handle, events, _) = Vpn::start_with(
+            config(n),
+            identity(n),
+            check(),
+            &mut rand::rng(),
+            tun.clone(),
+            udp,
+        )
+        .unwrap();
+        self.board.join(peer(n), handle.clone());
+        tokio::spawn(self.board.clone().serve(n, handle.clone(), events));
+        (handle, tun)
+    }
+}
+
+fn packet(from: u8, to: u8, payload: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0];
+    packet.extend(addr(from).v4().unwrap().octets());
+    packet.extend(addr(to).v4().unwrap().octets());
+    packet.extend(payload);
+    let total = packet.len() as u16;
+    packet[2..4].copy_from_slice(&total.to_be_bytes());
+    packet
+}
+
+#[tokio::test]
+async fn packets_cross_from_device_to_device_in_order() {
+    let net = Net::new();
+    let (_a, tun_a) = net.node(1);
+    let (b, tun_b) = net.node(2);
+    tun_a.host_sends(packet(1, 2, b"first"));
+    assert_eq!(tun_b.host_receives().await, packet(1, 2, b"first"));
+    for n in 0..500u32 {
+        tun_a.host_sends(packet(1, 2, &n.to_be_bytes()));
+    }
+    for n in 0..500u32 {
+        assert_eq!(tun_b.host_receives().await, packet(1, 2, &n.to_be_bytes()));
+    }
+    tun_b.host_sends(packet(2, 1, b"back"));
+    assert_eq!(tun_a.host_receives().await, packet(2, 1, b"back"));
+    let status = b.peers().await.remove(0);
+    assert_eq!(status.peer, peer(1));
+    assert_eq!(status.name.unwrap().as_str(), "node1");
+    assert!(matches!(status.path, PathKind::Direct(_)));
+    assert!(status.rx_bytes > 500 * 24);
+}
+
+#[tokio::test]
+async fn a_ping_opens_the_tunnel_and_a_hopeless_one_says_why() {
+    let net = Net::new();
+    let (a, _tun_a) = net.node(1);
+    let (_b, _tun_b) = net.node(2);
+    let pong = a.ping(addr(2)).await.unwrap();
+    assert!(pong.rtt < Duration::from_secs(1));
+    let outside = a
+        .ping(std::net::Ipv4Addr::new(192, 0, 2, 1).into())
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&outside, PingError::Unreachable(why) if why.contains("range")),
+        "{outside}"
+    );
+}
+
+#[tokio::test]
+async fn a_revoked_member_is_no_peer_any_more() {
+    let net = Net::new();
+    let (a, _tun_a) = net.node(1);
+    let (b, _tun_b) = net.node(2);
+    a.ping(addr(2)).await.unwrap();
+    b.revoke(peer(1)).await;
+    assert!(b.peers().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_new_address_reaches_the_interface_and_the_status() {
+    let net = Net::new();
+    let (a, tun) = net.node(1);
+    a.readdress(addr(7)).await.unwrap();
+    assert_eq!(tun.addr(), Some(addr(7)));
+    assert_eq!(a.status().await.unwrap().addr, addr(7));
+    let outside = a
+        .readdress(std::net::Ipv4Addr::new(10, 0, 0, 1).into())
+        .await
+        .unwrap_err();
+    assert!(
+        outside.to_string().contains("outside the grid's range"),
+        "{outside}"
+    );
+}
+
+#[tokio::test]
+async fn a_driver_that_was_shut_down_says_so() {
+    let net = Net::new();
+    let (a, _tun) = net.node(1);
+    a.shutdown().await;
+    a.shutdown().await;
+    assert!(a.peers().await.is_empty());
+    assert!(a.status().await.unwrap_err().to_string().contains("down"));
+    assert!(matches!(a.ping(addr(2)).await, Err(PingError::Down(_))));
+}
