@@ -1,17 +1,19 @@
 //! Whom this node knows: who counts in a small grid's quorum, who is connected, whose credential is at hand.
 //!
 //! ```text
-//!            heard of, with its credential          connected
-//!  unknown ─────────────────────────────► known ◄──────────────► up
-//!     ▲                                     │                     │
-//!     └──── not heard of for a day ◄────────┴──── leaves cleanly ─┘
+//!            connected              says that it votes, or is told by one who counts it
+//!  unknown ────────────► connected ──────────────────────────────────────────────────► counted ◄─┐
+//!     ▲                                                                                   │   │   │ news
+//!     └──────────────── leaves cleanly, is declared gone, or no news for a day ───────────┘   └───┘
 //! ```
 //!
-//! A member counts for [`REMEMBERED`] after it was last heard of, by this node or by one that told it (the age
-//! travels along, so that telling does not make anybody younger). Members are told with their credentials: nobody
-//! can inflate the count of a small grid, and with it the quorum, by inventing members. One that leaves cleanly stops
-//! counting at once; older news of it does not bring it back.
+//! A member counts from when it says that it is about to vote (see `ready`), so that many that join at the same time
+//! do not wait for each other, and until [`REMEMBERED`] after it was last heard of, by this node or by one that told
+//! it (the age travels along, so that telling does not make anybody younger). Members are told with their
+//! credentials: nobody can inflate the count of a small grid, and with it the quorum, by inventing members. One that
+//! leaves cleanly stops counting at once; older news of it does not bring it back.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -25,6 +27,8 @@ struct Known {
     until: Instant,
     /// When it was first known.
     first: Instant,
+    /// It votes, or has voted.
+    counts: bool,
     /// It left cleanly; news that would let it count until before this moment are older than its leaving.
     left: Option<Instant>,
     connected: bool,
@@ -47,43 +51,41 @@ impl Members {
         }
     }
 
-    /// News of a member that are `age` old. Whether it was not counted before.
+    /// News, `age` old, of a member that votes. Whether it was not counted before.
     pub(crate) fn heard(&mut self, peer: PeerId, age: Duration, now: Instant) -> bool {
         if peer == self.me || age >= REMEMBERED {
             return false;
         }
         let until = now + (REMEMBERED - age);
-        if let Some(known) = self.known.get_mut(&peer) {
-            if known.left.is_some_and(|left| until <= left) {
-                return false;
-            }
-            let new = known.left.take().is_some() || known.until <= now;
-            if new {
-                known.first = now;
-            }
-            known.until = known.until.max(until);
-            return new;
-        }
-        if self.known.len() >= MAX_MEMBERS {
+        let room = self.known.len() < MAX_MEMBERS;
+        let fresh = Known {
+            until,
+            first: now,
+            counts: false,
+            left: None,
+            connected: false,
+        };
+        let known = match self.known.entry(peer) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(vacant) if room => vacant.insert(fresh),
+            Entry::Vacant(_) => return false,
+        };
+        if known.left.is_some_and(|left| until <= left) {
             return false;
         }
-        let first = now;
-        self.known.insert(
-            peer,
-            Known {
-                until,
-                first,
-                left: None,
-                connected: false,
-            },
-        );
-        true
+        let new = !known.counts || known.left.take().is_some() || (known.until <= now && !known.connected);
+        if new {
+            known.first = now;
+        }
+        known.counts = true;
+        known.until = known.until.max(until);
+        new
     }
 
     /// The member is connected; it is let in even where the bound is reached.
-    pub(crate) fn up(&mut self, peer: PeerId, now: Instant) -> bool {
+    pub(crate) fn up(&mut self, peer: PeerId, now: Instant) {
         if peer == self.me {
-            return false;
+            return;
         }
         if self.known.len() >= MAX_MEMBERS && !self.known.contains_key(&peer) {
             let idle = self.known.iter().find(|(_, known)| !known.connected);
@@ -91,16 +93,26 @@ impl Members {
                 self.known.remove(&idle);
             }
         }
-        let new = self.heard(peer, Duration::ZERO, now);
-        if let Some(known) = self.known.get_mut(&peer) {
-            known.connected = true;
-        }
-        new
+        let known = self.known.entry(peer).or_insert(Known {
+            until: now,
+            first: now,
+            counts: false,
+            left: None,
+            connected: false,
+        });
+        known.connected = true;
+    }
+
+    /// Whether the member counts, so that this has to be remembered.
+    pub(crate) fn counts(&self, peer: PeerId) -> bool {
+        self.known
+            .get(&peer)
+            .is_some_and(|known| known.counts && known.left.is_none())
     }
 
     pub(crate) fn down(&mut self, peer: PeerId, now: Instant) {
         if let Some(known) = self.known.get_mut(&peer) {
-            if known.connected && known.left.is_none() {
+            if known.connected && known.counts {
                 known.until = now + REMEMBERED;
             }
             known.connected = false;
@@ -110,6 +122,7 @@ impl Members {
     pub(crate) fn left(&mut self, peer: PeerId, now: Instant) {
         if let Some(known) = self.known.get_mut(&peer) {
             known.left = Some(now + REMEMBERED);
+            known.counts = false;
         }
     }
 
@@ -118,7 +131,9 @@ impl Members {
         let gone: Vec<_> = self
             .known
             .iter()
-            .filter(|(_, known)| !known.connected && known.until <= now)
+            .filter(|(_, known)| {
+                !known.connected && known.until <= now && known.left.is_none_or(|left| left <= now)
+            })
             .map(|(peer, _)| *peer)
             .collect();
         for peer in &gone {
@@ -204,7 +219,7 @@ impl Members {
     fn counted(&self, now: Instant) -> impl Iterator<Item = (PeerId, &Known)> + '_ {
         self.known
             .iter()
-            .filter(move |(_, known)| known.left.is_none() && (known.connected || known.until > now))
+            .filter(move |(_, known)| known.counts && (known.connected || known.until > now))
             .map(|(peer, known)| (*peer, known))
     }
 }
@@ -243,12 +258,19 @@ mod tests {
         let (mut members, now) = start();
         let (peer, second) = (PeerId([1; 32]), Duration::from_secs(1));
         members.up(peer, now);
+        members.heard(peer, Duration::ZERO, now);
         members.left(peer, now + second * 60);
         members.down(peer, now + second * 61);
         assert_eq!(members.count(now + second * 61), 1);
         members.heard(peer, second * 20, now + second * 70);
         assert_eq!(members.count(now + second * 70), 1);
         members.up(peer, now + second * 80);
+        assert_eq!(
+            members.count(now + second * 80),
+            1,
+            "it is back, and does not vote yet"
+        );
+        members.heard(peer, Duration::ZERO, now + second * 80);
         assert_eq!(members.count(now + second * 80), 2);
     }
 }

@@ -1,11 +1,12 @@
 //! Readiness, and the passing on of certificates between witnesses.
 //!
 //! ```text
-//!   start ──┬─ founder that knows nobody ─────────────────────────────────────────► ready
+//!   start ──┬─ founder that knows nobody ──────────────────────────────────────────────────► ready
 //!           │
-//!           ├─ store says "was ready" ──► returning ── enough merged, or 5 s with others ──► ready
+//!           ├─ store says "was ready" ──► returning ── enough merged, or 5 s with others ───► ready
 //!           │
-//!           └─ no such store ───────────► joining ──── enough merged, or one lease later ──► ready
+//!           └─ no such store ──► joining ── enough merged ──► announcing ── enough know ────► ready
+//!                                        (or one lease later)
 //! ```
 //!
 //! A witness that has *forgotten* grants must not vote: a key it granted could be granted again. Which one has? One
@@ -22,8 +23,12 @@
 //! where q = 7 of 9; in a small grid the one other of two, both others of three, two of four, three of five or six,
 //! four of seven or eight. It asks everybody, or the twenty closest, and waits for every answer or failure, so that
 //! it normally merges from all. Where too many are away, there is another way: whatever it may have forgotten has
-//! ended one full lease after it came, and from then on a single whole state suffices. A newcomer's own answers
-//! do not count: where all members have lost their stores, one has to be started as the founder.
+//! ended one full lease after it came, and from then on a single whole state suffices.
+//!
+//! Nobody counts a newcomer so far. Then it *announces* that it is about to vote, and votes when n - q + 1 others count
+//! it: fewer than a quorum of the old membership are left that do not, so that no certificate comes about that neglects
+//! it. That is also why many can join at once: who is still joining is not waited for. Where all members have lost
+//! their stores, one of them has to be started as the founder.
 //!
 //! Afterwards every member that comes up is asked in the same way, which brings certificates to a member that has
 //! become the closer one, and brings the two sides of a healed partition together. When a member goes away, those
@@ -56,6 +61,7 @@ const WORTH_FETCHING: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Standing {
     Joining,
+    Announcing,
     Returning { until: Option<Instant> },
     Ready,
 }
@@ -110,6 +116,11 @@ impl<S: Store, K: Keys> Register<S, K> {
         self.readiness.standing == Standing::Ready
     }
 
+    /// Whether this node's state counts for others: it votes, is about to, or has its store of before.
+    fn is_whole(&self) -> bool {
+        self.readiness.standing != Standing::Joining
+    }
+
     pub(crate) fn found_or_wait(&mut self, now: Now) {
         if self.config.founder && !self.readiness.founder {
             self.readiness.founder = true;
@@ -138,7 +149,7 @@ impl<S: Store, K: Keys> Register<S, K> {
     pub(crate) fn readiness_timeout(&self) -> Option<Instant> {
         match self.readiness.standing {
             Standing::Ready => None,
-            Standing::Joining => self.readiness.next,
+            Standing::Joining | Standing::Announcing => self.readiness.next,
             Standing::Returning { until } => self.readiness.next.into_iter().chain(until).min(),
         }
     }
@@ -194,7 +205,13 @@ impl<S: Store, K: Keys> Register<S, K> {
     /// All members of a small grid; of a large one the closest that are connected.
     fn sources(&self, now: Now) -> Vec<PeerId> {
         if self.members.count(now.instant) <= CANDIDATES {
-            return self.members.others(now.instant).map(|(peer, _)| peer).collect();
+            let others: BTreeSet<PeerId> = self
+                .members
+                .others(now.instant)
+                .map(|(peer, _)| peer)
+                .chain(self.members.connected())
+                .collect();
+            return others.into_iter().collect();
         }
         let closest = self.members.closest(self.me.position());
         closest
@@ -221,14 +238,22 @@ impl<S: Store, K: Keys> Register<S, K> {
             .readiness
             .met
             .is_some_and(|met| met + self.config.timings.ttl <= now.instant);
-        if members > 1 && (merged >= needed(members) || merged > 0 && outlived) {
-            self.become_ready(now);
+        if !(members > 1 && (merged >= needed(members) || merged > 0 && outlived)) {
+            return;
         }
+        if self.readiness.standing == Standing::Joining {
+            self.readiness.standing = Standing::Announcing;
+            self.readiness.merged.clear();
+            self.readiness.asked.clear();
+            return self.ask_for_state(now);
+        }
+        self.become_ready(now);
     }
 
     fn ask_state_of(&mut self, peer: PeerId, after: Option<Key>, now: Now) {
         let request = Request::Merge {
             credential: self.keys.credential(),
+            votes: self.is_whole(),
             members: self.told(peer, now),
             after,
         };
@@ -255,6 +280,12 @@ impl<S: Store, K: Keys> Register<S, K> {
             .collect()
     }
 
+    fn hear_from(&mut self, peer: PeerId, votes: bool, now: Now) {
+        if votes && self.members.heard(peer, Duration::ZERO, now.instant) {
+            self.save_member(peer, now);
+        }
+    }
+
     fn hear(&mut self, members: &[Told], now: Now) {
         for told in members.iter().take(MAX_TOLD) {
             let Some(member) = self.learn(&told.credential, now) else {
@@ -271,6 +302,7 @@ impl<S: Store, K: Keys> Register<S, K> {
         &mut self,
         from: PeerId,
         credential: &[u8],
+        votes: bool,
         members: &[Told],
         after: Option<Key>,
         now: Now,
@@ -281,13 +313,11 @@ impl<S: Store, K: Keys> Register<S, K> {
         {
             return Answer::Malformed;
         }
-        if self.members.heard(from, Duration::ZERO, now.instant) {
-            self.save_member(from, now);
-        }
+        self.hear_from(from, votes, now);
         self.hear(members, now);
         let (summaries, next) = self.summaries(from, after, now);
         let state = State {
-            whole: !matches!(self.readiness.standing, Standing::Joining),
+            whole: self.is_whole(),
             credential: self.keys.credential(),
             members: self.told(from, now),
             summaries,
@@ -340,7 +370,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             return;
         };
         self.learn(&state.credential, now);
-        self.members.heard(from, Duration::ZERO, now.instant);
+        self.hear_from(from, state.whole, now);
         self.hear(&state.members, now);
         let wanted = self.wanted(&state.summaries, now);
         for keys in wanted.chunks(MAX_HANDED) {

@@ -509,9 +509,10 @@ impl<S: Store, K: Keys> Register<S, K> {
             Request::LookUp { key } => self.looked_up_here(key, now),
             Request::Merge {
                 credential,
+                votes,
                 members,
                 after,
-            } => self.merge_asked(from, &credential, &members, after, now),
+            } => self.merge_asked(from, &credential, votes, &members, after, now),
             Request::Offer(summaries) => self.offered(&summaries, now),
             Request::Fetch(keys) => self.fetched(&keys, now),
             Request::HandOver(handed) => self.handed_over(&handed, now),
@@ -616,6 +617,9 @@ impl<S: Store, K: Keys> Register<S, K> {
 
     /// A member counts from now on, also after a restart.
     pub(crate) fn save_member(&mut self, peer: PeerId, now: Now) {
+        if !self.members.counts(peer) {
+            return;
+        }
         let until = now.wall.plus(REMEMBERED).0.to_be_bytes().to_vec();
         let _ = self.persist(&[put(Table::Members, &peer.0, until)]);
     }
@@ -748,7 +752,7 @@ impl<S: Store, K: Keys> Register<S, K> {
         if self.save_at <= now.instant {
             self.save_at = now.instant + SAVE_EVERY;
             let until = now.wall.plus(REMEMBERED).0.to_be_bytes();
-            let connected = self.members.connected();
+            let connected = self.members.connected().filter(|peer| self.members.counts(*peer));
             changes.extend(connected.map(|peer| put(Table::Members, &peer.0, until.to_vec())));
         }
         let _ = self.persist(&changes);

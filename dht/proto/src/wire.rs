@@ -29,6 +29,8 @@ pub(crate) enum Request {
     /// Tells whom I know, and asks what you know. `after` continues a long answer.
     Merge {
         credential: Vec<u8>,
+        /// Count me: I vote, or am about to.
+        votes: bool,
         members: Vec<Told>,
         after: Option<Key>,
     },
