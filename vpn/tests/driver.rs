@@ -1,5 +1,7 @@
 //! The driver on edges in memory.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
 mod common;
 
 use std::time::Duration;

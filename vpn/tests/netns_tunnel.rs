@@ -1,5 +1,7 @@
 //! Real drivers with real TUN devices and sockets, in network namespaces that end with the test.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
 mod common;
 
 use std::fs::File;

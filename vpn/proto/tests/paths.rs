@@ -1,5 +1,7 @@
 //! Which way two nodes find to each other, through every NAT that matters, and what happens when it changes.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
 mod common;
 
 use std::time::Duration;

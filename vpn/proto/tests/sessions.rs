@@ -1,5 +1,7 @@
 //! Sessions under renewal, replay, forgery and misuse.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
 mod common;
 
 use std::time::Duration;

@@ -30,19 +30,22 @@
 //! of the session that comes from a new address makes that address a candidate: it is used only after it has
 //! answered a probe, so that a replayed or redirected datagram moves nothing.
 
+mod class;
+mod explain;
+mod key;
 mod pair;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use aerie_types::{PeerId, UnderlayAddr};
-use aws_lc_rs::{digest, hmac};
+use aws_lc_rs::hmac;
 use zeroize::Zeroizing;
 
 use crate::signal::{Candidate, CandidateKind, Offer};
 use crate::wire;
 
+use class::class;
 use pair::{Failure, KEEPALIVE_OTHERS, KEEPALIVE_SELECTED, Pair, State};
 
 /// Ways to one peer that are tried: its announced candidates, some unannounced, a relay or two.
@@ -210,7 +213,7 @@ impl Agent {
         }
     }
 
-    /// This host's candidates have changed: tell the peer, unless what there is cannot get better.
+    /// This host's candidates have changed: tell the peer, unless the way is direct already.
     pub(crate) fn local_changed(&mut self, now: Instant) {
         if self.awake && self.remote.is_some() && !matches!(self.selected, Some(Route::Direct(_))) {
             let at = self.last_round.map_or(now, |last| now.max(last + MIN_ROUND));
@@ -421,45 +424,6 @@ impl Agent {
         .min()
     }
 
-    /// Why the way in use is not direct: one reason for each address that was tried.
-    pub(crate) fn why(&self, own_symmetric: bool) -> Option<String> {
-        if matches!(self.selected, Some(Route::Direct(_))) {
-            return None;
-        }
-        let Some(remote) = &self.remote else {
-            return Some("the peer has not answered over the overlay yet".to_owned());
-        };
-        let mut reasons: Vec<String> = self
-            .pairs
-            .iter()
-            .filter_map(|(route, pair)| {
-                let Route::Direct(addr) = route else { return None };
-                let state = match pair.state {
-                    State::Failed(failure) => failure.to_string(),
-                    State::Probing => format!("being probed ({} sent)", pair.tries),
-                    State::Alive => "answers".to_owned(),
-                };
-                Some(format!("{addr} ({}): {state}", pair.kind))
-            })
-            .collect();
-        if reasons.is_empty() {
-            reasons.push("the peer announced no address that can be reached".to_owned());
-        }
-        match (own_symmetric, remote.symmetric) {
-            (true, true) => {
-                reasons.push("both NATs give every destination another port (symmetric)".to_owned())
-            }
-            (true, false) => {
-                reasons.push("our NAT gives every destination another port (symmetric)".to_owned())
-            }
-            (false, true) => {
-                reasons.push("the peer's NAT gives every destination another port (symmetric)".to_owned());
-            }
-            (false, false) => {}
-        }
-        Some(reasons.join("; "))
-    }
-
     fn search(&mut self, now: Instant) {
         self.offers = 0;
         self.offer_at = Some(now);
@@ -620,44 +584,5 @@ impl Agent {
             }
         }
         self.reselect(now);
-    }
-
-    fn derive_key(&self, offer: &Offer) -> hmac::Key {
-        let own = (self.own, self.tag, &*self.secret);
-        let theirs = (self.peer, offer.tag, &offer.secret);
-        let (first, second) = if self.own < self.peer {
-            (own, theirs)
-        } else {
-            (theirs, own)
-        };
-        let mut hash = digest::Context::new(&digest::SHA256);
-        hash.update(b"aerie path key 1");
-        for (peer, tag, secret) in [first, second] {
-            hash.update(&peer.0);
-            hash.update(&tag.to_be_bytes());
-            hash.update(secret);
-        }
-        hmac::Key::new(hmac::HMAC_SHA256, hash.finish().as_ref())
-    }
-}
-
-/// 0: within one network, 1: direct, 2: relayed.
-fn class(route: Route, pair: Option<&Pair>) -> u8 {
-    match route {
-        Route::Relayed(_) => 2,
-        Route::Direct(addr) => {
-            let announced = pair.is_some_and(|pair| pair.kind == CandidateKind::Host);
-            u8::from(!(announced && is_private(addr.0.ip())))
-        }
-    }
-}
-
-fn is_private(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(v4) => {
-            let [a, b, ..] = v4.octets();
-            v4.is_private() || v4.is_link_local() || v4.is_loopback() || (a == 100 && (64..128).contains(&b))
-        }
-        IpAddr::V6(v6) => v6.is_unique_local() || v6.is_loopback(),
     }
 }

@@ -221,19 +221,16 @@ impl Tunnels {
         let Some(packet) = bytes.get(DATA_HEADER..DATA_HEADER + len) else {
             return;
         };
-        match packet.first() {
-            None => {}
-            Some(first) if first >> 4 == 0 => self.handle_control(id, origin.route, packet, now),
-            Some(_) => {
-                if self.accept_inner(id, packet, now) {
-                    let start = origin.start + DATA_HEADER;
-                    inner.push(InnerSlice {
-                        datagram: origin.datagram,
-                        start,
-                        len,
-                    });
-                }
-            }
+        let Some(first) = packet.first() else { return };
+        if first >> 4 == 0 {
+            self.handle_control(id, origin.route, packet, now);
+        } else if self.accept_inner(id, packet, now) {
+            let start = origin.start + DATA_HEADER;
+            inner.push(InnerSlice {
+                datagram: origin.datagram,
+                start,
+                len,
+            });
         }
     }
 

@@ -3,6 +3,7 @@
 
 // Each test binary uses its own part of this.
 #![allow(dead_code)]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 #![expect(clippy::disallowed_methods, reason = "a test's clock starts somewhere")]
 
 use std::collections::{BTreeMap, BTreeSet};
