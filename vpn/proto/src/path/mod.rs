@@ -62,6 +62,8 @@ const OFFER_GAPS: [u64; 6] = [1, 2, 4, 8, 16, 30];
 const RELAYED_ROUND: Duration = Duration::from_secs(60);
 /// A peer that opened the exchange asks for a relay itself; after this long without a way, so do we.
 const RELAY_PATIENCE: Duration = Duration::from_secs(2);
+/// After idling a direct way is given so long before a relay is asked for.
+const REOPEN: Duration = Duration::from_millis(600);
 /// A way of the same class must be better by a fifth and by this much.
 const HYSTERESIS: Duration = Duration::from_millis(2);
 
@@ -114,6 +116,8 @@ pub(crate) struct Agent {
 pub(crate) enum Exchange {
     /// The same start of the peer as before.
     Same,
+    /// The first that is known of the peer.
+    First,
     /// Another one: whatever was agreed with the last is void.
     Restarted,
 }
@@ -198,7 +202,9 @@ impl Agent {
         if !self.awake {
             self.awake = true;
             self.search(now);
-            self.relay_at = Some(now);
+            // A direct way that has been idle is likely to open again before a relay could be had.
+            let direct = matches!(self.selected, Some(Route::Direct(_)));
+            self.relay_at = Some(if direct { now + REOPEN } else { now });
         }
     }
 
@@ -239,15 +245,21 @@ impl Agent {
                 Exchange::Same
             }
             _ => {
+                let first = self.remote.is_none();
                 let key = self.derive_key(offer);
                 self.remote = Some(Remote {
                     tag: offer.tag,
                     symmetric: offer.symmetric,
                     key,
                 });
-                self.pairs.retain(|route, _| matches!(route, Route::Relayed(_)));
+                self.pairs
+                    .retain(|route, _| first && matches!(route, Route::Relayed(_)));
                 self.select(None, now);
-                Exchange::Restarted
+                if first {
+                    Exchange::First
+                } else {
+                    Exchange::Restarted
+                }
             }
         };
         if !self.awake {
@@ -267,7 +279,7 @@ impl Agent {
         let round_due = self
             .last_round
             .is_none_or(|last| now.saturating_duration_since(last) >= MIN_ROUND);
-        if round_due || exchange == Exchange::Restarted {
+        if round_due || exchange != Exchange::Same {
             self.last_round = Some(now);
             self.pairs
                 .values_mut()

@@ -45,11 +45,9 @@ impl Tunnels {
         match packet {
             Packet::Data { receiver, counter } => {
                 self.handle_data(origin, receiver, counter, bytes, at, inner);
-                return;
             }
             Packet::RelayData { session } => {
                 self.handle_frame(origin, session, bytes, now, inner);
-                return;
             }
             Packet::Init {
                 sender,
@@ -96,6 +94,7 @@ impl Tunnels {
                     self.peers
                         .values_mut()
                         .for_each(|peer| peer.agent.local_changed(at));
+                    self.wake_at(at);
                 }
             }
             Packet::RelayBind {
@@ -120,7 +119,6 @@ impl Tunnels {
                 self.handle_bound(origin.from, session, (end, sequence, far_bound), mac, at);
             }
         }
-        self.wake_at(at);
     }
 
     /// A relay's frame: for this node as an end, or for it as the relay.
@@ -235,7 +233,7 @@ impl Tunnels {
     }
 
     fn handle_probe(&mut self, origin: Origin, tag: u64, transaction: u64, mac: Mac<'_>, now: Instant) {
-        let Some(id) = self.peer_of_tag(tag, mac) else {
+        let Some(id) = self.peer_of_tag(tag, mac, now) else {
             return;
         };
         let Some(hop) = Hop::of(origin.route, &self.links) else {
@@ -253,7 +251,7 @@ impl Tunnels {
     }
 
     fn handle_probe_reply(&mut self, route: Route, tag: u64, transaction: u64, mac: Mac<'_>, now: Instant) {
-        let Some(id) = self.peer_of_tag(tag, mac) else {
+        let Some(id) = self.peer_of_tag(tag, mac, now) else {
             return;
         };
         let Some(peer) = self.peers.get_mut(&id) else {
@@ -265,7 +263,7 @@ impl Tunnels {
     }
 
     /// The peer that addresses this node by a tag, if the MAC is by the key agreed with it.
-    pub(super) fn peer_of_tag(&mut self, tag: u64, mac: Mac<'_>) -> Option<PeerId> {
+    pub(super) fn peer_of_tag(&mut self, tag: u64, mac: Mac<'_>, now: Instant) -> Option<PeerId> {
         let Some((id, key)) = self
             .tags
             .get(&tag)
@@ -275,6 +273,8 @@ impl Tunnels {
             return None;
         };
         if mac.verify(key) {
+            // Only what is genuine makes work for the timers.
+            self.wake_at(now);
             Some(id)
         } else {
             self.counters.forged += 1;

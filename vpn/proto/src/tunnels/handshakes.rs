@@ -76,7 +76,7 @@ impl Tunnels {
         mac: Mac<'_>,
         now: Now,
     ) {
-        let Some(id) = self.peer_of_tag(tag, mac) else {
+        let Some(id) = self.peer_of_tag(tag, mac, now.instant) else {
             return;
         };
         let Some(peer) = self.peers.get(&id) else { return };
@@ -176,6 +176,7 @@ impl Tunnels {
         peer.agent.heard(route, now.instant);
         self.counters.handshakes += 1;
         self.free(freed);
+        self.wake_at(now.instant);
         if self.flush_queue(id, now.instant) == 0 {
             // The responder may send only after it has heard something in the session.
             self.send_keepalive(id, now.instant);

@@ -169,6 +169,7 @@ impl Tunnels {
         let far = link.far;
         if opened && let Some(peer) = self.peers.get_mut(&far) {
             peer.agent.add_relay(session, now);
+            self.wake_at(now);
         }
     }
 

@@ -122,6 +122,7 @@ impl Tunnels {
             let freed = peer.end_sessions();
             peer.wants_session |= !peer.queue.is_empty();
             self.free(freed);
+            self.drop_links(from);
         }
     }
 
