@@ -41,6 +41,9 @@ const LEASE_ROW: &[u8] = b"lease";
 /// The longest wait between two renewals that fail.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
+/// The longest wait, about, between two claims that find no quorum. News of members cut it short.
+const MAX_CLAIM_BACKOFF: Duration = Duration::from_secs(8);
+
 /// How long the name may be another holder's before it is asked for again.
 const NAME_RETRY: Duration = Duration::from_secs(5);
 
@@ -381,7 +384,10 @@ impl<S: Store, K: Keys> Register<S, K> {
     pub(crate) fn holder_nudged(&mut self, now: Now) {
         let members = self.members.count(now.instant);
         match &mut self.holding.phase {
-            Phase::Waiting { until } => *until = (*until).min(now.instant),
+            Phase::Waiting { until } => {
+                self.holding.backoff = Duration::ZERO;
+                *until = (*until).min(now.instant);
+            }
             Phase::Held { renew_at } => {
                 let lacking = self.holding.lease.as_ref().is_some_and(|lease| {
                     let lacks = |own: &Certificate| own.receipts.len() < quorum(members);
@@ -688,7 +694,9 @@ impl<S: Store, K: Keys> Register<S, K> {
         if let Some(other) = short.other {
             reason = format!("{reason} ({other})");
         }
-        let wait = retry / 2 + self.draw.up_to(retry);
+        let backoff = (self.holding.backoff * 2).clamp(retry, MAX_CLAIM_BACKOFF);
+        self.holding.backoff = backoff;
+        let wait = backoff / 2 + self.draw.up_to(backoff);
         self.wait(reason, wait, now);
     }
 

@@ -82,7 +82,7 @@ pub const CLOCK_SKEW: Duration = Duration::from_secs(300);
 pub const REMEMBERED: Duration = Duration::from_secs(24 * 3600);
 
 /// Candidates drawn at random before the range is scanned.
-pub const RANDOM_ATTEMPTS: u32 = 16;
+pub const RANDOM_ATTEMPTS: u32 = 8;
 
 /// Addresses tried in a scan before the range is called full. A range of /22 or longer is scanned whole.
 pub const SCAN: u32 = 1024;

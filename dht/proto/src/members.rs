@@ -23,6 +23,8 @@ use crate::limits::{MAX_CREDENTIALS, MAX_MEMBERS, REMEMBERED};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Known {
+    /// Its place in the key space, which costs a hash to compute.
+    position: Key,
     /// Until when it counts without news of it.
     until: Instant,
     /// When it was first known.
@@ -59,6 +61,7 @@ impl Members {
         let until = now + (REMEMBERED - age);
         let room = self.known.len() < MAX_MEMBERS;
         let fresh = Known {
+            position: peer.position(),
             until,
             first: now,
             counts: false,
@@ -93,7 +96,8 @@ impl Members {
                 self.known.remove(&idle);
             }
         }
-        let known = self.known.entry(peer).or_insert(Known {
+        let known = self.known.entry(peer).or_insert_with(|| Known {
+            position: peer.position(),
             until: now,
             first: now,
             counts: false,
@@ -182,14 +186,21 @@ impl Members {
 
     /// The connected members and this node, closest to a position first.
     pub(crate) fn closest(&self, position: Key) -> Vec<PeerId> {
-        sorted(self.connected().chain([self.me]), position)
+        let connected = self.known.iter().filter(|(_, known)| known.connected);
+        let mut all: Vec<_> = connected
+            .map(|(peer, known)| (known.position.distance(&position), *peer))
+            .chain([(self.me.position().distance(&position), self.me)])
+            .collect();
+        all.sort_unstable();
+        all.into_iter().map(|(_, peer)| peer).collect()
     }
 
     /// How many connected members are closer to a position than this node is.
     pub(crate) fn closer(&self, position: Key) -> usize {
         let mine = self.me.position().distance(&position);
-        self.connected()
-            .filter(|peer| peer.position().distance(&position) < mine)
+        self.known
+            .values()
+            .filter(|known| known.connected && known.position.distance(&position) < mine)
             .count()
     }
 

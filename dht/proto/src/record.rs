@@ -25,8 +25,8 @@ pub(crate) struct Record {
     pub(crate) clones: Vec<Instance>,
     /// A later instance that waits whether the earlier one speaks up.
     pub(crate) probation: Option<Probation>,
-    /// What was released last, against claims that come after their release.
-    pub(crate) released: Option<Released>,
+    /// What was released, against claims and certificates that come after their release.
+    pub(crate) released: Vec<Released>,
     /// Who was offered the certificate since it last lost its connection.
     pub(crate) offered: BTreeSet<PeerId>,
 }
@@ -86,8 +86,8 @@ impl Record {
         let grant = self.grant.take_if(|grant| grant.until <= now).is_some();
         let seen = self.seen.take_if(|seen| seen.until <= now).is_some();
         self.hearsay.take_if(|hearsay| hearsay.until <= now);
-        self.released.take_if(|released| released.until <= now);
-        if self.grant.is_none() {
+        self.released.retain(|released| released.until > now);
+        if self.grant.is_none() && self.seen.is_none() {
             self.probation = None;
             self.superseded.clear();
             self.clones.clear();
@@ -99,7 +99,7 @@ impl Record {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.grant.is_none() && self.seen.is_none() && self.hearsay.is_none() && self.released.is_none()
+        self.grant.is_none() && self.seen.is_none() && self.hearsay.is_none() && self.released.is_empty()
     }
 
     /// Another holder than the claimant that has the key, if there is one. Call [`Self::expire`] first.
@@ -127,11 +127,43 @@ impl Record {
         seen.chain(grant).chain(hearsay)
     }
 
+    /// The instance of a holder that has the key here, and whether it had a quorum.
+    pub(crate) fn current(&self, holder: PeerId) -> Option<(Instance, bool)> {
+        let grant = self.grant.as_ref().filter(|grant| grant.holder == holder);
+        let seen = self.certificate_of(holder);
+        match (grant, seen) {
+            (Some(grant), _) => Some((grant.instance, grant.certified)),
+            (None, Some(seen)) => Some((seen.certificate.terms.instance, true)),
+            (None, None) => None,
+        }
+    }
+
     /// The valid certificate of this holder.
     pub(crate) fn certificate_of(&self, holder: PeerId) -> Option<&Seen> {
         self.seen
             .as_ref()
             .filter(|seen| seen.certificate.terms.holder == holder)
+    }
+
+    /// Whether a claim of this holder and instance was given up before it came.
+    pub(crate) fn given_up(&self, holder: PeerId, instance: Instance, seq: u64) -> bool {
+        let of = |released: &&Released| released.holder == holder && released.instance == instance;
+        self.released
+            .iter()
+            .find(of)
+            .is_some_and(|released| seq <= released.seq)
+    }
+
+    pub(crate) fn give_up(&mut self, released: Released) {
+        self.forget_release(released.holder);
+        if self.released.len() >= MAX_INSTANCES {
+            self.released.remove(0);
+        }
+        self.released.push(released);
+    }
+
+    pub(crate) fn forget_release(&mut self, holder: PeerId) {
+        self.released.retain(|released| released.holder != holder);
     }
 
     pub(crate) fn supersede(&mut self, instance: Instance) {

@@ -476,6 +476,15 @@ impl<S: Store, K: Keys> Register<S, K> {
         self.members.count(now.instant)
     }
 
+    /// What this witness knows of a key, for a person who looks for a fault.
+    #[must_use]
+    pub fn explain(&self, key: Key) -> String {
+        match self.records.get(&key) {
+            Some(record) => format!("{record:?}"),
+            None => "nothing".to_owned(),
+        }
+    }
+
     /// An administrator declared a member gone, or revoked it: it does not count in the quorum of a small grid.
     pub fn forget(&mut self, peer: PeerId, now: Now) {
         self.left(peer, now);
@@ -555,7 +564,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             Purpose::Offer => self.offer_answered(from, answer, now),
             Purpose::Challenge { key, current } => {
                 if let Ok(Answer::Alive { instance }) = answer {
-                    self.challenge_answered(key, current, instance);
+                    self.challenge_answered(key, from, current, instance);
                 }
             }
             Purpose::LookUp { search } => self.look_up_answered(search, answer, now),

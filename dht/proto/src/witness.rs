@@ -45,9 +45,6 @@ use crate::{Keys, Member, Now, Register};
 /// The row that holds the number of the last grant.
 pub(crate) const NUMBER_ROW: &[u8] = b"number";
 
-/// How long a release is remembered against claims that were sent before it and come after it.
-const RELEASE_REMEMBERED: Duration = Duration::from_secs(60);
-
 /// Why a certificate does not count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Flaw {
@@ -75,9 +72,11 @@ impl<S: Store, K: Keys> Register<S, K> {
             Err(Flaw::UnknownWitness) => return Answer::NeedCredentials,
             Err(Flaw::Invalid) => (None, true),
         };
+        let since = proved.as_ref().map(|(certificate, _)| certificate.since());
         if let Some((certificate, life)) = proved {
             self.take_certificate(certificate, life, now);
         }
+        let flawed = flawed || claim.terms.since != since;
         let answer = self.vote(from, claim, flawed, now);
         match &answer {
             Answer::Granted { .. } => self.stats.granted += 1,
@@ -94,8 +93,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             return self.taken(&record, &standing, now);
         }
         let instance = claim.terms.instance;
-        let released = record.released.as_ref();
-        let late = released.is_some_and(|released| released.covers(from, instance, claim.seq))
+        let late = record.given_up(from, instance, claim.seq)
             || record
                 .grant
                 .as_ref()
@@ -110,12 +108,10 @@ impl<S: Store, K: Keys> Register<S, K> {
                 return Answer::Refused(refusal);
             }
         };
-        let seen = record.certificate_of(from);
-        let since = seen.map(|seen| seen.certificate.since());
-        if flawed || (claim.terms.since.is_some() && claim.terms.since != since) {
+        if flawed {
             return Answer::Refused(Refusal::BadProof);
         }
-        let certified = seen.is_some();
+        let certified = record.certificate_of(from).is_some();
         if record.grant.is_none() && !self.has_room(from, key) {
             self.stats.over_bound += 1;
             return Answer::Refused(Refusal::Busy);
@@ -167,7 +163,7 @@ impl<S: Store, K: Keys> Register<S, K> {
         self.number = number;
         record.grant = Some(grant);
         record.hearsay = None;
-        record.released = None;
+        record.forget_release(terms.holder);
         self.records.insert(terms.key, record);
         let members = self.members.count(now.instant);
         let receipt = Receipt::sign(&self.keys, terms, number, now.wall, ttl, members);
@@ -238,13 +234,12 @@ impl<S: Store, K: Keys> Register<S, K> {
         now: Now,
     ) -> Result<Option<Instance>, Refusal> {
         let instance = claim.terms.instance;
-        let Some(grant) = record.grant.clone() else {
+        let Some((current, certified)) = record.current(claim.terms.holder) else {
             return Ok(None);
         };
-        let current = grant.instance;
         if current == instance {
             if let Some(probation) = record.probation.take()
-                && grant.certified
+                && certified
             {
                 record.refuse_clone(probation.instance);
                 self.stats.clones += 1;
@@ -287,18 +282,21 @@ impl<S: Store, K: Keys> Register<S, K> {
     }
 
     /// The earlier instance of a holder has answered: it lives.
-    pub(crate) fn challenge_answered(&mut self, key: Key, current: Instance, alive: Instance) {
+    pub(crate) fn challenge_answered(
+        &mut self,
+        key: Key,
+        holder: PeerId,
+        current: Instance,
+        alive: Instance,
+    ) {
         if alive != current {
             return;
         }
         let Some(record) = self.records.get_mut(&key) else {
             return;
         };
-        let of_current = record
-            .grant
-            .as_ref()
-            .is_some_and(|grant| grant.instance == current && grant.certified);
-        if of_current && let Some(probation) = record.probation.take() {
+        let lives = record.current(holder) == Some((current, true));
+        if lives && let Some(probation) = record.probation.take() {
             record.refuse_clone(probation.instance);
             self.stats.clones += 1;
         }
@@ -312,19 +310,23 @@ impl<S: Store, K: Keys> Register<S, K> {
         seq: u64,
         now: Now,
     ) -> Answer {
-        let Some(record) = self.records.get_mut(&key) else {
+        let mut record = self.record(key, now);
+        if record.is_empty() && self.records.len() >= MAX_KEYS {
+            self.stats.over_bound += 1;
             return Answer::Done;
-        };
+        }
         let grant = record.grant.as_ref().filter(|grant| grant.holder == from);
         if grant.is_some_and(|grant| grant.instance != instance || grant.seq > seq) {
             return Answer::Done;
         }
-        record.released = Some(Released {
+        // As long as certificates of the lease may be about, and handed over by who has not heard of the release.
+        record.give_up(Released {
             holder: from,
             instance,
             seq,
-            until: now.instant + RELEASE_REMEMBERED,
+            until: now.instant + self.config.timings.ttl,
         });
+        record.hearsay.take_if(|hearsay| hearsay.holder == from);
         let mut changes = Vec::new();
         if record.grant.take_if(|grant| grant.holder == from).is_some() {
             record.probation = None;
@@ -336,6 +338,7 @@ impl<S: Store, K: Keys> Register<S, K> {
         if record.seen.take_if(of_instance).is_some() {
             changes.push(remove(Table::Certificates, &key.0));
         }
+        self.records.insert(key, record);
         // A release that was not written only makes the key free later.
         let _ = self.persist(&changes);
         Answer::Done
@@ -349,11 +352,7 @@ impl<S: Store, K: Keys> Register<S, K> {
         self.conflict_with_own(&certificate, now);
         let mut record = self.record(key, now);
         let terms = &certificate.terms;
-        let given_up = record
-            .released
-            .as_ref()
-            .is_some_and(|released| released.holder == terms.holder && released.instance == terms.instance);
-        if given_up {
+        if record.given_up(terms.holder, terms.instance, 0) {
             return;
         }
         if record.is_empty() && self.records.len() >= MAX_KEYS {
@@ -513,12 +512,6 @@ impl<S: Store, K: Keys> Register<S, K> {
         } else {
             self.records.insert(key, record);
         }
-    }
-}
-
-impl Released {
-    fn covers(&self, holder: PeerId, instance: Instance, seq: u64) -> bool {
-        self.holder == holder && self.instance == instance && seq <= self.seq
     }
 }
 
