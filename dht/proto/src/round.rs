@@ -143,7 +143,7 @@ impl Round {
     }
 
     /// Whom to ask next. `everybody` is the whole membership by distance, for the case that it is small.
-    pub(crate) fn to_ask(&mut self, everybody: impl FnOnce() -> Vec<PeerId>) -> Vec<PeerId> {
+    pub(crate) fn next_to_ask(&mut self, everybody: impl FnOnce() -> Vec<PeerId>) -> Vec<PeerId> {
         if self.outcome.is_some() || self.candidates.is_none() {
             return Vec::new();
         }

@@ -52,7 +52,7 @@ impl<S: Store, K: Keys> Register<S, K> {
                 position,
             )
         };
-        for peer in round.to_ask(everybody) {
+        for peer in round.next_to_ask(everybody) {
             round.set_vote(peer, Vote::Asked { tries: 1 });
             let full = !self.is_informed(peer);
             self.send_claim(round, peer, full, now);

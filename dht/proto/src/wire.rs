@@ -106,7 +106,7 @@ pub(crate) enum Refusal {
         holder: PeerId,
         remaining_ms: u32,
         certified: bool,
-        proof: Option<Proof>,
+        proof: Option<Box<Proof>>,
     },
     /// Another instance of the same holder is alive, or has replaced this one.
     Cloned {

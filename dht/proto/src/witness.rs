@@ -65,7 +65,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             return Answer::Unready;
         }
         if let Err(answer) = self.claimant(from, claim, now) {
-            return answer;
+            return *answer;
         }
         let (proved, flawed) = match self.claimants_proof(claim, now) {
             Ok(proved) => (proved, false),
@@ -176,28 +176,28 @@ impl<S: Store, K: Keys> Register<S, K> {
     }
 
     /// Who claims, and whether it may claim this at all.
-    fn claimant(&mut self, from: PeerId, claim: &Claim, now: Now) -> Result<(), Answer> {
+    fn claimant(&mut self, from: PeerId, claim: &Claim, now: Now) -> Result<(), Box<Answer>> {
         let terms = &claim.terms;
         if !self.config.range.contains(terms.addr) {
             let addr = terms.addr;
-            return Err(Answer::Refused(Refusal::OutOfRange { addr }));
+            return Err(Box::new(Answer::Refused(Refusal::OutOfRange { addr })));
         }
         if let Some(credential) = &claim.credential {
             self.learn(credential, now);
         }
         let Some(member) = self.member(from, now) else {
-            return Err(match claim.credential {
+            return Err(Box::new(match claim.credential {
                 Some(_) => Answer::Refused(Refusal::BadCredential),
                 None => Answer::NeedCredentials,
-            });
+            }));
         };
         if member.node != terms.name {
             self.stats.bad_credentials += 1;
-            return Err(Answer::Refused(Refusal::BadCredential));
+            return Err(Box::new(Answer::Refused(Refusal::BadCredential)));
         }
         if self.members.closer(terms.key.position()) >= REACH {
             self.stats.too_far += 1;
-            return Err(Answer::Refused(Refusal::TooFar));
+            return Err(Box::new(Answer::Refused(Refusal::TooFar)));
         }
         Ok(())
     }
@@ -222,7 +222,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             holder: standing.holder,
             remaining_ms: millis(standing.until.saturating_duration_since(now.instant)),
             certified: standing.certified,
-            proof: certificate.map(|certificate| self.proof_of(certificate)),
+            proof: certificate.map(|certificate| Box::new(self.proof_of(certificate))),
         })
     }
 

@@ -125,10 +125,6 @@ pub struct World {
 impl World {
     /// A grid of no nodes.
     #[must_use]
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "virtual time needs some instant to count from"
-    )]
     pub fn new(seed: u64, range: VirtualRange, conditions: Conditions) -> Self {
         Self {
             nodes: Vec::new(),
@@ -138,6 +134,7 @@ impl World {
             found: BTreeMap::new(),
             seed,
             rng: ChaCha8Rng::seed_from_u64(seed),
+            // Virtual time needs some instant to count from; which one leaves no trace.
             base: Instant::now(),
             now: Duration::ZERO,
             queue: BTreeMap::new(),
