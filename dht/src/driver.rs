@@ -1,283 +1,219 @@
-//! The task that owns the register.
+//! The one loop that owns the register, in a thread of its own, since every grant is synced to the disk before it is
+//! answered.
+//!
+//! Order of the calls, in each turn: one command or the timeout goes into the core; then *all* of its outputs are
+//! taken, of which requests and look-ups become tasks of the caller's runtime that come back as commands; then all of
+//! its events are told. Nothing else touches the core.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
 
-use aerie_dht_proto::{self as proto, Event, Found, Input, LeaseState, Output, Register, SendError, Time};
-use aerie_types::{GridId, NodeName, PeerId, VirtualAddr, VirtualRange, WallMillis};
-use rand::rngs::StdRng;
-use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinSet;
+use aerie_dht_proto::{Event, Found, HeldLease, Input, Keys, Output, Register, SendError};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::time::Instant;
 
-use crate::handle::{Handle, Status, Watched};
-use crate::{Error, IdentityKeys, SqliteStore, Transport};
+use crate::handle::{Command, LeaseState, Sets, now};
+use crate::{SqliteStore, Transport};
 
-/// How many commands may wait; senders beyond wait themselves.
-const COMMANDS: usize = 256;
-
-/// How long the transport may take for one request; the register gives up at the same time.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// How the register is started.
-#[derive(Debug, Clone)]
-pub struct Config {
-    /// The grid.
-    pub grid: GridId,
-    /// The grid's range.
-    pub range: VirtualRange,
-    /// This node's name, as its credential has it.
-    pub name: NodeName,
-    /// An address that the node must have, instead of any.
-    pub fixed: Option<VirtualAddr>,
-    /// Whether the node founds the grid.
-    pub founder: bool,
-    /// The SQLite file.
-    pub store_path: PathBuf,
+pub(crate) struct Driver<K> {
+    pub(crate) register: Register<SqliteStore, K>,
+    pub(crate) transport: Arc<dyn Transport>,
+    /// For the answers to this register's own requests; weak, so that the last handle ends the register.
+    pub(crate) commands: mpsc::WeakSender<Command>,
+    pub(crate) lease: watch::Sender<LeaseState>,
+    pub(crate) events: broadcast::Sender<Event>,
+    pub(crate) sets: Arc<Sets>,
+    pub(crate) runtime: tokio::runtime::Handle,
+    pub(crate) answers: BTreeMap<u64, oneshot::Sender<Vec<u8>>>,
+    pub(crate) look_ups: BTreeMap<u64, oneshot::Sender<Option<Found>>>,
+    pub(crate) leaving: Vec<oneshot::Sender<()>>,
+    pub(crate) requests: u64,
 }
 
-type Reply<T> = oneshot::Sender<T>;
-
-#[derive(Debug)]
-pub(crate) enum Command {
-    Serve {
-        from: PeerId,
-        bytes: Vec<u8>,
-        reply: Reply<Vec<u8>>,
-    },
-    Gossip {
-        from: PeerId,
-        bytes: Vec<u8>,
-    },
-    MemberUp(PeerId),
-    MemberDown(PeerId),
-    Acquire(Reply<()>),
-    LookUpAddr(VirtualAddr, Reply<Option<Found>>),
-    LookUpName(NodeName, Reply<Option<Found>>),
-    PublishSet {
-        set: String,
-        value: Vec<u8>,
-        reply: Reply<Result<(), proto::Error>>,
-    },
-    WithdrawSet {
-        set: String,
-        reply: Reply<Result<(), proto::Error>>,
-    },
-    Refresh(String),
-    ReleaseAll(Reply<()>),
-    Status(Reply<Status>),
-}
-
-struct Driver {
-    register: Register<SqliteStore>,
-    transport: Arc<dyn Transport>,
-    commands: mpsc::Receiver<Command>,
-    lease: watch::Sender<LeaseState>,
-    watched: Watched,
-    /// Requests and searches under way; the register bounds how many.
-    tasks: JoinSet<Input>,
-    serving: BTreeMap<u64, Reply<Vec<u8>>>,
-    looking: BTreeMap<u64, Reply<Option<Found>>>,
-    leaving: Vec<Reply<()>>,
-    next_request: u64,
-}
-
-pub(crate) fn start(
-    config: Config,
-    transport: Arc<dyn Transport>,
-    keys: IdentityKeys,
-) -> Result<Handle, Error> {
-    let store = SqliteStore::open(&config.store_path)?;
-    let core = proto::Config {
-        grid: config.grid,
-        me: keys.peer_id(),
-        name: config.name,
-        range: config.range,
-        fixed: config.fixed,
-        founder: config.founder,
-    };
-    let rng = Box::new(rand::make_rng::<StdRng>());
-    let register = Register::new(core, Box::new(keys), store, rng, time())?;
-    let (sender, commands) = mpsc::channel(COMMANDS);
-    let (lease, lease_seen) = watch::channel(LeaseState::Idle);
-    let watched = Watched::default();
-    let driver = Driver {
-        register,
-        transport,
-        commands,
-        lease,
-        watched: Arc::clone(&watched),
-        tasks: JoinSet::new(),
-        serving: BTreeMap::new(),
-        looking: BTreeMap::new(),
-        leaving: Vec::new(),
-        next_request: 0,
-    };
-    tokio::spawn(driver.run());
-    Ok(Handle {
-        commands: sender,
-        lease: lease_seen,
-        watched,
-    })
-}
-
-fn time() -> Time {
-    Time {
-        now: Instant::now(),
-        wall: WallMillis::from(SystemTime::now()),
+impl<K: Keys> Driver<K> {
+    pub(crate) fn run(self, commands: mpsc::Receiver<Command>) {
+        match tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+        {
+            Ok(runtime) => {
+                // The register, and with it the database, is closed when this returns.
+                if let Some(ended) = runtime.block_on(self.turn(commands)) {
+                    let _ = ended.send(());
+                }
+            }
+            Err(error) => tracing::error!(%error, "the register's timer cannot be made; the register ends"),
+        }
     }
-}
 
-impl Driver {
-    async fn run(mut self) {
+    /// Turns until the last handle is dropped, or one wants the end and to be told of it.
+    async fn turn(mut self, mut commands: mpsc::Receiver<Command>) -> Option<oneshot::Sender<()>> {
+        self.drain();
         loop {
-            self.perform();
-            let due = self.register.poll_timeout();
-            let wake = async {
+            let due = self.register.poll_timeout().map(Instant::from_std);
+            let timeout = async {
                 match due {
-                    Some(due) => tokio::time::sleep_until(due.into()).await,
+                    Some(due) => tokio::time::sleep_until(due).await,
                     None => std::future::pending().await,
                 }
             };
             tokio::select! {
-                command = self.commands.recv() => match command {
+                biased;
+                () = timeout => self.register.handle_timeout(now()),
+                command = commands.recv() => match command {
+                    Some(Command::Shutdown(ended)) => return Some(ended),
                     Some(command) => self.command(command),
-                    None => return,
+                    None => return None,
                 },
-                Some(done) = self.tasks.join_next() => match done {
-                    Ok(input) => self.register.handle(input, time()),
-                    // The register's own time limit replaces the answer.
-                    Err(error) => tracing::warn!(%error, "a request of the register was cut off"),
-                },
-                () = wake => self.register.handle_timeout(time()),
             }
+            self.drain();
         }
     }
 
     fn command(&mut self, command: Command) {
-        let time = time();
-        let register = &mut self.register;
         match command {
             Command::Serve { from, bytes, reply } => {
-                self.next_request += 1;
-                let id = self.next_request;
-                self.serving.insert(id, reply);
-                register.handle(Input::Request { from, id, bytes }, time);
+                let id = self.requests;
+                self.requests += 1;
+                self.answers.insert(id, reply);
+                self.register
+                    .handle_input(Input::Request { from, id, bytes }, now());
             }
-            Command::Gossip { from, bytes } => register.handle(Input::Gossip { from, bytes }, time),
-            Command::MemberUp(peer) => register.handle(Input::MemberUp { peer }, time),
-            Command::MemberDown(peer) => register.handle(Input::MemberDown { peer }, time),
-            Command::Acquire(reply) => {
-                register.acquire(time);
-                answer(reply, ());
+            Command::Input(input) => self.register.handle_input(input, now()),
+            Command::Acquire(request) => {
+                let reason = "claiming an address".to_owned();
+                self.lease.send_replace(LeaseState::Waiting { reason });
+                self.register.acquire(request, now());
             }
-            Command::LookUpAddr(addr, reply) => {
-                let id = register.look_up_addr(addr, time);
-                self.looking.insert(id, reply);
+            Command::LookUp(key, reply) => {
+                let id = self.register.look_up(key, now());
+                self.look_ups.insert(id, reply);
             }
-            Command::LookUpName(name, reply) => {
-                let id = register.look_up_name(&name, time);
-                self.looking.insert(id, reply);
+            Command::Publish { set, value, reply } => {
+                // Who does not want to know any more is not told.
+                let _ = reply.send(self.register.publish(&set, value, now()));
             }
-            Command::PublishSet { set, value, reply } => {
-                answer(reply, register.publish_set(&set, value, time))
+            Command::Withdraw(set) => self.register.withdraw(&set, now()),
+            Command::Watch(set) => {
+                self.register.watch(&set, now());
+                self.set_changed(&set);
             }
-            Command::WithdrawSet { set, reply } => answer(reply, register.withdraw_set(&set, time)),
-            Command::Refresh(set) => {
-                register.refresh_set(&set, time);
-                self.show_set(&set);
+            Command::Forget(peer) => self.register.forget(peer, now()),
+            Command::ReleaseAll(done) => {
+                self.leaving.push(done);
+                self.lease.send_replace(LeaseState::Idle);
+                self.register.release_all(now());
             }
-            Command::ReleaseAll(reply) => {
-                register.release_all(time);
-                self.leaving.push(reply);
-            }
-            Command::Status(reply) => {
-                let status = Status {
-                    ready: register.is_ready(),
-                    members_known: register.members_known(),
-                    counters: register.counters(),
-                };
-                answer(reply, status);
+            Command::Shutdown(ended) => drop(ended),
+            Command::Stats(reply) => {
+                let _ = reply.send(self.register.stats().clone());
             }
         }
     }
 
-    /// Does all that the register wants done.
-    fn perform(&mut self) {
+    fn drain(&mut self) {
         while let Some(output) = self.register.poll_output() {
-            match output {
-                Output::Answer { id, bytes } => {
-                    if let Some(reply) = self.serving.remove(&id) {
-                        answer(reply, bytes);
-                    }
-                }
-                Output::Send { to, id, bytes } => {
-                    let transport = Arc::clone(&self.transport);
-                    self.tasks.spawn(async move {
-                        let answer =
-                            tokio::time::timeout(REQUEST_TIMEOUT, transport.request(to, bytes)).await;
-                        let result = match answer {
-                            Ok(Ok(bytes)) => Ok(bytes),
-                            Ok(Err(error)) => {
-                                tracing::debug!(%to, %error, "a register's request failed");
-                                Err(SendError)
-                            }
-                            Err(_) => Err(SendError),
-                        };
-                        Input::Reply { id, result }
-                    });
-                }
-                Output::Locate { query, key } => {
-                    let transport = Arc::clone(&self.transport);
-                    self.tasks.spawn(async move {
-                        let found = tokio::time::timeout(REQUEST_TIMEOUT, transport.closest(key)).await;
-                        Input::Located {
-                            query,
-                            peers: found.unwrap_or_default(),
-                        }
-                    });
-                }
-                Output::Gossip(bytes) => self.transport.publish(bytes),
-                Output::Event(event) => self.event(event),
-            }
+            self.output(output);
         }
-        if self.tasks.is_empty() {
-            for reply in self.leaving.drain(..) {
-                answer(reply, ());
+        while let Some(event) = self.register.poll_event() {
+            self.event(event);
+        }
+    }
+
+    fn output(&mut self, output: Output) {
+        let (transport, commands) = (Arc::clone(&self.transport), self.commands.clone());
+        match output {
+            Output::Answer { id, bytes } => {
+                if let Some(reply) = self.answers.remove(&id) {
+                    let _ = reply.send(bytes);
+                }
+            }
+            Output::Send { to, id, bytes } => {
+                self.runtime.spawn(async move {
+                    let result = transport.request(to, bytes).await.map_err(|error| {
+                        tracing::debug!(%error, peer = %to.short(), "a member did not answer");
+                        SendError::Unreachable
+                    });
+                    come_back(&commands, Input::Reply { id, result }).await;
+                });
+            }
+            Output::Locate { query, key } => {
+                self.runtime.spawn(async move {
+                    let peers = transport.closest(key).await;
+                    come_back(&commands, Input::Located { query, peers }).await;
+                });
+            }
+            Output::Gossip(bytes) => {
+                self.runtime.spawn(async move { transport.publish(bytes) });
             }
         }
     }
 
     fn event(&mut self, event: Event) {
-        match event {
-            Event::Lease(state) => {
-                tracing::info!(?state, "the node's lease");
-                self.lease.send_replace(state);
+        tracing::debug!(?event, "register");
+        match &event {
+            Event::Waiting { reason } => {
+                let reason = reason.clone();
+                self.lease.send_replace(LeaseState::Waiting { reason });
             }
-            Event::SetChanged(set) => self.show_set(&set),
+            Event::Held(lease) => {
+                tracing::info!(addr = %lease.addr, receipts = lease.certificate.receipts.len(), "address held");
+                self.held(lease);
+            }
+            Event::Renewed(lease) => self.held(lease),
+            Event::Lost(reason) => {
+                let reason = reason.to_string();
+                self.lease.send_replace(LeaseState::Lost { reason });
+            }
+            Event::Failed(failure) => {
+                let reason = failure.to_string();
+                self.lease.send_replace(LeaseState::Failed { reason });
+            }
+            Event::CloneSeen { instance } => {
+                tracing::warn!(%instance, "another copy of this node was started and refused; its disk was copied");
+            }
             Event::LookedUp { id, found } => {
-                if let Some(reply) = self.looking.remove(&id) {
-                    answer(reply, found);
+                if let Some(reply) = self.look_ups.remove(id) {
+                    let _ = reply.send(found.clone());
                 }
             }
+            Event::SetChanged { set } => self.set_changed(set),
+            Event::Left => {
+                for done in self.leaving.drain(..) {
+                    let _ = done.send(());
+                }
+            }
+            Event::Ready => tracing::info!("this witness votes"),
         }
+        // Nobody has to listen.
+        let _ = self.events.send(event);
     }
 
-    fn show_set(&self, set: &str) {
-        let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(sender) = watched.get(set) {
-            let view = self.register.set(set);
-            sender.send_if_modified(|old| {
-                let changed = *old != view;
-                *old = view;
-                changed
-            });
+    fn held(&mut self, lease: &HeldLease) {
+        let Some(proof) = self.register.proof() else {
+            return;
+        };
+        self.lease.send_replace(LeaseState::Held {
+            addr: lease.addr,
+            name: lease.name.clone(),
+            receipts: lease.certificate.receipts.len(),
+            until: lease.until,
+            certificate: Arc::new(proof.encode()),
+            digest: lease.certificate.digest(),
+        });
+    }
+
+    fn set_changed(&self, set: &str) {
+        let sets = self.sets.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(views) = sets.get(set) {
+            views.send_replace(self.register.set(set, now()));
         }
     }
 }
 
-/// Answers a caller, who may have gone.
-fn answer<T>(reply: Reply<T>, value: T) {
-    let _ = reply.send(value);
+async fn come_back(commands: &mpsc::WeakSender<Command>, input: Input) {
+    if let Some(commands) = commands.upgrade() {
+        // The register may have ended meanwhile.
+        let _ = commands.send(Command::Input(input)).await;
+    }
 }

@@ -1,166 +1,365 @@
-//! What the rest of the node holds of the register.
+//! What the caller holds: commands in, states and answers out.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use aerie_dht_proto::{Counters, Found, LeaseState, SetView};
-use aerie_types::{NodeName, PeerId, VirtualAddr};
-use tokio::sync::{mpsc, oneshot, watch};
+use aerie_dht_proto::limits::Timings;
+use aerie_dht_proto::{
+    AcquireRequest, Event, Found, Keys, Now, Register, SetView, Stats, addr_key, name_key,
+};
+use aerie_types::{GridId, Key, NodeName, PeerId, VirtualAddr, VirtualRange, WallMillis};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
-use crate::driver::{self, Command, Config};
-use crate::{Error, IdentityKeys, Transport};
+use crate::driver::Driver;
+use crate::{Error, SqliteStore, Transport};
 
-/// The sets that somebody watches; only code of this node adds to it.
-pub(crate) type Watched = Arc<Mutex<BTreeMap<String, watch::Sender<Vec<SetView>>>>>;
+/// Commands that wait for the register. It handles one in microseconds, or in milliseconds where it has to be synced.
+const COMMANDS: usize = 1024;
 
-/// Starts the register.
-#[derive(Debug)]
+/// Events kept for a slow listener.
+const EVENTS: usize = 256;
+
+/// How long a clean leave may take; witnesses that are not reached learn of it when the lease ends.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What a register is started with.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The grid.
+    pub grid: GridId,
+    /// The grid's range of virtual addresses.
+    pub range: VirtualRange,
+    /// This node's name, as its credential has it.
+    pub name: NodeName,
+    /// This node founds the grid. For the first start of the grid's first node.
+    pub founder: bool,
+    /// The database's file.
+    pub store: PathBuf,
+    /// The address to claim, and no other.
+    pub fixed: Option<VirtualAddr>,
+    /// When things happen; the defaults are the design's.
+    pub timings: Timings,
+}
+
+impl Config {
+    /// A configuration with the design's times and without a fixed address.
+    #[must_use]
+    pub fn new(
+        grid: GridId,
+        range: VirtualRange,
+        name: NodeName,
+        founder: bool,
+        store: impl Into<PathBuf>,
+    ) -> Self {
+        Self {
+            grid,
+            range,
+            name,
+            founder,
+            store: store.into(),
+            fixed: None,
+            timings: Timings::default(),
+        }
+    }
+}
+
+/// How it stands with this node's lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LeaseState {
+    /// Nothing was asked for, or all was given back.
+    Idle,
+    /// An address is being claimed.
+    Waiting {
+        /// Why that takes time, and what helps.
+        reason: String,
+    },
+    /// An address is held.
+    Held {
+        /// The address.
+        addr: VirtualAddr,
+        /// The name, which is leased with it.
+        name: NodeName,
+        /// How many witnesses signed the address's certificate.
+        receipts: usize,
+        /// Until when the certificates are valid. It moves on with each renewal; the address is kept beyond it while
+        /// no quorum can be reached and nobody else shows a valid certificate.
+        until: Instant,
+        /// The address's certificate with its witnesses' credentials, encoded.
+        certificate: Arc<Vec<u8>>,
+        /// The hash of the certificate, by which peers know it.
+        digest: Key,
+    },
+    /// The claim has failed: the range is full, or the fixed address is taken.
+    Failed {
+        /// Why, and what helps.
+        reason: String,
+    },
+    /// The address was lost to another holder (then another is being claimed), or this node is a copy (then not).
+    Lost {
+        /// Why, and what helps.
+        reason: String,
+    },
+}
+
+/// Starts registers.
 pub struct Dht;
 
 impl Dht {
-    /// Opens the store and starts the driver on the present tokio runtime. It ends with the last handle.
+    /// Opens the database and starts the register in a thread of its own. Must be called within a tokio runtime, on
+    /// which the transport's futures will run. The register ends when the last handle is dropped.
     ///
     /// # Errors
-    /// [`Error::Open`] or [`Error::Register`] if the store cannot be used.
-    pub fn start(config: Config, transport: Arc<dyn Transport>, keys: IdentityKeys) -> Result<Handle, Error> {
-        driver::start(config, transport, keys)
+    /// [`Error`] where the database cannot be opened or read, or the thread not be started.
+    pub fn start(
+        config: Config,
+        transport: Arc<dyn Transport>,
+        keys: impl Keys + Send + 'static,
+    ) -> Result<Handle, Error> {
+        let mut proto = aerie_dht_proto::Config::new(config.grid, config.range);
+        proto.founder = config.founder;
+        proto.timings = config.timings.clone();
+        let store = SqliteStore::open(&config.store)?;
+        let me = keys.me();
+        let register = Register::new(proto, keys, store, &mut rand::rng(), now())?;
+        let (commands, commands_in) = mpsc::channel(COMMANDS);
+        let (lease_out, lease) = watch::channel(LeaseState::Idle);
+        let (events, _) = broadcast::channel(EVENTS);
+        let sets = Arc::new(Sets::default());
+        let runtime = tokio::runtime::Handle::current();
+        let driver = Driver {
+            register,
+            transport,
+            commands: commands.downgrade(),
+            lease: lease_out,
+            events: events.clone(),
+            sets: Arc::clone(&sets),
+            runtime: runtime.clone(),
+            answers: BTreeMap::new(),
+            look_ups: BTreeMap::new(),
+            leaving: Vec::new(),
+            requests: 0,
+        };
+        let thread = std::thread::Builder::new().name("aerie-register".to_owned());
+        thread
+            .spawn(move || driver.run(commands_in))
+            .map_err(Error::Thread)?;
+        let request = AcquireRequest {
+            range: config.range,
+            name: config.name,
+            fixed: config.fixed,
+        };
+        Ok(Handle {
+            me,
+            grid: config.grid,
+            request,
+            commands,
+            lease,
+            events,
+            sets,
+            runtime,
+        })
     }
 }
 
-/// A running register. Cheap to clone.
-#[derive(Debug, Clone)]
+/// The views of watched sets.
+pub(crate) type Sets = Mutex<BTreeMap<String, watch::Sender<Vec<SetView>>>>;
+
+/// The present moment by this machine's clocks.
+pub(crate) fn now() -> Now {
+    Now {
+        instant: Instant::now(),
+        wall: WallMillis::from(std::time::SystemTime::now()),
+    }
+}
+
+pub(crate) enum Command {
+    Serve {
+        from: PeerId,
+        bytes: Vec<u8>,
+        reply: oneshot::Sender<Vec<u8>>,
+    },
+    Input(aerie_dht_proto::Input),
+    Acquire(AcquireRequest),
+    LookUp(Key, oneshot::Sender<Option<Found>>),
+    Publish {
+        set: String,
+        value: Vec<u8>,
+        reply: oneshot::Sender<Result<(), aerie_dht_proto::PublishError>>,
+    },
+    Withdraw(String),
+    Watch(String),
+    Forget(PeerId),
+    ReleaseAll(oneshot::Sender<()>),
+    Stats(oneshot::Sender<Stats>),
+    Shutdown(oneshot::Sender<()>),
+}
+
+/// Talks to a running register. Cheap to clone.
+#[derive(Clone)]
 pub struct Handle {
-    pub(crate) commands: mpsc::Sender<Command>,
-    pub(crate) lease: watch::Receiver<LeaseState>,
-    pub(crate) watched: Watched,
+    me: PeerId,
+    grid: GridId,
+    request: AcquireRequest,
+    commands: mpsc::Sender<Command>,
+    lease: watch::Receiver<LeaseState>,
+    events: broadcast::Sender<Event>,
+    sets: Arc<Sets>,
+    runtime: tokio::runtime::Handle,
 }
 
 impl Handle {
-    /// Answers a request of an admitted member.
+    /// This node.
+    #[must_use]
+    pub fn me(&self) -> PeerId {
+        self.me
+    }
+
+    /// Answers a request that a member sent, by the connection's word.
     ///
     /// # Errors
-    /// [`Error::Stopped`] if the driver has ended.
+    /// [`Error::Closed`].
     pub async fn serve(&self, from: PeerId, bytes: Vec<u8>) -> Result<Vec<u8>, Error> {
-        self.ask(|reply| Command::Serve { from, bytes, reply }).await
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Serve { from, bytes, reply }).await?;
+        answer.await.map_err(|_| Error::Closed)
     }
 
-    /// Takes a message that was spread to all.
+    /// Takes a gossiped message, whose author's signature was checked.
     pub async fn gossip(&self, from: PeerId, bytes: Vec<u8>) {
-        self.tell(Command::Gossip { from, bytes }).await;
+        self.input(aerie_dht_proto::Input::Gossip { from, bytes }).await;
     }
 
-    /// Notes that a member is connected.
+    /// An admitted member is connected.
     pub async fn member_up(&self, peer: PeerId) {
-        self.tell(Command::MemberUp(peer)).await;
+        self.input(aerie_dht_proto::Input::MemberUp { peer }).await;
     }
 
-    /// Notes that a member is no longer connected.
+    /// A member's last connection has closed.
     pub async fn member_down(&self, peer: PeerId) {
-        self.tell(Command::MemberDown(peer)).await;
+        self.input(aerie_dht_proto::Input::MemberDown { peer }).await;
     }
 
-    /// Begins to claim an address and the name, and keeps both. Again: no effect.
+    /// A member was revoked or declared gone: it does not count in a small grid's quorum any more.
+    pub async fn forget(&self, peer: PeerId) {
+        let _ = self.send(Command::Forget(peer)).await;
+    }
+
+    /// Claims an address for the configured name, and keeps it renewed. [`Self::lease`] tells how that goes.
+    pub async fn acquire(&self) {
+        let _ = self.send(Command::Acquire(self.request.clone())).await;
+    }
+
+    /// Claims an address for a name, keeps it renewed, and waits until it is held.
     ///
     /// # Errors
-    /// [`Error::Stopped`] if the driver has ended.
-    pub async fn acquire(&self) -> Result<(), Error> {
-        self.ask(Command::Acquire).await
+    /// [`Error::Claim`] where it is refused for good, [`Error::Closed`].
+    pub async fn acquire_as(&self, request: AcquireRequest) -> Result<LeaseState, Error> {
+        let mut lease = self.lease.clone();
+        lease.mark_unchanged();
+        self.send(Command::Acquire(request)).await?;
+        loop {
+            lease.changed().await.map_err(|_| Error::Closed)?;
+            let state = lease.borrow_and_update().clone();
+            match state {
+                LeaseState::Held { .. } => return Ok(state),
+                LeaseState::Failed { reason } | LeaseState::Lost { reason } => {
+                    return Err(Error::Claim(reason));
+                }
+                LeaseState::Idle | LeaseState::Waiting { .. } => {}
+            }
+        }
     }
 
-    /// How the node's lease stands, now and later.
+    /// How it stands with this node's lease, now and from now on.
     #[must_use]
     pub fn lease(&self) -> watch::Receiver<LeaseState> {
         self.lease.clone()
     }
 
-    /// Who has this address?
-    ///
-    /// # Errors
-    /// [`Error::Stopped`] if the driver has ended.
-    pub async fn look_up_addr(&self, addr: VirtualAddr) -> Result<Option<Found>, Error> {
-        self.ask(|reply| Command::LookUpAddr(addr, reply)).await
+    /// Everything that the register tells; what is missed by a slow listener is gone.
+    #[must_use]
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        self.events.subscribe()
     }
 
-    /// Who has this name?
-    ///
-    /// # Errors
-    /// [`Error::Stopped`] if the driver has ended.
-    pub async fn look_up_name(&self, name: NodeName) -> Result<Option<Found>, Error> {
-        self.ask(|reply| Command::LookUpName(name, reply)).await
+    /// Who holds an address, proved by its certificate. `None` where nobody is known to.
+    pub async fn look_up_addr(&self, addr: VirtualAddr) -> Option<Found> {
+        self.look_up(addr_key(self.grid, addr)).await
     }
 
-    /// Publishes this node's entry in a set, and announces it again until it is withdrawn.
+    /// Who has a name, and at which address.
+    pub async fn look_up_name(&self, name: NodeName) -> Option<Found> {
+        self.look_up(name_key(self.grid, &name)).await
+    }
+
+    /// Publishes a value in a set in the place of the one before, and keeps it alive.
     ///
     /// # Errors
-    /// [`Error::Register`] if it is not acceptable or this node has not the role for it.
+    /// [`Error::Publish`] where the set does not take it, [`Error::Closed`].
     pub async fn publish_set(&self, set: &str, value: Vec<u8>) -> Result<(), Error> {
+        let (reply, answer) = oneshot::channel();
         let set = set.to_owned();
-        Ok(self
-            .ask(|reply| Command::PublishSet { set, value, reply })
-            .await??)
+        self.send(Command::Publish { set, value, reply }).await?;
+        Ok(answer.await.map_err(|_| Error::Closed)??)
     }
 
-    /// Takes this node's entry back.
-    ///
-    /// # Errors
-    /// [`Error::Register`] if that cannot be signed.
-    pub async fn withdraw_set(&self, set: &str) -> Result<(), Error> {
-        let set = set.to_owned();
-        Ok(self.ask(|reply| Command::WithdrawSet { set, reply }).await??)
+    /// Withdraws this node's entry of a set.
+    pub async fn withdraw_set(&self, set: &str) {
+        let _ = self.send(Command::Withdraw(set.to_owned())).await;
     }
 
-    /// The entries of a set, now and later.
+    /// A set as it is known here, now and from now on.
     #[must_use]
     pub fn watch_set(&self, set: &str) -> watch::Receiver<Vec<SetView>> {
-        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
-        let sender = watched
-            .entry(set.to_owned())
-            .or_insert_with(|| watch::Sender::new(Vec::new()));
-        let receiver = sender.subscribe();
-        // A full queue loses this question only; changes are told all the same.
-        let _ = self.commands.try_send(Command::Refresh(set.to_owned()));
+        let mut sets = self.sets.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(views) = sets.get(set) {
+            return views.subscribe();
+        }
+        let (views, receiver) = watch::channel(Vec::new());
+        sets.insert(set.to_owned(), views);
+        drop(sets);
+        let (handle, set) = (self.clone(), set.to_owned());
+        self.runtime
+            .spawn(async move { handle.send(Command::Watch(set)).await });
         receiver
     }
 
-    /// Gives the lease back and waits until the witnesses were told, for a clean leave.
-    ///
-    /// # Errors
-    /// [`Error::Stopped`] if the driver has ended.
-    pub async fn release_all(&self) -> Result<(), Error> {
-        self.ask(Command::ReleaseAll).await
-    }
-
-    /// Whether this node grants claims, how many members it knows, and what it counted.
-    ///
-    /// # Errors
-    /// [`Error::Stopped`] if the driver has ended.
-    pub async fn status(&self) -> Result<Status, Error> {
-        self.ask(Command::Status).await
-    }
-
-    async fn tell(&self, command: Command) {
-        if self.commands.send(command).await.is_err() {
-            tracing::debug!("the register has stopped; an input is dropped");
+    /// Gives everything back and tells the others that this node leaves; returns when they know, or after 3 s.
+    pub async fn release_all(&self) {
+        let (done, told) = oneshot::channel();
+        if self.send(Command::ReleaseAll(done)).await.is_ok() {
+            let _ = tokio::time::timeout(LEAVE_TIMEOUT, told).await;
         }
     }
 
-    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Error> {
-        let (reply, answer) = oneshot::channel();
-        self.commands
-            .send(command(reply))
-            .await
-            .map_err(|_| Error::Stopped)?;
-        answer.await.map_err(|_| Error::Stopped)
+    /// Ends the register as it stands, without giving anything back, and returns when its database is closed.
+    pub async fn shutdown(&self) {
+        let (ended, wait) = oneshot::channel();
+        if self.send(Command::Shutdown(ended)).await.is_ok() {
+            let _ = wait.await;
+        }
     }
-}
 
-/// How the register stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Status {
-    /// Whether this node grants claims.
-    pub ready: bool,
-    /// How many members are known, this node included.
-    pub members_known: usize,
-    /// What was counted.
-    pub counters: Counters,
+    /// What the register counted; `None` when it has ended.
+    pub async fn stats(&self) -> Option<Stats> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Stats(reply)).await.ok()?;
+        answer.await.ok()
+    }
+
+    async fn look_up(&self, key: Key) -> Option<Found> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::LookUp(key, reply)).await.ok()?;
+        answer.await.ok().flatten()
+    }
+
+    async fn input(&self, input: aerie_dht_proto::Input) {
+        let _ = self.send(Command::Input(input)).await;
+    }
+
+    async fn send(&self, command: Command) -> Result<(), Error> {
+        self.commands.send(command).await.map_err(|_| Error::Closed)
+    }
 }

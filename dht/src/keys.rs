@@ -1,39 +1,71 @@
-//! The register's keys, by the node's identity.
+//! The core's keys, made of the grid's identity.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use aerie_dht_proto::{Keys, Member};
-use aerie_identity::{OverlaySigner, Verifier, verify_overlay};
+use aerie_dht_proto::{Keys, Member, NotMember, Signature};
+use aerie_identity::{CLOCK_SKEW, Credential, OverlaySigner, Verifier, sha256, verify_overlay};
 use aerie_types::{PeerId, WallMillis};
 use tokio::sync::watch;
 
-/// Signs with the node's overlay key and checks others by the grid's verifier.
-#[derive(Debug, Clone)]
+/// Credentials whose verification is remembered, about 1 KiB each. Certificates name the same witnesses over and over.
+const MAX_VERIFIED: usize = 1024;
+
+/// Signs with the node's overlay key, and judges others by the grid's verifier.
 pub struct IdentityKeys {
     signer: OverlaySigner,
     verifier: Arc<RwLock<Verifier>>,
-    credential: watch::Receiver<Arc<Vec<u8>>>,
+    own: watch::Receiver<Arc<Vec<u8>>>,
+    verified: Mutex<Verified>,
+}
+
+#[derive(Default)]
+struct Verified {
+    /// The revocation list under which these were verified.
+    serial: u64,
+    credentials: BTreeMap<[u8; 32], Arc<Credential>>,
 }
 
 impl IdentityKeys {
-    /// Keys from the node's signer, the shared verifier, and the present overlay credential (DER).
+    /// Keys that sign with `signer`, judge by `verifier`, and show the newest credential of `own` (DER).
     #[must_use]
     pub fn new(
         signer: OverlaySigner,
         verifier: Arc<RwLock<Verifier>>,
-        credential: watch::Receiver<Arc<Vec<u8>>>,
+        own: watch::Receiver<Arc<Vec<u8>>>,
     ) -> Self {
         Self {
             signer,
             verifier,
-            credential,
+            own,
+            verified: Mutex::default(),
         }
     }
 
-    /// This node.
-    #[must_use]
-    pub fn peer_id(&self) -> PeerId {
-        self.signer.peer_id()
+    fn credential_of(&self, der: &[u8], wall: WallMillis) -> Result<Arc<Credential>, NotMember> {
+        let verifier = self.verifier.read().unwrap_or_else(PoisonError::into_inner);
+        let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
+        if verified.serial != verifier.revocation_serial() {
+            verified.serial = verifier.revocation_serial();
+            verified.credentials.clear();
+        }
+        let name = sha256(der);
+        let known = verified.credentials.get(&name).cloned();
+        let timely = |known: &Arc<Credential>| {
+            wall.plus(CLOCK_SKEW) >= known.not_before && wall <= known.not_after.plus(CLOCK_SKEW)
+        };
+        if let Some(known) = known.filter(timely) {
+            return Ok(known);
+        }
+        let credential = verifier
+            .verify(der, wall)
+            .map_err(|rejection| NotMember(rejection.to_string()))?;
+        let credential = Arc::new(credential);
+        if verified.credentials.len() >= MAX_VERIFIED {
+            verified.credentials.clear();
+        }
+        verified.credentials.insert(name, Arc::clone(&credential));
+        Ok(credential)
     }
 }
 
@@ -42,25 +74,24 @@ impl Keys for IdentityKeys {
         self.signer.peer_id()
     }
 
-    fn sign(&self, message: &[u8]) -> Vec<u8> {
-        self.signer.sign(message).to_vec()
-    }
-
-    fn verify(&self, peer: &PeerId, message: &[u8], signature: &[u8]) -> bool {
-        verify_overlay(peer, message, signature)
-    }
-
     fn credential(&self) -> Vec<u8> {
-        self.credential.borrow().to_vec()
+        self.own.borrow().to_vec()
     }
 
-    fn credential_peer(&self, der: &[u8], wall: WallMillis) -> Option<Member> {
-        let verifier = self.verifier.read().unwrap_or_else(PoisonError::into_inner);
-        let credential = verifier.verify(der, wall).ok()?;
-        Some(Member {
+    fn sign(&self, message: &[u8]) -> Signature {
+        self.signer.sign(message).into()
+    }
+
+    fn verify(&self, peer: PeerId, message: &[u8], signature: &Signature) -> bool {
+        verify_overlay(&peer, message, &<[u8; 64]>::from(*signature))
+    }
+
+    fn member(&self, credential: &[u8], wall: WallMillis) -> Result<Member, NotMember> {
+        let credential = self.credential_of(credential, wall)?;
+        Ok(Member {
             peer: credential.peer,
-            node: credential.node,
-            group: credential.group,
+            node: credential.node.clone(),
+            group: credential.group.clone(),
             roles: credential.roles,
         })
     }

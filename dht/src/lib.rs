@@ -1,29 +1,26 @@
-//! Runs the grid's register on tokio, with SQLite for its store and the node's identity for its keys.
+//! The register's driver: addresses, names and sets for a running node.
 //!
-//! One task owns the [`Register`](aerie_dht_proto::Register) and does nothing but feed it: no lock is shared with
-//! it. Messages are carried by whoever implements [`Transport`].
+//! [`aerie_dht_proto`] decides; this crate gives it a disk ([`SqliteStore`]), keys ([`IdentityKeys`]), clocks, and a
+//! way to other members by a [`Transport`], which the overlay fulfils. [`Dht::start`] gives a [`Handle`]:
 //!
-//! ```text
-//!   Handle ──commands──▶ ┌────────┐ ──request, closest, publish──▶ Transport
-//!   lease()  ◀──watch─── │ driver │ ◀──────── answers ────────────┘
-//!   watch_set ◀──watch── │ + core │ ──▶ SQLite (written and synced before a grant leaves)
-//!                        └────────┘
-//! ```
-//!
-//! The store is written within the driver's task: a grant is rare (two keys for each member every five minutes), and
-//! the answer has to wait for the disk anyway.
+//! - inbound: [`Handle::serve`], [`Handle::gossip`], [`Handle::member_up`], [`Handle::member_down`];
+//! - the own lease: [`Handle::acquire`], [`Handle::lease`], [`Handle::release_all`];
+//! - others' leases: [`Handle::look_up_addr`], [`Handle::look_up_name`];
+//! - sets: [`Handle::publish_set`], [`Handle::watch_set`], [`Handle::withdraw_set`].
 
 mod driver;
 mod error;
 mod handle;
 mod keys;
-mod store;
+mod sqlite;
 mod transport;
 
-pub use aerie_dht_proto::{Counters, Found, LeaseState, SetView};
-pub use driver::Config;
+pub use aerie_dht_proto::limits::Timings;
+pub use aerie_dht_proto::{
+    AcquireRequest, Certificate, Event, Failure, Found, LostReason, Proof, PublishError, SetView, Stats,
+};
 pub use error::Error;
-pub use handle::{Dht, Handle, Status};
+pub use handle::{Config, Dht, Handle, LeaseState};
 pub use keys::IdentityKeys;
-pub use store::SqliteStore;
-pub use transport::{BoxFuture, Transport, TransportError};
+pub use sqlite::SqliteStore;
+pub use transport::{MemoryNetwork, Transport, TransportError};

@@ -9,10 +9,11 @@
 
 use std::sync::Arc;
 
-use aerie_dht::{BoxFuture, Transport, TransportError};
+use aerie_dht::{Transport, TransportError};
 use aerie_identity::Credential;
 use aerie_overlay::{Event, Protocol, Topic};
 use aerie_types::{Key, PeerId, Role};
+use futures::future::BoxFuture;
 use tokio::sync::{Semaphore, mpsc};
 
 use super::node::Node;
@@ -38,7 +39,7 @@ impl Transport for OverlayTransport {
             self.0
                 .request(to, Protocol::Dht, bytes)
                 .await
-                .map_err(|error| TransportError(error.to_string()))
+                .map_err(|error| TransportError::new(error.to_string()))
         })
     }
 

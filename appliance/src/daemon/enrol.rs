@@ -34,8 +34,13 @@ const BACKOFF_MIN: Duration = Duration::from_secs(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 /// Pause after a portal said no: only a person can change that.
 const REFUSED_PAUSE: Duration = Duration::from_secs(30);
-/// How often a revocation list is fetched, beside the gossip that brings news at once.
+
+/// How often a revocation list is fetched from the portal, by a node that members bring the news to.
 const REVOCATIONS_EVERY: Duration = Duration::from_secs(60);
+
+/// The same for relays, of which a grid has few and which pass it on to all, and at first for a node without a member:
+/// it may be the one that was revoked.
+const REVOCATIONS_SOON: Duration = Duration::from_secs(5);
 
 /// What the node is, once it is a member.
 pub(crate) struct Member {
@@ -366,25 +371,53 @@ async fn user_credential(member: &Member, paths: &GridPaths, own: &Credential) -
     Ok(issued.not_after.since(now()))
 }
 
-/// Fetches revocation lists from the portal, as the fallback beside gossip. `apply` takes each.
-pub(crate) async fn poll_revocations<F, R>(client: EnrolClient, apply: F)
-where
-    F: Fn(Vec<u8>) -> R,
-    R: Future<Output = ()>,
-{
+/// Fetches revocation lists from the portal, as the source of what gossip spreads. `apply` takes each.
+pub(crate) async fn poll_revocations<R: Future<Output = ()>>(
+    member: Arc<Member>,
+    overlay: aerie_overlay::Handle,
+    apply: impl Fn(Vec<u8>) -> R,
+) {
+    let mut alone = 0;
+    let mut fetched = tokio::time::Instant::now();
     loop {
-        let pause = REVOCATIONS_EVERY.mul_f64(rand::rng().random_range(0.75..1.25));
+        let pause = REVOCATIONS_SOON.mul_f64(rand::rng().random_range(0.75..1.25));
         tokio::time::sleep(pause).await;
-        match client.revocations().await {
+        let is_alone = overlay.members().await.is_ok_and(|members| members.is_empty());
+        alone = if is_alone { alone + 1 } else { 0 };
+        let relays = member.credential.borrow().roles.contains(Role::Relay);
+        if fetched.elapsed() < revocations_after(relays, alone) {
+            continue;
+        }
+        fetched = tokio::time::Instant::now();
+        match member.client.revocations().await {
             Ok(list) => apply(list.encode()).await,
             Err(error) => tracing::debug!(%error, "no revocation list from the portal"),
         }
     }
 }
 
+/// How old the newest list may get, on a node that looked around and saw nobody so many times in a row.
+fn revocations_after(relays: bool, alone: u32) -> Duration {
+    match alone {
+        _ if relays => Duration::ZERO,
+        0 => REVOCATIONS_EVERY,
+        // As seldom as the others after a minute or two, for the portal's sake.
+        _ => (REVOCATIONS_SOON * (alone / 4)).min(REVOCATIONS_EVERY),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lists_are_fetched_often_by_relays_and_by_who_is_suddenly_alone() {
+        assert_eq!(revocations_after(true, 0), Duration::ZERO);
+        assert_eq!(revocations_after(false, 0), REVOCATIONS_EVERY);
+        assert_eq!(revocations_after(false, 1), Duration::ZERO);
+        assert_eq!(revocations_after(false, 8), REVOCATIONS_SOON * 2);
+        assert_eq!(revocations_after(false, 1000), REVOCATIONS_EVERY);
+    }
 
     #[test]
     fn any_host_name_gives_a_node_name() {

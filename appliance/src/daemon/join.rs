@@ -135,14 +135,13 @@ async fn start(
     let (overlay, events) =
         Overlay::spawn(config, der.clone(), member.trust.verifier()).map_err(Error::Overlay)?;
     let dht = Dht::start(
-        aerie_dht::Config {
-            grid: spec.grid.id(),
-            range: spec.grid.range,
-            name: credential.borrow().node.clone(),
-            fixed: None,
-            founder: args.founder,
-            store_path: paths.register(),
-        },
+        aerie_dht::Config::new(
+            spec.grid.id(),
+            spec.grid.range,
+            credential.borrow().node.clone(),
+            args.founder,
+            paths.register(),
+        ),
         Arc::new(OverlayTransport(overlay.clone())),
         IdentityKeys::new(member.keys.overlay_signer(), member.trust.verifier(), der),
     )
@@ -209,15 +208,21 @@ fn keep_member(node: &Arc<Node>, member: &Arc<Member>, shared: &Arc<Shared>) {
         node.paths.clone(),
         Arc::clone(shared),
     ));
+    tokio::spawn(trust::watch_self(Arc::clone(node), Arc::clone(shared)));
     let for_lists = Arc::clone(node);
-    tokio::spawn(enrol::poll_revocations(member.client.clone(), move |list| {
+    let apply = move |list: Vec<u8>| {
         let node = Arc::clone(&for_lists);
         async move {
             if let Err(error) = trust::apply(&node, &list).await {
                 tracing::warn!(error, "the portal's revocation list was refused");
             }
         }
-    }));
+    };
+    tokio::spawn(enrol::poll_revocations(
+        Arc::clone(member),
+        node.overlay.clone(),
+        apply,
+    ));
 }
 
 /// Waits until an admitted member is connected, or this node is the founder.
@@ -248,7 +253,7 @@ async fn hold_address(
     shared: &Arc<Shared>,
 ) -> Result<(), Error> {
     let mut lease = node.dht.lease();
-    node.dht.acquire().await.map_err(Error::Register)?;
+    node.dht.acquire().await;
     let is_manager = member.credential.borrow().roles.contains(Role::Manager);
     loop {
         let state = lease.borrow_and_update().clone();

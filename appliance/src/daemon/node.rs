@@ -101,7 +101,7 @@ impl Node {
 
     /// The member that holds an address, with the key of its tunnel.
     pub(crate) async fn resolve(&self, addr: VirtualAddr) -> Option<RemotePeer> {
-        let found = self.dht.look_up_addr(addr).await.ok().flatten()?;
+        let found = self.dht.look_up_addr(addr).await?;
         self.names.learn(found.name, addr);
         let credential = match self.overlay.credential(found.holder) {
             Some(credential) => credential,
@@ -122,7 +122,7 @@ impl Node {
         if let Some(addr) = self.names.addr_of(name) {
             return Some(addr);
         }
-        let found = self.dht.look_up_name(name.clone()).await.ok().flatten()?;
+        let found = self.dht.look_up_name(name.clone()).await?;
         self.names.learn(found.name, found.addr);
         Some(found.addr)
     }
@@ -225,9 +225,9 @@ impl Node {
     pub(crate) async fn shutdown(&self, leave: bool) {
         if leave {
             if self.credential.borrow().roles.contains(Role::Manager) {
-                report("withdraw this manager", self.dht.withdraw_set(MANAGERS).await);
+                self.dht.withdraw_set(MANAGERS).await;
             }
-            report("give the address back", self.dht.release_all().await);
+            self.dht.release_all().await;
             if let Err(error) = names::hosts_file(self.spec.grid.id()).remove() {
                 tracing::warn!(%error, "the grid's names could not be removed from the hosts file");
             }
@@ -235,14 +235,8 @@ impl Node {
         if let Some(vpn) = self.vpn() {
             vpn.shutdown().await;
         }
+        self.dht.shutdown().await;
         self.overlay.shutdown().await;
-    }
-}
-
-/// Says what could not be done while leaving; the rest goes on, and leases end by themselves.
-fn report(what: &str, done: Result<(), aerie_dht::Error>) {
-    if let Err(error) = done {
-        tracing::warn!(%error, "could not {what}");
     }
 }
 

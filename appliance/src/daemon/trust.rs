@@ -5,14 +5,19 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use aerie_identity::{SignedRevocations, Verifier};
 use aerie_overlay::Topic;
+use tokio::sync::watch;
 
 use super::node::Node;
+use super::shared::Shared;
+use crate::status::Stage;
 
 /// The verifier that all parts share, and where its list is kept.
 #[derive(Clone)]
 pub(crate) struct Trust {
     verifier: Arc<RwLock<Verifier>>,
     path: PathBuf,
+    /// Serial of the newest list, for who waits for news.
+    news: watch::Sender<u64>,
 }
 
 impl Trust {
@@ -32,6 +37,7 @@ impl Trust {
             Err(error) => tracing::warn!(%error, path = %path.display(), "cannot read the revocation list"),
         }
         Self {
+            news: watch::Sender::new(verifier.revocation_serial()),
             verifier: Arc::new(RwLock::new(verifier)),
             path,
         }
@@ -70,6 +76,7 @@ impl Trust {
         if newer {
             aerie_identity::files::write_atomic(&self.path, bytes, 0o644)
                 .map_err(|error| error.to_string())?;
+            self.news.send_replace(self.serial());
         }
         Ok(newer)
     }
@@ -82,20 +89,42 @@ pub(crate) async fn apply(node: &Node, bytes: &[u8]) -> Result<bool, String> {
     }
     tracing::info!(serial = node.trust.serial(), "new revocation list");
     let members = node.overlay.members().await.unwrap_or_default();
-    if let Some(vpn) = node.vpn() {
-        for member in &members {
-            if node
-                .trust
-                .read(|verifier| verifier.is_revoked(&member.credential))
-            {
-                tracing::info!(node = %member.credential.node, "revoked: its tunnel is cut");
-                vpn.revoke(member.peer).await;
-            }
+    let is_revoked = |credential: &_| node.trust.read(|verifier| verifier.is_revoked(credential));
+    for member in members.iter().filter(|member| is_revoked(&member.credential)) {
+        tracing::info!(node = %member.credential.node, "revoked: its tunnel is cut");
+        if let Some(vpn) = node.vpn() {
+            vpn.revoke(member.peer).await;
         }
+        node.dht.forget(member.peer).await;
     }
     if let Err(error) = node.overlay.publish(Topic::Revocations, bytes.to_vec()) {
         tracing::warn!(%error, "the list was not passed on");
     }
     node.overlay.recheck().await.map_err(|error| error.to_string())?;
     Ok(true)
+}
+
+/// Waits until this node itself is revoked; then takes its tunnel down and says so.
+pub(crate) async fn watch_self(node: Arc<Node>, shared: Arc<Shared>) {
+    let mut news = node.trust.news.subscribe();
+    loop {
+        news.mark_unchanged();
+        let credential = node.credential.borrow().clone();
+        if node.trust.read(|verifier| verifier.is_revoked(&credential)) {
+            tracing::error!(node = %credential.node, "this node is revoked");
+            if let Some(vpn) = node.vpn() {
+                vpn.shutdown().await;
+            }
+            shared.failed(Stage::Tunnel, "down: this node is revoked", "");
+            return shared.failed(
+                Stage::Certificate,
+                format!("the grid's administrator has revoked {}, or its user or group", credential.node),
+                "no member talks to this node any more; ask the administrator, and when it is let in again, stop this \
+                 daemon and start it with a fresh blob",
+            );
+        }
+        if news.changed().await.is_err() {
+            return;
+        }
+    }
 }

@@ -1,36 +1,35 @@
-//! What can go wrong in the register.
+//! What can go wrong when the register starts.
 
-use crate::StoreError;
+/// A store that could not read or write.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct StoreError(pub String);
 
-/// An error of the register.
-#[derive(Debug, thiserror::Error)]
+/// Errors of the register. What others send is never one: it is counted in [`crate::Stats`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// A message of another release.
-    #[error("the message has version {found}, this release speaks {ours}; run the same release on all nodes")]
-    Version {
-        /// The version that was read.
-        found: u8,
-        /// The version spoken here.
-        ours: u8,
+    /// The persisted state could not be read at the start.
+    #[error(
+        "cannot read the register's {table}: {source}; without its own grants a witness could grant an address \
+         twice, so restore the file, or remove it to join anew"
+    )]
+    Load {
+        /// Which part was read.
+        table: &'static str,
+        /// What the store says.
+        #[source]
+        source: StoreError,
     },
-    /// A message that cannot be read.
-    #[error("the message is malformed: {0}; its sender runs another release or is hostile")]
-    Malformed(&'static str),
-    /// A message above the limit.
-    #[error("the message has {len} bytes, more than the {max} allowed; send less at once")]
-    TooLong {
-        /// Its length.
-        len: usize,
-        /// The longest allowed.
-        max: usize,
+    /// A persisted row has a form that this release does not know.
+    #[error(
+        "the register's {table} hold a row that this release cannot read; it was written by a newer release or \
+         is damaged: run that release, or remove the file to join anew"
+    )]
+    Row {
+        /// Which part was read.
+        table: &'static str,
     },
-    /// A certificate that does not prove what it says.
-    #[error("the certificate is not valid: {0}; drop it and look the key up again")]
-    Certificate(&'static str),
-    /// A set entry that is not acceptable.
-    #[error("the set entry is refused: {0}")]
-    Set(&'static str),
-    /// The node's stable storage failed.
-    #[error("the register cannot use its store: {0}")]
-    Store(#[from] StoreError),
+    /// The fact that this instance started could not be written.
+    #[error("cannot write the register's store: {0}; check that its disk is writable and has room")]
+    Write(#[source] StoreError),
 }

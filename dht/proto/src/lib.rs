@@ -1,46 +1,54 @@
-//! The grid's register, without sockets, clocks or files: who holds which address and which name.
+//! The register of leases and sets: who holds which virtual address and name, and who announces what.
 //!
-//! A key (an address, a name) is leased by the members that are its *witnesses*. Each gives a signed [`Receipt`];
-//! the receipts of a quorum are a [`Certificate`], which proves itself to every member of the grid. As two quorums
-//! share a witness, and a witness never grants one key to two holders at once, no key has two holders.
+//! Addresses are *quorum leases with receipts*. A claimant asks the nine members closest to the key of an address, its
+//! *witnesses*; each grants by its own rule and signs a receipt; seven receipts are a certificate, which proves the
+//! lease to anybody who knows the grid's CA. In a grid of fewer than nine members everybody is a witness, and a
+//! majority of the members of the last day is needed. See [`limits`] for the numbers and their reasons, and the
+//! modules' own texts for their rules: granting, refusing and telling clones from restarts (`witness`), claiming and
+//! keeping (`holder`), counting votes (`round`), who may vote after a start (`ready`), look-ups (`search`), sets
+//! (`sets`), what a certificate proves (`lease`).
 //!
-//! ```text
-//!   claimant                         witnesses of the key (nine closest, or all in a small grid)
-//!      │── Claim ───────────────────────▶│ save, then sign
-//!      │◀──────────── Receipts / Refused │
-//!      │   q receipts = certificate      │
-//!      │── HandOver(certificate) ───────▶│ kept for look-ups
-//!   others ── LookUp ───────────────────▶│── Found(certificate)
-//! ```
+//! # Safety
 //!
-//! Beside leases the register keeps *sets*: small signed entries such as the grid's managers, each from a publisher
-//! whose credential has the role that the set asks for.
+//! At no moment are there two valid certificates of different holders for one key, as long as: witnesses keep their
+//! stores (a grant is persisted before it is answered), monotonic clocks run equally fast to within 1.5%, and of any
+//! two quorums formed at the same time, views that differ by d members and f lying witnesses have d + f <= 4. How that
+//! comes about: a holder counts its lease from before it asked the first witness, and a witness from when it grants,
+//! so that a certificate ends before any of its grants; a witness grants only one holder at a time; and two quorums
+//! share a witness (seven of the same thirteen closest, or majorities of memberships that differ by a joining member,
+//! which became ready through n - q + 1 of the others).
 //!
-//! [`Register`] is given its inputs with the time, and asked for its outputs:
+//! # Shape
 //!
-//! ```text
-//!   Input ──▶ handle ──┐
-//!   time  ──▶ handle_timeout ──▶ Register ──▶ poll_output ──▶ Output
-//!                      └──────────▶ poll_timeout: when to be woken
-//! ```
+//! Pure: no clock, socket, file or runtime. Time and the random source are arguments; signatures and credentials come
+//! by [`Keys`], durability by [`Store`]; the state is plain, ordered and cloned at will, so that the same core runs in
+//! the daemon, in the simulator and under a model checker.
 
-mod claimant;
+mod draw;
 mod error;
-mod leases;
+mod holder;
+mod keys;
+mod lease;
+pub mod limits;
 mod members;
-mod ports;
-mod receipt;
+mod ready;
+mod record;
 mod register;
+mod round;
+mod search;
 mod sets;
+mod stats;
+mod store;
+mod voting;
 mod wire;
+mod witness;
 
-#[cfg(test)]
-mod tests;
-
-pub use claimant::{FIRST_TTL, LEASE_TTL, LeaseState, RENEW_EVERY};
-pub use error::Error;
-pub use ports::{Keys, Member, OwnState, Store, StoreError, StoredGrant, StoredLease};
-pub use receipt::{Certificate, Receipt, ReceiptBody, addr_key, name_key, quorum};
-pub use register::{Config, Counters, Event, Found, Input, Output, Register, SendError, Time};
-pub use sets::{DEFAULT_SET_TTL, MAX_SET_NAME, MAX_SET_VALUE, SetEntry, SetView, required_role};
-pub use wire::{Answer, ClaimReq, MAX_MESSAGE, Refusal, Request, WireSet};
+pub use error::{Error, StoreError};
+pub use holder::{AcquireRequest, Failure, HeldLease, LostReason};
+pub use keys::{Keys, Member, NotMember, Now, Signature};
+pub use lease::{Certificate, Proof, Receipt, Terms, addr_key, majority, name_key, quorum};
+pub use limits::Timings;
+pub use register::{Config, Event, Found, Input, Output, Register, SendError};
+pub use sets::{PublishError, SetView, set_key};
+pub use stats::Stats;
+pub use store::{Change, MemoryStore, Rows, Store, Table};

@@ -1,148 +1,287 @@
-//! Who is in the grid, as far as this node knows, and who is a key's witness.
+//! Whom this node knows: who counts in a small grid's quorum, who is connected, whose credential is at hand.
+//!
+//! ```text
+//!            connected              says that it votes, or is told by one who counts it
+//!  unknown ────────────► connected ──────────────────────────────────────────────────► counted ◄─┐
+//!     ▲                                                                                   │   │   │ news
+//!     └──────────────── leaves cleanly, is declared gone, or no news for a day ───────────┘   └───┘
+//! ```
+//!
+//! A member counts from when it says that it is about to vote (see `ready`), so that many that join at the same time
+//! do not wait for each other, and until [`REMEMBERED`] after it was last heard of, by this node or by one that told
+//! it (the age travels along, so that telling does not make anybody younger). Members are told with their
+//! credentials: nobody can inflate the count of a small grid, and with it the quorum, by inventing members. One that
+//! leaves cleanly stops counting at once; older news of it does not bring it back.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use aerie_types::{Key, PeerId, WallMillis};
+use aerie_types::{Key, PeerId};
 
-use crate::receipt::WITNESSES;
+use crate::limits::{MAX_CREDENTIALS, MAX_MEMBERS, REMEMBERED};
 
-/// How long a member that is not seen still counts.
-const REMEMBER: Duration = Duration::from_secs(24 * 3600);
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Known {
+    /// Its place in the key space, which costs a hash to compute.
+    position: Key,
+    /// Until when it counts without news of it.
+    until: Instant,
+    /// When it was first known.
+    first: Instant,
+    /// It votes, or has voted.
+    counts: bool,
+    /// It left cleanly; news that would let it count until before this moment are older than its leaving.
+    left: Option<Instant>,
+    connected: bool,
+}
 
-/// How many members are remembered; a page of state carries at most [`MAX_TOLD`] of them.
-const MAX_MEMBERS: usize = 4096;
-
-/// How many members a page of state names (42 bytes each, so about 10 KB).
-const MAX_TOLD: usize = 256;
-
-/// The members known.
-#[derive(Debug)]
+/// The members that this node knows, other than itself.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Members {
     me: PeerId,
-    seen: BTreeMap<PeerId, WallMillis>,
-    live: BTreeSet<PeerId>,
+    known: BTreeMap<PeerId, Known>,
+    credentials: BTreeMap<PeerId, Vec<u8>>,
 }
 
 impl Members {
-    pub(crate) fn new(me: PeerId, saved: Vec<(PeerId, WallMillis)>) -> Self {
-        let seen = saved
-            .into_iter()
-            .filter(|(peer, _)| *peer != me)
-            .take(MAX_MEMBERS)
-            .collect();
+    pub(crate) fn new(me: PeerId) -> Self {
         Self {
             me,
-            seen,
-            live: BTreeSet::new(),
+            known: BTreeMap::new(),
+            credentials: BTreeMap::new(),
         }
     }
 
-    /// Notes a connection. `true` if the member was not known.
-    pub(crate) fn up(&mut self, peer: PeerId, wall: WallMillis) -> bool {
-        if peer == self.me || (self.live.len() >= MAX_MEMBERS && !self.live.contains(&peer)) {
+    /// News, `age` old, of a member that votes. Whether it was not counted before.
+    pub(crate) fn heard(&mut self, peer: PeerId, age: Duration, now: Instant) -> bool {
+        if peer == self.me || age >= REMEMBERED {
             return false;
         }
-        self.live.insert(peer);
-        self.see(peer, wall)
-    }
-
-    pub(crate) fn down(&mut self, peer: &PeerId, wall: WallMillis) {
-        if self.live.remove(peer) {
-            self.see(*peer, wall);
+        let until = now + (REMEMBERED - age);
+        let room = self.known.len() < MAX_MEMBERS;
+        let fresh = Known {
+            position: peer.position(),
+            until,
+            first: now,
+            counts: false,
+            left: None,
+            connected: false,
+        };
+        let known = match self.known.entry(peer) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(vacant) if room => vacant.insert(fresh),
+            Entry::Vacant(_) => return false,
+        };
+        if known.left.is_some_and(|left| until <= left) {
+            return false;
         }
+        let new = !known.counts || known.left.take().is_some() || (known.until <= now && !known.connected);
+        if new {
+            known.first = now;
+        }
+        known.counts = true;
+        known.until = known.until.max(until);
+        new
     }
 
-    /// Notes that a member was alive then. `true` if it was not known.
-    pub(crate) fn see(&mut self, peer: PeerId, at: WallMillis) -> bool {
+    /// The member is connected; it is let in even where the bound is reached.
+    pub(crate) fn up(&mut self, peer: PeerId, now: Instant) {
         if peer == self.me {
-            return false;
+            return;
         }
-        if let Some(last) = self.seen.get_mut(&peer) {
-            *last = (*last).max(at);
-            return false;
-        }
-        if self.seen.len() >= MAX_MEMBERS {
-            let oldest = self
-                .seen
-                .iter()
-                .filter(|(peer, _)| !self.live.contains(peer))
-                .min_by_key(|(_, at)| **at);
-            let Some(oldest) = oldest.map(|(peer, _)| *peer) else {
-                return false;
-            };
-            self.seen.remove(&oldest);
-        }
-        self.seen.insert(peer, at);
-        true
-    }
-
-    /// Forgets members not seen for a day. `true` if there were any.
-    pub(crate) fn expire(&mut self, wall: WallMillis) -> bool {
-        let before = self.seen.len();
-        let live = &self.live;
-        self.seen
-            .retain(|peer, at| live.contains(peer) || wall.since(*at) < REMEMBER);
-        self.seen.len() != before
-    }
-
-    /// Takes over what another member says of the members; times ahead of our clock count as now.
-    pub(crate) fn merge(&mut self, told: &[(PeerId, WallMillis)], wall: WallMillis) -> bool {
-        let mut news = false;
-        for (peer, at) in told.iter().take(MAX_TOLD) {
-            if wall.since(*at) < REMEMBER {
-                news |= self.see(*peer, (*at).min(wall));
+        if self.known.len() >= MAX_MEMBERS && !self.known.contains_key(&peer) {
+            let idle = self.known.iter().find(|(_, known)| !known.connected);
+            if let Some(idle) = idle.map(|(peer, _)| *peer) {
+                self.known.remove(&idle);
             }
         }
-        news
+        let known = self.known.entry(peer).or_insert_with(|| Known {
+            position: peer.position(),
+            until: now,
+            first: now,
+            counts: false,
+            left: None,
+            connected: false,
+        });
+        known.connected = true;
     }
 
-    pub(crate) fn told(&self, wall: WallMillis) -> Vec<(PeerId, WallMillis)> {
-        let live = self.live.iter().map(|peer| (*peer, wall));
-        let rest = self
-            .seen
+    /// Whether the member counts, so that this has to be remembered.
+    pub(crate) fn counts(&self, peer: PeerId) -> bool {
+        self.known
+            .get(&peer)
+            .is_some_and(|known| known.counts && known.left.is_none())
+    }
+
+    pub(crate) fn down(&mut self, peer: PeerId, now: Instant) {
+        if let Some(known) = self.known.get_mut(&peer) {
+            if known.connected && known.counts {
+                known.until = now + REMEMBERED;
+            }
+            known.connected = false;
+        }
+    }
+
+    pub(crate) fn left(&mut self, peer: PeerId, now: Instant) {
+        if let Some(known) = self.known.get_mut(&peer) {
+            known.left = Some(now + REMEMBERED);
+            known.counts = false;
+        }
+    }
+
+    /// Forgets who was not heard of for too long, and returns them.
+    pub(crate) fn purge(&mut self, now: Instant) -> Vec<PeerId> {
+        let gone: Vec<_> = self
+            .known
             .iter()
-            .filter(|(peer, _)| !self.live.contains(peer))
-            .map(|(peer, at)| (*peer, *at));
-        live.chain(rest).take(MAX_TOLD).collect()
-    }
-
-    pub(crate) fn saved(&self) -> Vec<(PeerId, WallMillis)> {
-        self.seen.iter().map(|(peer, at)| (*peer, *at)).collect()
-    }
-
-    /// How many members are known, this node included.
-    pub(crate) fn known(&self) -> usize {
-        self.seen.len() + 1
-    }
-
-    pub(crate) fn live(&self) -> &BTreeSet<PeerId> {
-        &self.live
-    }
-
-    /// Whether all members are witnesses of every key.
-    pub(crate) fn is_small(&self) -> bool {
-        self.live.len() + 1 < WITNESSES
-    }
-
-    /// Everybody known, this node included.
-    pub(crate) fn all(&self) -> Vec<PeerId> {
-        self.seen.keys().copied().chain([self.me]).collect()
-    }
-
-    /// The nine closest to a key among these and this node.
-    pub(crate) fn closest(&self, key: &Key, peers: impl IntoIterator<Item = PeerId>) -> Vec<PeerId> {
-        let position = key.position();
-        let distinct: BTreeSet<_> = peers.into_iter().chain([self.me]).collect();
-        let mut by_distance: Vec<_> = distinct
-            .into_iter()
-            .map(|peer| (peer.position().distance(&position), peer))
+            .filter(|(_, known)| {
+                !known.connected && known.until <= now && known.left.is_none_or(|left| left <= now)
+            })
+            .map(|(peer, _)| *peer)
             .collect();
-        by_distance.sort_unstable();
-        by_distance
-            .into_iter()
-            .take(WITNESSES)
-            .map(|(_, peer)| peer)
-            .collect()
+        for peer in &gone {
+            self.known.remove(peer);
+        }
+        gone
+    }
+
+    /// Members that count, this node included.
+    pub(crate) fn count(&self, now: Instant) -> usize {
+        1 + self.counted(now).count()
+    }
+
+    /// Members that have counted for as long as `settle`, this node included.
+    pub(crate) fn settled(&self, settle: Duration, now: Instant) -> usize {
+        let old = |known: &Known| now.saturating_duration_since(known.first) >= settle;
+        1 + self.counted(now).filter(|(_, known)| old(known)).count()
+    }
+
+    /// The others that count, with the age of the last news of them.
+    pub(crate) fn others(&self, now: Instant) -> impl Iterator<Item = (PeerId, Duration)> + '_ {
+        self.counted(now).map(move |(peer, known)| {
+            let age = if known.connected {
+                Duration::ZERO
+            } else {
+                REMEMBERED.saturating_sub(known.until.saturating_duration_since(now))
+            };
+            (peer, age)
+        })
+    }
+
+    pub(crate) fn connected(&self) -> impl Iterator<Item = PeerId> + '_ {
+        self.known
+            .iter()
+            .filter(|(_, known)| known.connected)
+            .map(|(peer, _)| *peer)
+    }
+
+    pub(crate) fn any_connected(&self) -> bool {
+        self.connected().next().is_some()
+    }
+
+    pub(crate) fn is_connected(&self, peer: PeerId) -> bool {
+        self.known.get(&peer).is_some_and(|known| known.connected)
+    }
+
+    /// The connected members and this node, closest to a position first.
+    pub(crate) fn closest(&self, position: Key) -> Vec<PeerId> {
+        let connected = self.known.iter().filter(|(_, known)| known.connected);
+        let mut all: Vec<_> = connected
+            .map(|(peer, known)| (known.position.distance(&position), *peer))
+            .chain([(self.me.position().distance(&position), self.me)])
+            .collect();
+        all.sort_unstable();
+        all.into_iter().map(|(_, peer)| peer).collect()
+    }
+
+    /// How many connected members are closer to a position than this node is.
+    pub(crate) fn closer(&self, position: Key) -> usize {
+        let mine = self.me.position().distance(&position);
+        self.known
+            .values()
+            .filter(|known| known.connected && known.position.distance(&position) < mine)
+            .count()
+    }
+
+    pub(crate) fn credential(&self, peer: PeerId) -> Option<&Vec<u8>> {
+        self.credentials.get(&peer)
+    }
+
+    /// Keeps a credential that was found valid.
+    pub(crate) fn learn(&mut self, peer: PeerId, credential: &[u8]) {
+        if self
+            .credentials
+            .get(&peer)
+            .is_some_and(|known| known == credential)
+        {
+            return;
+        }
+        if self.credentials.len() >= MAX_CREDENTIALS && !self.credentials.contains_key(&peer) {
+            let spare = self.credentials.keys().find(|peer| !self.is_connected(**peer));
+            let spare = spare.or_else(|| self.credentials.keys().next()).copied();
+            if let Some(spare) = spare {
+                self.credentials.remove(&spare);
+            }
+        }
+        self.credentials.insert(peer, credential.to_vec());
+    }
+
+    fn counted(&self, now: Instant) -> impl Iterator<Item = (PeerId, &Known)> + '_ {
+        self.known
+            .iter()
+            .filter(move |(_, known)| known.counts && (known.connected || known.until > now))
+            .map(|(peer, known)| (*peer, known))
+    }
+}
+
+/// Members without repetition, closest to a position first.
+pub(crate) fn sorted(peers: impl Iterator<Item = PeerId>, position: Key) -> Vec<PeerId> {
+    let unique: BTreeSet<PeerId> = peers.collect();
+    let mut sorted: Vec<_> = unique.into_iter().collect();
+    sorted.sort_by_cached_key(|peer| peer.position().distance(&position));
+    sorted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a test needs some instant to count from"
+    )]
+    fn start() -> (Members, Instant) {
+        (Members::new(PeerId([0; 32])), Instant::now())
+    }
+
+    #[test]
+    fn news_passed_on_do_not_make_a_member_younger() {
+        let (mut members, now) = start();
+        let hour = Duration::from_secs(3600);
+        assert!(members.heard(PeerId([1; 32]), hour * 23, now));
+        assert_eq!(members.count(now), 2);
+        assert_eq!(members.count(now + hour), 1);
+    }
+
+    #[test]
+    fn one_who_left_is_not_brought_back_by_older_news() {
+        let (mut members, now) = start();
+        let (peer, second) = (PeerId([1; 32]), Duration::from_secs(1));
+        members.up(peer, now);
+        members.heard(peer, Duration::ZERO, now);
+        members.left(peer, now + second * 60);
+        members.down(peer, now + second * 61);
+        assert_eq!(members.count(now + second * 61), 1);
+        members.heard(peer, second * 20, now + second * 70);
+        assert_eq!(members.count(now + second * 70), 1);
+        members.up(peer, now + second * 80);
+        assert_eq!(
+            members.count(now + second * 80),
+            1,
+            "it is back, and does not vote yet"
+        );
+        members.heard(peer, Duration::ZERO, now + second * 80);
+        assert_eq!(members.count(now + second * 80), 2);
     }
 }

@@ -1,546 +1,773 @@
-//! The register: takes inputs with the time, keeps the state, gives outputs.
-
-mod claiming;
-mod lookups;
-mod serving;
-mod spreading;
+//! The register: one state, moved by inputs and by time.
+//!
+//! The caller gives every input to [`Register::handle_input`], calls [`Register::handle_timeout`] when
+//! [`Register::poll_timeout`] is due, and after either of them takes all of [`Register::poll_output`] and
+//! [`Register::poll_event`]. Nothing waits inside: each request of a member is answered within the call that brings
+//! it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use aerie_types::{GridId, Instance, Key, NodeName, PeerId, VirtualAddr, VirtualRange, WallMillis};
-use rand::Rng;
+use aerie_types::{GridId, Instance, Key, NodeName, PeerId, Role, VirtualAddr, VirtualRange};
+use rand_core::Rng;
 
-use crate::claimant::{Claimant, LeaseState};
-use crate::leases::Leases;
+use crate::draw::Draw;
+use crate::holder::{Failure, HeldLease, Holding, LostReason};
+use crate::lease::{Certificate, encode};
+use crate::limits::{MAX_OUTPUTS, MAX_PENDING, REMEMBERED, Timings};
 use crate::members::Members;
-use crate::sets::{SetView, Sets};
-use crate::wire::{Answer, Request, decode, encode};
-use crate::{Certificate, Error, Keys, OwnState, Store};
-use lookups::LookUp;
-use spreading::OwnSet;
+use crate::ready::Readiness;
+use crate::record::{GrantRow, Record, Seen, SeenRow};
+use crate::search::Searches;
+use crate::sets::Sets;
+use crate::store::{Change, Store, Table};
+use crate::wire::{Answer, Gossip, Request, from_bytes, to_bytes};
+use crate::witness::{NUMBER_ROW, put, remove};
+use crate::{Error, Keys, Now, Stats, StoreError};
 
-/// How long an answer is waited for.
-const CALL_TIMEOUT: Duration = Duration::from_secs(3);
+/// How often what has ended is forgotten.
+const PURGE_EVERY: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// How many requests may be unanswered at once; more are not sent, as if they had failed.
-const MAX_CALLS: usize = 4096;
+/// How often it is noted that connected members are still there; a small part of the day for which they count.
+const SAVE_EVERY: std::time::Duration = std::time::Duration::from_secs(3600);
 
-/// How many searches for a key's neighbourhood may run at once.
-const MAX_LOCATES: usize = 1024;
-
-/// How often the tables are swept while all is well, and while the node is not ready.
-const SWEEP_EVERY: Duration = Duration::from_secs(60);
-const SWEEP_EVERY_UNREADY: Duration = Duration::from_secs(1);
-
-/// The time, on both clocks.
-#[derive(Debug, Clone, Copy)]
-pub struct Time {
-    /// The monotonic clock.
-    pub now: Instant,
-    /// The wall clock.
-    pub wall: WallMillis,
-}
-
-impl Time {
-    fn pair(self) -> (Instant, WallMillis) {
-        (self.now, self.wall)
-    }
-}
-
-/// How a register is set up.
-#[derive(Debug, Clone)]
+/// What a register is given at its start.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Config {
     /// The grid.
     pub grid: GridId,
-    /// This node.
-    pub me: PeerId,
-    /// Its name, as its credential has it.
-    pub name: NodeName,
-    /// The grid's range.
+    /// The grid's range of virtual addresses.
     pub range: VirtualRange,
-    /// An address that the node must have, instead of any.
-    pub fixed: Option<VirtualAddr>,
-    /// Whether the node founds the grid, and may be the only witness while it knows nobody else.
+    /// This node founds the grid: it may claim before it knows anybody. For the first start of the first node.
     pub founder: bool,
+    /// When things happen.
+    pub timings: Timings,
+    /// The role that publishers of a set must have. In a set without an entry every member may publish.
+    pub set_roles: BTreeMap<String, Role>,
 }
 
-/// A request got no answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SendError;
+impl Config {
+    /// The defaults: not the founder, the design's times, and managers alone in the managers set.
+    #[must_use]
+    pub fn new(grid: GridId, range: VirtualRange) -> Self {
+        Self {
+            grid,
+            range,
+            founder: false,
+            timings: Timings::default(),
+            set_roles: BTreeMap::from([("managers".to_owned(), Role::Manager)]),
+        }
+    }
+}
 
-/// What happens to the register.
-#[derive(Debug, Clone)]
+/// What the driver tells the register.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Input {
-    /// An admitted member asks something; the answer comes as [`Output::Answer`].
+    /// A member asks something. The answer has the same `id`.
     Request {
-        /// Who asks.
+        /// Who asks, as the connection proves it.
         from: PeerId,
-        /// Names the request towards the caller.
+        /// The driver's own number for the request.
         id: u64,
-        /// The message.
+        /// The request.
         bytes: Vec<u8>,
     },
-    /// The answer to [`Output::Send`].
+    /// What became of an [`Output::Send`].
     Reply {
-        /// The request's id.
+        /// The number of the request.
         id: u64,
         /// The answer.
         result: Result<Vec<u8>, SendError>,
     },
-    /// The answer to [`Output::Locate`].
+    /// What became of an [`Output::Locate`].
     Located {
-        /// The query's id.
+        /// The number of the look-up.
         query: u64,
-        /// Members, nearest first.
+        /// The closest members, nearest first, without this node.
         peers: Vec<PeerId>,
     },
-    /// A message spread to all.
+    /// A message to all members.
     Gossip {
-        /// The member that it came from.
+        /// Its author, whose signature the overlay has checked.
         from: PeerId,
         /// The message.
         bytes: Vec<u8>,
     },
-    /// A member is connected.
+    /// An admitted member is connected.
     MemberUp {
-        /// Which.
+        /// The member.
         peer: PeerId,
     },
-    /// A member is no longer connected.
+    /// A member's last connection has closed.
     MemberDown {
-        /// Which.
+        /// The member.
         peer: PeerId,
     },
 }
 
-/// What the register wants done.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Why a request has no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum SendError {
+    /// The member could not be reached.
+    #[error("the member could not be reached")]
+    Unreachable,
+    /// No answer came in time; the request may have been carried out.
+    #[error("no answer came in time")]
+    Timeout,
+}
+
+/// What the driver is to do.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Output {
-    /// Answer a request.
+    /// Answer a member's request.
     Answer {
-        /// The request's id.
+        /// The number of the request.
         id: u64,
-        /// The message.
+        /// The answer.
         bytes: Vec<u8>,
     },
     /// Ask a member.
     Send {
         /// Whom.
         to: PeerId,
-        /// Names the request.
+        /// To be given back with the reply.
         id: u64,
-        /// The message.
+        /// The request.
         bytes: Vec<u8>,
     },
-    /// Find the members closest to a key.
+    /// Find the members closest to a key's position.
     Locate {
-        /// Names the query.
+        /// To be given back with the result.
         query: u64,
         /// The key.
         key: Key,
     },
-    /// Spread a message to all.
+    /// Tell all members.
     Gossip(Vec<u8>),
-    /// Tell the node.
-    Event(Event),
 }
 
-/// What the node should know.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What the caller may want to know.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Event {
-    /// The node's lease stands otherwise now.
-    Lease(LeaseState),
-    /// A set has changed.
-    SetChanged(String),
-    /// A look-up is done.
+    /// This witness votes from now on.
+    Ready,
+    /// The claim has to wait: why, and what helps.
+    Waiting {
+        /// The reason, for a person.
+        reason: String,
+    },
+    /// An address is held.
+    Held(HeldLease),
+    /// The lease was renewed.
+    Renewed(HeldLease),
+    /// The address is held no longer.
+    Lost(LostReason),
+    /// The claim failed, for a reason that waiting does not mend.
+    Failed(Failure),
+    /// A later instance of this node was refused: its disk was copied.
+    CloneSeen {
+        /// The other instance.
+        instance: Instance,
+    },
+    /// The result of [`Register::look_up`].
     LookedUp {
-        /// Its id.
+        /// The number of the look-up.
         id: u64,
-        /// What was found.
+        /// Who holds the key, if anybody does.
         found: Option<Found>,
     },
+    /// A set has changed; read it with [`Register::set`].
+    SetChanged {
+        /// The set.
+        set: String,
+    },
+    /// Everything that was held is given back, and as many witnesses as could be reached know it.
+    Left,
 }
 
-/// The holder of a key.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The holder of a key, proved by a certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Found {
     /// Who.
     pub holder: PeerId,
-    /// Its node name.
-    pub name: NodeName,
     /// Its address.
     pub addr: VirtualAddr,
-    /// For how long yet.
-    pub remaining: Duration,
+    /// Its name.
+    pub name: NodeName,
+    /// How long the lease lasts yet, by the clock of the witness that answered.
+    pub remaining: std::time::Duration,
+    /// The certificate.
+    pub certificate: Certificate,
 }
 
-/// What was dropped, and what was done, since the start.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Messages that could not be read.
-    pub malformed: u64,
-    /// Certificates that were not valid.
-    pub bad_certificates: u64,
-    /// Set entries that were refused.
-    pub bad_entries: u64,
-    /// Claims granted.
-    pub granted: u64,
-    /// Claims refused.
-    pub refused: u64,
-    /// Failures of the store.
-    pub store_failures: u64,
-    /// Requests not sent because too many were unanswered.
-    pub overrun: u64,
+impl Found {
+    pub(crate) fn of(seen: &Seen, now: Instant) -> Self {
+        let terms = &seen.certificate.terms;
+        Self {
+            holder: terms.holder,
+            addr: terms.addr,
+            name: terms.name.clone(),
+            remaining: seen.until.saturating_duration_since(now),
+            certificate: seen.certificate.clone(),
+        }
+    }
 }
 
-/// What a request was sent for.
-#[derive(Debug)]
-enum Purpose {
-    Claim { round: u64, keys: Vec<Key> },
-    LookUp { id: u64 },
-    Sync,
-    ReadSet,
-    Tell,
+/// What an answer is for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Purpose {
+    Claim { round: u64 },
+    Merge,
+    Fetch,
+    Offer,
+    Challenge { key: Key, current: Instance },
+    LookUp { search: u64 },
+    Put { set: String },
+    Read { set: String },
+    Leaving,
+    Nothing,
 }
 
-#[derive(Debug)]
-struct Call {
+/// What a location is for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Wanted {
+    Round(u64),
+    Search(u64),
+    Set(String),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Pending {
     to: PeerId,
     purpose: Purpose,
     deadline: Instant,
 }
 
-/// What is to be done once a key's witnesses are known.
-#[derive(Debug)]
-enum Task {
-    Claim { round: u64, slot: usize },
-    LookUp { id: u64 },
-    Tell(Request),
-    ReadSet(String),
-}
-
-/// The register of one node.
-pub struct Register<S: Store> {
-    config: Config,
-    keys: Box<dyn Keys>,
-    store: S,
-    rng: Box<dyn Rng + Send>,
-    members: Members,
-    leases: Leases,
-    sets: Sets,
-    claimant: Claimant,
-    ready: bool,
-    synced: BTreeSet<PeerId>,
-    calls: BTreeMap<u64, Call>,
-    locates: BTreeMap<u64, (Key, Task, Instant)>,
-    lookups: BTreeMap<u64, LookUp>,
-    cache: BTreeMap<Key, (Certificate, Instant)>,
-    own_sets: BTreeMap<String, OwnSet>,
-    outputs: VecDeque<Output>,
-    counters: Counters,
+/// The register of one node in one grid.
+#[derive(Debug, Clone)]
+pub struct Register<S, K> {
+    pub(crate) config: Config,
+    pub(crate) me: PeerId,
+    pub(crate) instance: Instance,
+    pub(crate) keys: K,
+    pub(crate) store: S,
+    pub(crate) draw: Draw,
+    pub(crate) members: Members,
+    pub(crate) readiness: Readiness,
+    pub(crate) records: BTreeMap<Key, Record>,
+    /// The number of the last grant.
+    pub(crate) number: u64,
+    pub(crate) holding: Holding,
+    pub(crate) searches: Searches,
+    pub(crate) sets: Sets,
+    pub(crate) handover_at: Option<Instant>,
+    pub(crate) stats: Stats,
+    pending: BTreeMap<u64, Pending>,
+    queries: BTreeMap<u64, (Wanted, Instant)>,
     next_id: u64,
-    next_sweep: Instant,
+    /// Requests of this node to itself, and those for which there was no room.
+    local: VecDeque<(u64, Option<Request>)>,
+    outputs: VecDeque<Output>,
+    events: VecDeque<Event>,
+    /// Rows of the store whose contents have ended.
+    stale: BTreeSet<(Table, Key)>,
+    purge_at: Instant,
+    save_at: Instant,
 }
 
-impl<S: Store> Register<S> {
-    /// A register with what its store holds.
+impl<S: Store, K: Keys> Register<S, K> {
+    /// Reads the store, draws this start's instance, and begins to get ready.
     ///
     /// # Errors
-    /// [`Error::Store`] if the store cannot be read.
-    pub fn new(
-        config: Config,
-        keys: Box<dyn Keys>,
-        mut store: S,
-        mut rng: Box<dyn Rng + Send>,
-        time: Time,
-    ) -> Result<Self, Error> {
-        let known = store.load_members()?;
-        let leases = Leases::load(store.load()?, time.now, time.wall);
-        let own = store.load_own()?.unwrap_or_default();
-        let persisted = known.is_some();
-        let members = Members::new(config.me, known.unwrap_or_default());
-        let ready = persisted || (config.founder && members.known() == 1);
-        let claimant = Claimant::new(
-            (config.me, config.name.clone()),
-            (config.range, config.fixed),
-            (Instance(rng.next_u64()), own.instances),
-            own.addr,
-        );
+    /// [`Error::Load`] or [`Error::Row`]: a witness must not start without what it granted before.
+    pub fn new(config: Config, keys: K, mut store: S, rng: &mut impl Rng, now: Now) -> Result<Self, Error> {
+        let me = keys.me();
+        let mut load = |table: Table| {
+            let source = store.load(table);
+            source.map_err(|source| Error::Load {
+                table: table.name(),
+                source,
+            })
+        };
+        let (grants, certificates) = (load(Table::Grants)?, load(Table::Certificates)?);
+        let (members, meta) = (load(Table::Members)?, load(Table::Meta)?);
+        let meta: BTreeMap<Vec<u8>, Vec<u8>> = meta.into_iter().collect();
+        let instance = Instance(rng.next_u64());
+        let draw = Draw::new(rng.next_u64());
+        let number = match meta.get(NUMBER_ROW) {
+            None => 0,
+            Some(bytes) => {
+                let bytes: [u8; 8] = bytes.as_slice().try_into().map_err(|_| row_error(Table::Meta))?;
+                u64::from_be_bytes(bytes)
+            }
+        };
+        let readiness = Readiness::at_start(&meta);
+        let holding = Holding::at_start(&meta)?;
         let mut register = Self {
+            me,
+            instance,
+            draw,
+            members: Members::new(me),
+            readiness,
+            records: BTreeMap::new(),
+            number,
+            holding,
+            searches: Searches::default(),
+            sets: Sets::default(),
+            handover_at: None,
+            stats: Stats::default(),
+            pending: BTreeMap::new(),
+            queries: BTreeMap::new(),
+            next_id: 1,
+            local: VecDeque::new(),
+            outputs: VecDeque::new(),
+            events: VecDeque::new(),
+            stale: BTreeSet::new(),
+            purge_at: now.instant + PURGE_EVERY,
+            save_at: now.instant + SAVE_EVERY,
             config,
             keys,
             store,
-            rng,
-            members,
-            leases,
-            sets: Sets::default(),
-            claimant,
-            ready,
-            synced: BTreeSet::new(),
-            calls: BTreeMap::new(),
-            locates: BTreeMap::new(),
-            lookups: BTreeMap::new(),
-            cache: BTreeMap::new(),
-            own_sets: BTreeMap::new(),
-            outputs: VecDeque::new(),
-            counters: Counters::default(),
-            next_id: 0,
-            next_sweep: time.now,
         };
-        if ready {
-            register.store.save_members(&register.members.saved())?;
-        }
+        register.load_members(members, now)?;
+        register.load_records(grants, certificates, now)?;
+        register.found_or_wait(now);
         Ok(register)
     }
 
-    /// Takes an input.
-    pub fn handle(&mut self, input: Input, time: Time) {
-        match input {
-            Input::Request { from, id, bytes } => self.on_request(from, id, &bytes, time),
-            Input::Reply { id, result } => self.on_reply(id, result.ok(), time),
-            Input::Located { query, peers } => {
-                if let Some((key, task, _)) = self.locates.remove(&query) {
-                    let witnesses = self.members.closest(&key, peers);
-                    self.run(task, witnesses, time);
-                }
-            }
-            Input::Gossip { from, bytes } => match decode::<Request>(&bytes) {
-                Ok(Request::Publish(entry)) => {
-                    self.members.see(from, time.wall);
-                    self.accept_entry(entry, None, time);
-                }
-                _ => self.counters.malformed += 1,
-            },
-            Input::MemberUp { peer } => self.on_member_up(peer, time),
-            Input::MemberDown { peer } => self.on_member_down(&peer, time),
+    fn load_members(&mut self, rows: crate::store::Rows, now: Now) -> Result<(), Error> {
+        for (key, value) in rows {
+            let peer: [u8; 32] = key.try_into().map_err(|_| row_error(Table::Members))?;
+            let until: [u8; 8] = value.try_into().map_err(|_| row_error(Table::Members))?;
+            let until = aerie_types::WallMillis(u64::from_be_bytes(until));
+            let age = REMEMBERED.saturating_sub(until.since(now.wall));
+            self.members.heard(PeerId(peer), age, now.instant);
         }
+        Ok(())
+    }
+
+    fn load_records(
+        &mut self,
+        grants: crate::store::Rows,
+        certificates: crate::store::Rows,
+        now: Now,
+    ) -> Result<(), Error> {
+        for (key, value) in grants {
+            let key = Key(key.try_into().map_err(|_| row_error(Table::Grants))?);
+            let row: GrantRow = postcard::from_bytes(&value).map_err(|_| row_error(Table::Grants))?;
+            self.records.entry(key).or_default().grant = Some(row.into_grant(now));
+        }
+        for (key, value) in certificates {
+            let key = Key(key.try_into().map_err(|_| row_error(Table::Certificates))?);
+            let row: SeenRow = postcard::from_bytes(&value).map_err(|_| row_error(Table::Certificates))?;
+            for credential in &row.proof.credentials {
+                self.learn(credential, now);
+            }
+            self.records.entry(key).or_default().seen = Some(Seen {
+                until: now.instant + row.rest(now.wall),
+                certificate: row.proof.certificate,
+            });
+        }
+        Ok(())
+    }
+
+    /// Moves the register by one input.
+    pub fn handle_input(&mut self, input: Input, now: Now) {
+        match input {
+            Input::Request { from, id, bytes } => {
+                let answer = self.request(from, &bytes, now);
+                self.output(Output::Answer {
+                    id,
+                    bytes: to_bytes(&answer),
+                });
+            }
+            Input::Reply { id, result } => {
+                let result = result.map(|bytes| from_bytes::<Answer>(&bytes));
+                self.reply(id, result, now);
+            }
+            Input::Located { query, peers } => self.located(query, &peers, now),
+            Input::Gossip { from, bytes } => match from_bytes::<Gossip>(&bytes) {
+                Some(gossip) => self.gossiped(from, gossip, now),
+                None => self.stats.malformed += 1,
+            },
+            Input::MemberUp { peer } => self.member_up(peer, now),
+            Input::MemberDown { peer } => self.member_down(peer, now),
+        }
+        self.settle(now);
     }
 
     /// Does what is due.
-    pub fn handle_timeout(&mut self, time: Time) {
-        let overdue: Vec<_> = self
-            .calls
+    pub fn handle_timeout(&mut self, now: Now) {
+        let late = |deadline: &Instant| *deadline <= now.instant;
+        let lost: Vec<u64> = self
+            .pending
             .iter()
-            .filter(|(_, call)| call.deadline <= time.now)
+            .filter(|(_, pending)| late(&pending.deadline))
             .map(|(id, _)| *id)
             .collect();
-        for id in overdue {
-            self.on_reply(id, None, time);
+        for id in lost {
+            self.reply(id, Err(SendError::Timeout), now);
         }
-        let unlocated: Vec<_> = self
-            .locates
+        let lost: Vec<u64> = self
+            .queries
             .iter()
-            .filter(|(_, (_, _, deadline))| *deadline <= time.now)
+            .filter(|(_, (_, deadline))| late(deadline))
             .map(|(id, _)| *id)
             .collect();
-        for query in unlocated {
-            let peers = self.members.live().iter().copied().collect();
-            self.handle(Input::Located { query, peers }, time);
+        for id in lost {
+            self.located(id, &[], now);
         }
-        self.expire_lookups(time);
-        for set in self.sets.expire(time.now) {
-            self.event(Event::SetChanged(set));
+        self.readiness_due(now);
+        self.handover_due(now);
+        self.holder_due(now);
+        self.sets_due(now);
+        if self.purge_at <= now.instant {
+            self.purge(now);
         }
-        self.announce(time);
-        if self.next_sweep <= time.now {
-            self.sweep(time);
-        }
-        self.drive_claim(time);
+        self.settle(now);
     }
 
     /// When [`Self::handle_timeout`] is due next.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let calls = self.calls.values().map(|call| call.deadline).min();
-        let locates = self.locates.values().map(|(_, _, deadline)| *deadline).min();
-        let lookups = self.lookups.values().map(|lookup| lookup.deadline).min();
-        let own = self.own_sets.values().map(|set| set.next).min();
-        [
-            calls,
-            locates,
-            lookups,
-            own,
-            self.sets.next_expiry(),
-            self.claimant.deadline(),
-            Some(self.next_sweep),
-        ]
-        .into_iter()
-        .flatten()
-        .min()
+        let pending = self.pending.values().map(|pending| pending.deadline);
+        let queries = self.queries.values().map(|(_, deadline)| *deadline);
+        pending
+            .chain(queries)
+            .chain(self.handover_at)
+            .chain(self.readiness_timeout())
+            .chain(self.holder_timeout())
+            .chain(self.sets.timeout())
+            .chain([self.purge_at])
+            .min()
     }
 
-    /// The next thing to do; to be asked until it is `None` after every input.
+    /// What the driver is to do next.
     pub fn poll_output(&mut self) -> Option<Output> {
         self.outputs.pop_front()
     }
 
-    /// How the node's lease stands.
-    #[must_use]
-    pub fn lease(&self) -> &LeaseState {
-        &self.claimant.state
-    }
-
-    /// The entries of a set.
-    #[must_use]
-    pub fn set(&self, set: &str) -> Vec<SetView> {
-        self.sets.view(set)
-    }
-
-    /// Whether this node grants claims.
-    #[must_use]
-    pub fn is_ready(&self) -> bool {
-        self.ready
-    }
-
-    /// How many members are known, this node included.
-    #[must_use]
-    pub fn members_known(&self) -> usize {
-        self.members.known()
+    /// What the caller may want to know next.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
     }
 
     /// What was counted.
     #[must_use]
-    pub fn counters(&self) -> Counters {
-        self.counters
+    pub fn stats(&self) -> &Stats {
+        &self.stats
     }
 
-    /// Hands the store back, for a restart.
+    /// This node.
+    #[must_use]
+    pub fn me(&self) -> PeerId {
+        self.me
+    }
+
+    /// This start of this node.
+    #[must_use]
+    pub fn instance(&self) -> Instance {
+        self.instance
+    }
+
+    /// How many members this node counts, itself included.
+    #[must_use]
+    pub fn members_known(&self, now: Now) -> usize {
+        self.members.count(now.instant)
+    }
+
+    /// What this witness knows of a key, for a person who looks for a fault.
+    #[must_use]
+    pub fn explain(&self, key: Key) -> String {
+        match self.records.get(&key) {
+            Some(record) => format!("{record:?}"),
+            None => "nothing".to_owned(),
+        }
+    }
+
+    /// An administrator declared a member gone, or revoked it: it does not count in the quorum of a small grid.
+    pub fn forget(&mut self, peer: PeerId, now: Now) {
+        self.left(peer, now);
+        self.settle(now);
+    }
+
+    /// Gives the store back, as a crash leaves it.
     #[must_use]
     pub fn into_store(self) -> S {
         self.store
     }
 
-    fn sweep(&mut self, time: Time) {
-        self.next_sweep = time.now
-            + if self.ready {
-                SWEEP_EVERY
-            } else {
-                SWEEP_EVERY_UNREADY
-            };
-        if self.leases.expire(&mut self.store, time.now).is_err() {
-            self.counters.store_failures += 1;
-        }
-        self.cache.retain(|_, (_, until)| *until > time.now);
-        for peer in self.members.live().clone() {
-            self.members.see(peer, time.wall);
-        }
-        self.members.expire(time.wall);
-        self.save_members();
-        self.sync_some(time);
+    /// The store.
+    pub fn store_mut(&mut self) -> &mut S {
+        &mut self.store
     }
 
-    fn save_members(&mut self) {
-        if self.ready && self.store.save_members(&self.members.saved()).is_err() {
-            self.counters.store_failures += 1;
-        }
-    }
-
-    fn save_own(&mut self, addr: Option<VirtualAddr>) -> Result<(), Error> {
-        let claimant = &self.claimant;
-        let mut instances = claimant.previous.clone();
-        instances.push(claimant.instance);
-        let skip = instances.len().saturating_sub(crate::claimant::MAX_STARTS);
-        self.store.save_own(&OwnState {
-            addr,
-            instances: instances.split_off(skip),
-        })?;
-        Ok(())
-    }
-
-    /// Finds the witnesses of a key, then does the task.
-    fn with_witnesses(&mut self, key: Key, task: Task, time: Time) {
-        if self.members.is_small() {
-            let witnesses = self.members.all();
-            return self.run(task, witnesses, time);
-        }
-        if self.locates.len() >= MAX_LOCATES {
-            self.counters.overrun += 1;
-            let witnesses = self.members.closest(&key, self.members.live().iter().copied());
-            return self.run(task, witnesses, time);
-        }
-        let query = self.id();
-        self.locates.insert(query, (key, task, time.now + CALL_TIMEOUT));
-        self.outputs.push_back(Output::Locate { query, key });
-    }
-
-    fn run(&mut self, task: Task, witnesses: Vec<PeerId>, time: Time) {
-        match task {
-            Task::Claim { round, slot } => self.ask_witnesses(round, slot, witnesses, time),
-            Task::LookUp { id } => self.begin_look_up(id, witnesses, time),
-            Task::Tell(request) => {
-                for peer in witnesses {
-                    if peer == self.config.me {
-                        self.answer(peer, request.clone(), time);
-                    } else {
-                        self.send(peer, &request, Purpose::Tell, time);
-                    }
-                }
-            }
-            Task::ReadSet(set) => {
-                let me = self.config.me;
-                for peer in witnesses.into_iter().filter(|peer| *peer != me) {
-                    self.send(
-                        peer,
-                        &Request::ReadSet { set: set.clone() },
-                        Purpose::ReadSet,
-                        time,
-                    );
-                }
-            }
-        }
-    }
-
-    /// Sends a request. `false` if it could not be.
-    fn send(&mut self, to: PeerId, request: &Request, purpose: Purpose, time: Time) -> bool {
-        let Ok(bytes) = encode(request) else {
-            return false;
+    fn request(&mut self, from: PeerId, bytes: &[u8], now: Now) -> Answer {
+        let Some(request) = from_bytes::<Request>(bytes) else {
+            self.stats.malformed += 1;
+            return Answer::Malformed;
         };
-        if self.calls.len() >= MAX_CALLS {
-            self.counters.overrun += 1;
-            return false;
-        }
-        let id = self.id();
-        self.calls.insert(
-            id,
-            Call {
-                to,
-                purpose,
-                deadline: time.now + CALL_TIMEOUT,
-            },
-        );
-        self.outputs.push_back(Output::Send { to, id, bytes });
-        true
+        self.stats.requests += 1;
+        self.answer(from, request, now)
     }
 
-    fn on_reply(&mut self, id: u64, bytes: Option<Vec<u8>>, time: Time) {
-        let Some(Call { to, purpose, .. }) = self.calls.remove(&id) else {
+    fn answer(&mut self, from: PeerId, request: Request, now: Now) -> Answer {
+        match request {
+            Request::Claim(claim) => self.claim(from, &claim, now),
+            Request::Release { key, instance, seq } => self.release(from, key, instance, seq, now),
+            Request::LookUp { key } => self.looked_up_here(key, now),
+            Request::Merge {
+                credential,
+                votes,
+                members,
+                after,
+            } => self.merge_asked(from, &credential, votes, &members, after, now),
+            Request::Offer(summaries) => self.offered(&summaries, now),
+            Request::Fetch(keys) => self.fetched(&keys, now),
+            Request::HandOver(handed) => self.handed_over(&handed, now),
+            Request::Conflict(handed) => self.handed_over(std::slice::from_ref(&handed), now),
+            Request::Challenge { instance } => {
+                if instance == self.instance && from != self.me {
+                    self.assert_soon(now);
+                }
+                Answer::Alive {
+                    instance: self.instance,
+                }
+            }
+            Request::Put { entry, credential } => self.put_here(from, &entry, credential.as_deref(), now),
+            Request::Read { set, have } => self.read_here(&set, &have, now),
+            Request::Leave => {
+                self.left(from, now);
+                Answer::Done
+            }
+        }
+    }
+
+    fn reply(&mut self, id: u64, result: Result<Option<Answer>, SendError>, now: Now) {
+        let Some(pending) = self.pending.remove(&id) else {
+            self.stats.stray_answers += 1;
             return;
         };
-        let answer = bytes.and_then(|bytes| {
-            let answer = decode::<Answer>(&bytes);
-            self.counters.malformed += u64::from(answer.is_err());
-            answer.ok()
-        });
-        match purpose {
-            Purpose::Claim { round, keys } => self.on_claim_answer((to, round, &keys), answer, time),
-            Purpose::LookUp { id } => self.on_found(id, to, answer, time),
-            Purpose::Sync => self.on_state(to, answer, time),
-            Purpose::ReadSet => {
-                if let Some(Answer::Set(entries)) = answer {
-                    self.accept_entries(entries, time);
+        let answer = match result {
+            Ok(Some(answer)) => Ok(answer),
+            Ok(None) => {
+                self.stats.malformed += 1;
+                Err(SendError::Unreachable)
+            }
+            Err(error) => Err(error),
+        };
+        let from = pending.to;
+        match pending.purpose {
+            Purpose::Claim { round } => self.claim_answered(round, from, answer, now),
+            Purpose::Merge => self.merge_answered(from, answer, now),
+            Purpose::Fetch => self.fetch_answered(answer, now),
+            Purpose::Offer => self.offer_answered(from, answer, now),
+            Purpose::Challenge { key, current } => {
+                if let Ok(Answer::Alive { instance }) = answer {
+                    self.challenge_answered(key, from, current, instance);
                 }
             }
-            Purpose::Tell => {}
+            Purpose::LookUp { search } => self.look_up_answered(search, answer, now),
+            Purpose::Put { set } => self.put_answered(&set, from, answer, now),
+            Purpose::Read { set } => self.read_answered(&set, answer, now),
+            Purpose::Leaving => self.leaving_answered(),
+            Purpose::Nothing => {}
         }
     }
 
-    fn id(&mut self) -> u64 {
-        self.next_id += 1;
-        self.next_id
+    fn located(&mut self, query: u64, peers: &[PeerId], now: Now) {
+        match self.queries.remove(&query) {
+            None => self.stats.stray_answers += 1,
+            Some((Wanted::Round(round), _)) => self.round_located(round, peers, now),
+            Some((Wanted::Search(search), _)) => self.search_located(search, peers, now),
+            Some((Wanted::Set(set), _)) => self.set_located(&set, peers, now),
+        }
     }
 
-    fn event(&mut self, event: Event) {
-        self.outputs.push_back(Output::Event(event));
+    fn gossiped(&mut self, from: PeerId, gossip: Gossip, now: Now) {
+        match gossip {
+            Gossip::Entry { entry, credential } => self.entry_gossiped(&entry, &credential, now),
+            Gossip::Restarting { holder, instance } => {
+                if holder == self.me && instance != self.instance {
+                    self.assert_soon(now);
+                }
+            }
+            Gossip::Leave => self.left(from, now),
+        }
     }
+
+    fn member_up(&mut self, peer: PeerId, now: Now) {
+        if peer == self.me {
+            return;
+        }
+        self.members.up(peer, now.instant);
+        self.save_member(peer, now);
+        self.merge_with(peer, now);
+        self.schedule_handover(now);
+        self.holder_nudged(now);
+    }
+
+    fn member_down(&mut self, peer: PeerId, now: Now) {
+        self.members.down(peer, now.instant);
+        self.save_member(peer, now);
+        for record in self.records.values_mut() {
+            record.offered.remove(&peer);
+        }
+        self.readiness.forget(peer);
+        self.schedule_handover(now);
+    }
+
+    fn left(&mut self, peer: PeerId, now: Now) {
+        self.members.left(peer, now.instant);
+        // Forgotten later only makes the quorum of a small grid larger than it has to be.
+        let _ = self.persist(&[remove(Table::Members, &peer.0)]);
+        self.holder_nudged(now);
+    }
+
+    /// A member counts from now on, also after a restart.
+    pub(crate) fn save_member(&mut self, peer: PeerId, now: Now) {
+        if !self.members.counts(peer) {
+            return;
+        }
+        let until = now.wall.plus(REMEMBERED).0.to_be_bytes().to_vec();
+        let _ = self.persist(&[put(Table::Members, &peer.0, until)]);
+    }
+
+    /// Asks a member, this node itself included.
+    pub(crate) fn ask(&mut self, to: PeerId, request: &Request, purpose: Purpose, now: Now) {
+        let id = self.next_id;
+        self.next_id += 1;
+        let full = self.pending.len() >= MAX_PENDING;
+        let deadline = now.instant + self.config.timings.request_timeout;
+        self.pending.insert(
+            id,
+            Pending {
+                to,
+                purpose,
+                deadline,
+            },
+        );
+        if full {
+            self.stats.over_bound += 1;
+            self.local.push_back((id, None));
+        } else if to == self.me {
+            self.local.push_back((id, Some(request.clone())));
+        } else {
+            let bytes = to_bytes(request);
+            self.output(Output::Send { to, id, bytes });
+        }
+    }
+
+    pub(crate) fn locate(&mut self, key: Key, wanted: Wanted, now: Now) {
+        let query = self.next_id;
+        self.next_id += 1;
+        let deadline = now.instant + self.config.timings.request_timeout * 2;
+        self.queries.insert(query, (wanted, deadline));
+        self.output(Output::Locate { query, key });
+    }
+
+    pub(crate) fn gossip(&mut self, gossip: &Gossip) {
+        self.output(Output::Gossip(to_bytes(gossip)));
+    }
+
+    pub(crate) fn event(&mut self, event: Event) {
+        if self.events.len() >= MAX_OUTPUTS {
+            self.stats.over_bound += 1;
+            self.events.pop_front();
+        }
+        self.events.push_back(event);
+    }
+
+    pub(crate) fn fresh_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id - 1
+    }
+
+    pub(crate) fn persist(&mut self, changes: &[Change]) -> Result<(), StoreError> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let result = self.store.persist(changes);
+        if let Err(error) = &result {
+            self.stats.store_failures += 1;
+            tracing::warn!(%error, "the register's store cannot write; this witness abstains");
+        }
+        result
+    }
+
+    pub(crate) fn persist_meta(&mut self, name: &[u8], value: Option<&impl serde::Serialize>) {
+        let change = match value {
+            Some(value) => put(Table::Meta, name, encode(value)),
+            None => remove(Table::Meta, name),
+        };
+        let _ = self.persist(&[change]);
+    }
+
+    fn output(&mut self, output: Output) {
+        if self.outputs.len() >= MAX_OUTPUTS {
+            self.stats.over_bound += 1;
+            self.outputs.pop_front();
+        }
+        self.outputs.push_back(output);
+    }
+
+    /// Lets this node answer itself until nothing is left to answer.
+    pub(crate) fn settle(&mut self, now: Now) {
+        while let Some((id, request)) = self.local.pop_front() {
+            let result = match request {
+                Some(request) => Ok(Some(self.answer(self.me, request, now))),
+                None => Err(SendError::Unreachable),
+            };
+            self.reply(id, result, now);
+        }
+    }
+
+    /// A copy of what is known of a key, without what has ended.
+    pub(crate) fn record(&mut self, key: Key, now: Now) -> Record {
+        let mut record = self.records.get(&key).cloned().unwrap_or_default();
+        let (grant, seen) = record.expire(now.instant);
+        self.note_stale(key, grant, seen);
+        record
+    }
+
+    fn note_stale(&mut self, key: Key, grant: bool, seen: bool) {
+        if grant {
+            self.stale.insert((Table::Grants, key));
+        }
+        if seen {
+            self.stale.insert((Table::Certificates, key));
+        }
+    }
+
+    fn purge(&mut self, now: Now) {
+        self.purge_at = now.instant + PURGE_EVERY;
+        let keys: Vec<Key> = self.records.keys().copied().collect();
+        for key in keys {
+            let record = self.record(key, now);
+            self.keep(key, record);
+        }
+        let stale = std::mem::take(&mut self.stale);
+        let mut changes: Vec<Change> = stale
+            .into_iter()
+            .filter(|(table, key)| match self.records.get(key) {
+                Some(record) if *table == Table::Grants => record.grant.is_none(),
+                Some(record) => record.seen.is_none(),
+                None => true,
+            })
+            .map(|(table, key)| remove(table, &key.0))
+            .collect();
+        let gone = self.members.purge(now.instant);
+        changes.extend(gone.iter().map(|peer| remove(Table::Members, &peer.0)));
+        if self.save_at <= now.instant {
+            self.save_at = now.instant + SAVE_EVERY;
+            let until = now.wall.plus(REMEMBERED).0.to_be_bytes();
+            let connected = self.members.connected().filter(|peer| self.members.counts(*peer));
+            changes.extend(connected.map(|peer| put(Table::Members, &peer.0, until.to_vec())));
+        }
+        let _ = self.persist(&changes);
+    }
+}
+
+fn row_error(table: Table) -> Error {
+    Error::Row { table: table.name() }
 }

@@ -1,181 +1,202 @@
-//! Messages between members: a version byte and postcard.
+//! Messages between members: one byte of version, then postcard.
+//!
+//! Requests come over a connection that the overlay has authenticated, so `from` is certain and nothing but receipts
+//! and entries of sets is signed. Times cross as durations.
 
-use aerie_types::{Instance, Key, NodeName, PeerId, VirtualAddr, WallMillis};
+use aerie_types::{Instance, Key, PeerId, VirtualAddr};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::{Certificate, Error, Receipt, SetEntry};
+use crate::lease::{Proof, Receipt, Terms, encode};
+use crate::limits::MAX_MESSAGE;
+use crate::sets::SignedEntry;
 
-/// The longest message, in bytes.
-pub const MAX_MESSAGE: usize = 64 * 1024;
-
+/// The version of every message.
 const VERSION: u8 = 1;
 
-/// A claim of keys, granted all or none.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ClaimReq {
-    /// Who claims; the sender itself.
-    pub holder: PeerId,
-    /// Its node name, which its credential must have.
-    pub name: NodeName,
-    /// The address, for the name's key too.
-    pub addr: VirtualAddr,
-    /// This start of the claimant.
-    pub instance: Instance,
-    /// Earlier starts that this one knows of from its own disk.
-    pub previous: Vec<Instance>,
-    /// The claimant's round; rises with every round of one start.
-    pub round: u64,
-    /// How long the grant shall stand.
-    pub ttl_ms: u32,
-    /// The keys.
-    pub keys: Vec<Key>,
-    /// The claimant's credential.
-    pub credential: Vec<u8>,
-}
-
-/// What one member asks of another.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Request {
-    /// Grant keys.
-    Claim(ClaimReq),
-    /// Give back keys that the sender holds or asked for up to this round.
+pub(crate) enum Request {
+    Claim(Box<Claim>),
+    /// Gives up what this instance was granted by claims up to this sequence number.
     Release {
-        /// The keys.
-        keys: Vec<Key>,
-        /// The start that holds them.
+        key: Key,
         instance: Instance,
-        /// The last round that this undoes.
-        round: u64,
+        seq: u64,
     },
-    /// Who holds a key?
     LookUp {
-        /// The key.
         key: Key,
     },
-    /// Keep these certificates.
-    HandOver {
-        /// The certificates.
-        certificates: Vec<Certificate>,
-    },
-    /// Keep this entry of a set. Also what is spread by gossip.
-    Publish(SetEntry),
-    /// What is in a set?
-    ReadSet {
-        /// The set.
-        set: String,
-    },
-    /// What do you know? Answered in pages.
-    Sync {
-        /// The last key of the page before.
+    /// Tells whom I know, and asks what you know. `after` continues a long answer.
+    Merge {
+        credential: Vec<u8>,
+        /// Count me: I vote, or am about to.
+        votes: bool,
+        members: Vec<Told>,
         after: Option<Key>,
     },
-}
-
-/// Why a witness grants nothing.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Refusal {
-    /// Another member holds one of the keys.
-    Held {
-        /// Which.
-        key: Key,
-        /// Who.
-        holder: PeerId,
-        /// Its node name.
-        name: NodeName,
-        /// For how long yet.
-        remaining_ms: u64,
+    /// I have certificates of these.
+    Offer(Vec<Summary>),
+    Fetch(Vec<Key>),
+    HandOver(Vec<Handed>),
+    /// You hold a key, and this certificate of another holder survives against yours.
+    Conflict(Box<Handed>),
+    /// Are you this instance?
+    Challenge {
+        instance: Instance,
     },
-    /// The witness has not yet learnt what the others know.
-    NotReady,
-    /// Another start of the same member, from a copy of its disk, has taken over.
-    Cloned,
-    /// The witness could not store the grant.
-    StoreFailed,
-    /// The claim is not of its sender, or its credential is not valid.
-    NotYours,
+    Put {
+        entry: SignedEntry,
+        credential: Option<Vec<u8>>,
+    },
+    /// What is in a set, beyond these?
+    Read {
+        set: String,
+        have: Vec<(PeerId, u64)>,
+    },
+    /// I leave the grid and come back as a newcomer, if at all.
+    Leave,
 }
 
-/// A set entry on its way, with the life it has left.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct WireSet {
-    /// The entry.
-    pub entry: SetEntry,
-    /// How long it still counts.
-    pub remaining_ms: u32,
+pub(crate) struct Claim {
+    pub(crate) terms: Terms,
+    /// Rises with every round of this instance.
+    pub(crate) seq: u64,
+    pub(crate) ttl_ms: u32,
+    /// The current certificate of the claimant for this key.
+    pub(crate) proof: Option<Proof>,
+    pub(crate) credential: Option<Vec<u8>>,
+    pub(crate) want_credential: bool,
 }
 
-/// The answer to a [`Request`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Answer {
-    /// The keys are granted.
-    Receipts(Vec<Receipt>),
-    /// They are not.
+pub(crate) enum Answer {
+    Granted {
+        receipt: Receipt,
+        credential: Option<Vec<u8>>,
+        /// A later instance of the same holder that was refused.
+        clone: Option<Instance>,
+    },
     Refused(Refusal),
-    /// The keys are free.
-    Released,
-    /// What is known of a key.
-    Found {
-        /// Its certificate.
-        certificate: Option<Certificate>,
-        /// How long it still counts.
-        remaining_ms: u64,
+    /// This witness does not vote (yet).
+    Unready,
+    /// Say it again with all credentials.
+    NeedCredentials,
+    Done,
+    NotFound,
+    Found(Box<Handed>),
+    State(Box<State>),
+    Want(Vec<Key>),
+    Certificates(Vec<Handed>),
+    Alive {
+        instance: Instance,
     },
-    /// The entries of a set.
-    Set(Vec<WireSet>),
-    /// A page of what a member knows.
-    State {
-        /// Certificates, by rising key.
-        leases: Vec<Certificate>,
-        /// Members, with the time each was last seen.
-        members: Vec<(PeerId, WallMillis)>,
-        /// Set entries; on the first page.
-        sets: Vec<WireSet>,
-        /// Where the next page begins, if there is one.
-        next: Option<Key>,
+    /// The entry's sequence number is not above this one.
+    Stale {
+        seq: u64,
     },
-    /// Done.
-    Ok,
+    Entries(Vec<ReadEntry>),
+    Malformed,
 }
 
-/// Writes a message.
-pub(crate) fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, Error> {
-    let bytes =
-        postcard::to_extend(message, vec![VERSION]).map_err(|_| Error::Malformed("it does not serialize"))?;
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Refusal {
+    /// Another holder has it. `certified` tells a lease from a vote in a race.
+    Taken {
+        holder: PeerId,
+        remaining_ms: u32,
+        certified: bool,
+        proof: Option<Box<Proof>>,
+    },
+    /// Another instance of the same holder is alive, or has replaced this one.
+    Cloned {
+        current: Instance,
+    },
+    /// An earlier instance has this long to speak up.
+    Restarting {
+        wait_ms: u32,
+    },
+    /// The claim builds on a certificate that does not hold here.
+    BadProof,
+    BadCredential,
+    /// Not this witness's key.
+    TooFar,
+    /// A bound was reached.
+    Busy,
+    /// The claim was released before it came.
+    Late,
+    /// No address of this grid.
+    OutOfRange {
+        addr: VirtualAddr,
+    },
+}
+
+/// A member that the sender knows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Told {
+    pub(crate) credential: Vec<u8>,
+    /// How long ago it was last heard of.
+    pub(crate) age_ms: u32,
+}
+
+/// A key that the sender has granted or of which it has seen a certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Summary {
+    pub(crate) key: Key,
+    pub(crate) holder: PeerId,
+    pub(crate) remaining_ms: u32,
+    pub(crate) certified: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct State {
+    /// Whether the sender's own state is whole: it votes, or has its grants of before a restart.
+    pub(crate) whole: bool,
+    pub(crate) credential: Vec<u8>,
+    pub(crate) members: Vec<Told>,
+    pub(crate) summaries: Vec<Summary>,
+    /// Where the next page begins.
+    pub(crate) next: Option<Key>,
+}
+
+/// A certificate with the rest of its life by the sender's clock.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Handed {
+    pub(crate) proof: Proof,
+    pub(crate) remaining_ms: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ReadEntry {
+    pub(crate) entry: SignedEntry,
+    pub(crate) credential: Vec<u8>,
+    pub(crate) remaining_ms: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Gossip {
+    /// A set changed.
+    Entry { entry: SignedEntry, credential: Vec<u8> },
+    /// A later instance of this holder wants its lease: let the earlier one speak up, if it lives.
+    Restarting { holder: PeerId, instance: Instance },
+    /// The author leaves the grid.
+    Leave,
+}
+
+pub(crate) fn to_bytes(message: &impl Serialize) -> Vec<u8> {
+    let mut bytes = vec![VERSION];
+    bytes.extend_from_slice(&encode(message));
+    bytes
+}
+
+/// Reads a whole message. `None` for another version, a wrong form, bytes left over, or more than is allowed.
+pub(crate) fn from_bytes<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
     if bytes.len() > MAX_MESSAGE {
-        return Err(Error::TooLong {
-            len: bytes.len(),
-            max: MAX_MESSAGE,
-        });
+        return None;
     }
-    Ok(bytes)
-}
-
-/// Reads a message, all of it.
-pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
-    if bytes.len() > MAX_MESSAGE {
-        return Err(Error::TooLong {
-            len: bytes.len(),
-            max: MAX_MESSAGE,
-        });
-    }
-    let (&version, body) = bytes.split_first().ok_or(Error::Malformed("it is empty"))?;
-    if version != VERSION {
-        return Err(Error::Version {
-            found: version,
-            ours: VERSION,
-        });
-    }
-    let (message, rest) =
-        postcard::take_from_bytes(body).map_err(|_| Error::Malformed("it is not a message"))?;
-    if rest.is_empty() {
-        Ok(message)
-    } else {
-        Err(Error::Malformed("something follows it"))
-    }
-}
-
-/// The length of a value within a message.
-pub(crate) fn size_of<T: Serialize>(value: &T) -> usize {
-    postcard::experimental::serialized_size(value).unwrap_or(MAX_MESSAGE)
+    let (&VERSION, body) = bytes.split_first()? else {
+        return None;
+    };
+    let (message, rest) = postcard::take_from_bytes(body).ok()?;
+    rest.is_empty().then_some(message)
 }

@@ -1,0 +1,943 @@
+//! The holder: claims an address and its name, and keeps both.
+//!
+//! ```text
+//!           acquire            votes on both keys            both again, with the certificates
+//!  ┌──────┐ ──────► ┌─────────┐ ───────► ┌───────────────┐ ───────► ┌──────────────┐ ───────► ┌──────┐
+//!  │ idle │         │ waiting │          │ first (10 s)  │          │ long (30 min)│          │ held │◄─┐ renewal
+//!  └──────┘         └─────────┘ ◄─────── └───────────────┘ ◄─────── └──────────────┘          └──────┘──┘ each 5 min
+//!                     ▲   ▲     no quorum, split, taken: release both,                           │
+//!                     │   │     next candidate                                                   │
+//!                     │   └──────────────────────── an older certificate of another holder: lost ┤
+//!                     └─ failed (fixed address taken, range full)                                │
+//!                                                             another instance is alive: cloned ◄┘
+//! ```
+//!
+//! The address key and the name key are claimed at the same time, and released together when either fails, so that
+//! both have the same holder or none. A lost race costs one round trip: the next candidate is another address. The
+//! candidates are the address held last, then H(peer, attempt) in the range, then a scan; when that has found
+//! nothing free, the range is full and the claim says so. After a restart with valid certificates in the store the
+//! long claim is made at once.
+//!
+//! A holder whose renewals find no quorum keeps its address: nobody else can have it while that lasts. It yields to a
+//! valid certificate of another holder that survives against its own, and claims anew.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use aerie_types::{Instance, NodeName, PeerId, VirtualAddr, VirtualRange};
+use serde::{Deserialize, Serialize};
+
+use crate::lease::{Certificate, Proof, Terms, addr_key, name_key, quorum};
+use crate::limits::{FIXED_TRIES, RANDOM_ATTEMPTS, SCAN};
+use crate::register::Purpose;
+use crate::round::{Loss, Outcome, Round};
+use crate::store::Store;
+use crate::wire::{Gossip, Handed, Request};
+use crate::{Error, Event, Keys, Now, Register};
+
+/// The row that holds the own lease.
+const LEASE_ROW: &[u8] = b"lease";
+
+/// The longest wait between two renewals that fail.
+const MAX_BACKOFF: Duration = Duration::from_secs(30);
+
+/// The longest wait, about, between two claims that find no quorum. News of members cut it short.
+const MAX_CLAIM_BACKOFF: Duration = Duration::from_secs(8);
+
+/// How long the name may be another holder's before it is asked for again.
+const NAME_RETRY: Duration = Duration::from_secs(5);
+
+/// How long a full range is left alone.
+const FULL_RETRY: Duration = Duration::from_secs(60);
+
+/// Witnesses remembered for a release.
+const MAX_TO_RELEASE: usize = 64;
+
+/// What to claim.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct AcquireRequest {
+    /// Where to find an address.
+    pub range: VirtualRange,
+    /// The node's name, as its credential has it.
+    pub name: NodeName,
+    /// This address and no other.
+    pub fixed: Option<VirtualAddr>,
+}
+
+/// A lease that this node holds.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct HeldLease {
+    /// The address.
+    pub addr: VirtualAddr,
+    /// The name.
+    pub name: NodeName,
+    /// Until when the certificates are valid. The address is kept beyond that while no other holder shows up.
+    pub until: Instant,
+    /// The certificate of the address.
+    pub certificate: Certificate,
+    /// The certificate of the name.
+    pub name_certificate: Certificate,
+}
+
+/// Why an address was lost.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum LostReason {
+    /// Another holder has an older certificate; a new address is being claimed.
+    #[error(
+        "{addr} was also leased to {winner} while the grid was torn apart, and its lease is older; this node is \
+         taking a new address"
+    )]
+    Conflict {
+        /// The address that was lost.
+        addr: VirtualAddr,
+        /// Who keeps it.
+        winner: PeerId,
+    },
+    /// Another instance of this node is alive. This one stops.
+    #[error(
+        "another running copy of this node holds its lease: its disk was copied, or it runs twice; stop one of \
+         the two, or enrol this one anew with keys of its own"
+    )]
+    Cloned,
+}
+
+/// Why a claim failed.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum Failure {
+    /// The fixed address is another node's.
+    #[error(
+        "{addr} is leased to {holder} for {} s yet; ask for another address or none, or stop that node",
+        remaining.as_secs()
+    )]
+    FixedTaken {
+        /// The address.
+        addr: VirtualAddr,
+        /// Who has it.
+        holder: PeerId,
+        /// For how long at least.
+        remaining: Duration,
+    },
+    /// Others want the fixed address at the same time, again and again.
+    #[error("{addr} is being claimed by several nodes at once; give each of them an address of its own")]
+    FixedContended {
+        /// The address.
+        addr: VirtualAddr,
+    },
+    /// The fixed address is not of the grid.
+    #[error("{addr} is not in the grid's range {range}; ask for an address within it, or for none")]
+    FixedOutside {
+        /// The address.
+        addr: VirtualAddr,
+        /// The range.
+        range: VirtualRange,
+    },
+    /// Nothing free was found.
+    #[error(
+        "no address of {range} is free ({tried} tried); remove nodes that are not needed, or give the grid a \
+         larger range. This is tried again every {} s",
+        FULL_RETRY.as_secs()
+    )]
+    Full {
+        /// The range.
+        range: VirtualRange,
+        /// How many addresses were tried.
+        tried: u32,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Stage {
+    First,
+    Long,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Phase {
+    Idle,
+    Waiting { until: Instant },
+    Claiming(Stage),
+    Held { renew_at: Instant },
+    Failed { retry: Option<Instant> },
+    Cloned,
+}
+
+/// The course of a claim.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Plan {
+    request: AcquireRequest,
+    since: Instant,
+    /// The number of the candidate.
+    attempt: u32,
+    /// Split votes on a fixed address.
+    splits: u32,
+    /// Whether the pass through the range met a vote that was split, so that it may not be full after all.
+    unsure: bool,
+}
+
+/// The holder's state.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Holding {
+    phase: Phase,
+    plan: Option<Plan>,
+    lease: Option<Lease>,
+    rounds: Option<Box<[Round; 2]>>,
+    /// Who may have granted, by key.
+    asked: [BTreeSet<PeerId>; 2],
+    /// Who has this node's credential and those of its witnesses.
+    informed: BTreeSet<PeerId>,
+    seq: u64,
+    backoff: Duration,
+    waiting_for: String,
+    /// The lease of before the restart, or the last that was held.
+    last: Option<LeaseRow>,
+    leaving: Option<usize>,
+    clone_told: Option<Instance>,
+    /// An earlier assertion has to be repeated after the round under way.
+    assert: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Lease {
+    addr: VirtualAddr,
+    name: NodeName,
+    certificates: [Certificate; 2],
+    until: [Instant; 2],
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+struct LeaseRow {
+    addr: VirtualAddr,
+    proofs: [Option<Proof>; 2],
+}
+
+impl Holding {
+    pub(crate) fn at_start(meta: &BTreeMap<Vec<u8>, Vec<u8>>) -> Result<Self, Error> {
+        let last = meta.get(LEASE_ROW).map(|bytes| postcard::from_bytes(bytes));
+        let last = last.transpose().map_err(|_| Error::Row { table: "meta" })?;
+        Ok(Self {
+            phase: Phase::Idle,
+            plan: None,
+            lease: None,
+            rounds: None,
+            asked: [BTreeSet::new(), BTreeSet::new()],
+            informed: BTreeSet::new(),
+            seq: 0,
+            backoff: Duration::ZERO,
+            waiting_for: String::new(),
+            last,
+            leaving: None,
+            clone_told: None,
+            assert: false,
+        })
+    }
+}
+
+impl Plan {
+    /// The address to try.
+    fn candidate(&self, me: PeerId, last: Option<VirtualAddr>) -> VirtualAddr {
+        let range = self.request.range;
+        if let Some(fixed) = self.request.fixed {
+            return fixed;
+        }
+        let last = last.filter(|last| range.contains(*last));
+        match (self.attempt, last) {
+            (0, Some(last)) => last,
+            (attempt, _) => range.nth(index(me, attempt)),
+        }
+    }
+
+    /// Whether all candidates were tried. A scan begins where the hash points, each node's elsewhere.
+    fn exhausted(&self) -> bool {
+        self.attempt > RANDOM_ATTEMPTS + SCAN.min(self.request.range.capacity())
+    }
+}
+
+fn index(me: PeerId, attempt: u32) -> u32 {
+    let hashed = attempt.min(RANDOM_ATTEMPTS);
+    let key = aerie_types::Key::of("aerie/candidate", &[&me.0, &hashed.to_be_bytes()]);
+    let [a, b, c, d, ..] = key.0;
+    u32::from_be_bytes([a, b, c, d]).wrapping_add(attempt - hashed)
+}
+
+impl<S: Store, K: Keys> Register<S, K> {
+    /// Claims an address and the name, and keeps them renewed. Progress comes as events.
+    pub fn acquire(&mut self, request: AcquireRequest, now: Now) {
+        if matches!(self.holding.phase, Phase::Cloned) {
+            self.event(Event::Lost(LostReason::Cloned));
+            return;
+        }
+        self.give_back(now);
+        if let Some(addr) = request.fixed
+            && !(request.range.contains(addr) && self.config.range.contains(addr))
+        {
+            let range = request.range;
+            self.holding.phase = Phase::Failed { retry: None };
+            self.event(Event::Failed(Failure::FixedOutside { addr, range }));
+            return;
+        }
+        self.holding.plan = Some(Plan {
+            request,
+            since: now.instant,
+            attempt: 0,
+            splits: 0,
+            unsure: false,
+        });
+        self.holding.phase = Phase::Waiting { until: now.instant };
+        self.holder_due(now);
+        self.settle(now);
+    }
+
+    /// Gives everything back and tells the others that this member leaves. [`Event::Left`] follows.
+    pub fn release_all(&mut self, now: Now) {
+        self.holding.leaving = Some(0);
+        self.give_back(now);
+        self.holding.plan = None;
+        self.holding.phase = Phase::Idle;
+        self.holding.last = None;
+        self.persist_meta(LEASE_ROW, None::<&LeaseRow>);
+        let members: Vec<PeerId> = self.members.connected().take(MAX_TO_RELEASE).collect();
+        self.gossip(&Gossip::Leave);
+        for peer in members {
+            self.leave_ask(peer, &Request::Leave, now);
+        }
+        if self.holding.leaving == Some(0) {
+            self.holding.leaving = None;
+            self.event(Event::Left);
+        }
+        self.settle(now);
+    }
+
+    /// The lease that is held.
+    #[must_use]
+    pub fn lease(&self) -> Option<HeldLease> {
+        let lease = self.holding.lease.as_ref()?;
+        let [certificate, name_certificate] = lease.certificates.clone();
+        Some(HeldLease {
+            addr: lease.addr,
+            name: lease.name.clone(),
+            until: lease.until[0].min(lease.until[1]),
+            certificate,
+            name_certificate,
+        })
+    }
+
+    /// Whether this instance has stopped since another one is alive.
+    #[must_use]
+    pub fn is_cloned(&self) -> bool {
+        matches!(self.holding.phase, Phase::Cloned)
+    }
+
+    /// The certificate of the address that is held, with its witnesses' credentials.
+    #[must_use]
+    pub fn proof(&self) -> Option<Proof> {
+        let lease = self.holding.lease.as_ref()?;
+        Some(self.proof_of(lease.certificates[0].clone()))
+    }
+
+    /// This node's own certificate of a key, if it is valid.
+    pub(crate) fn own_certificate(
+        &self,
+        key: aerie_types::Key,
+        now: Instant,
+    ) -> Option<(Certificate, Instant)> {
+        let lease = self.holding.lease.as_ref()?;
+        let slot = lease.certificates.iter().position(|own| own.terms.key == key)?;
+        (lease.until[slot] > now).then(|| (lease.certificates[slot].clone(), lease.until[slot]))
+    }
+
+    pub(crate) fn holder_timeout(&self) -> Option<Instant> {
+        let round = self.holding.rounds.as_ref().and_then(|rounds| {
+            let open = rounds.iter().filter(|round| round.outcome.is_none());
+            open.map(|round| round.started + crate::round::ROUND_TIMEOUT)
+                .min()
+        });
+        let phase = match &self.holding.phase {
+            Phase::Waiting { until } => Some(*until),
+            Phase::Held { renew_at } if self.holding.rounds.is_none() => Some(*renew_at),
+            Phase::Failed { retry } => *retry,
+            _ => None,
+        };
+        round.into_iter().chain(phase).min()
+    }
+
+    pub(crate) fn holder_due(&mut self, now: Now) {
+        match self.holding.phase {
+            Phase::Waiting { until } if until <= now.instant => self.claim_candidate(now),
+            Phase::Failed { retry: Some(retry) } if retry <= now.instant => {
+                if let Some(plan) = &mut self.holding.plan {
+                    plan.attempt = 0;
+                    plan.unsure = false;
+                }
+                self.claim_candidate(now);
+            }
+            Phase::Held { renew_at } if renew_at <= now.instant && self.holding.rounds.is_none() => {
+                self.renew(now);
+            }
+            _ => {}
+        }
+        if self.holding.rounds.is_some() {
+            self.pump(now);
+        }
+    }
+
+    /// Something has changed that may let a waiting claim, or a renewal that lacks receipts, succeed now.
+    pub(crate) fn holder_nudged(&mut self, now: Now) {
+        let members = self.members.count(now.instant);
+        match &mut self.holding.phase {
+            Phase::Waiting { until } => {
+                self.holding.backoff = Duration::ZERO;
+                *until = (*until).min(now.instant);
+            }
+            Phase::Held { renew_at } => {
+                let lacking = self.holding.lease.as_ref().is_some_and(|lease| {
+                    let lacks = |own: &Certificate| own.receipts.len() < quorum(members);
+                    lease.certificates.iter().any(lacks)
+                });
+                if lacking {
+                    self.holding.backoff = Duration::ZERO;
+                    *renew_at = (*renew_at).min(now.instant + self.config.timings.retry / 4);
+                }
+            }
+            _ => return,
+        }
+        self.holder_due(now);
+    }
+
+    /// Another instance may be about to take over: renew now, to show that this one lives.
+    pub(crate) fn assert_soon(&mut self, now: Now) {
+        if let Phase::Held { renew_at } = &mut self.holding.phase {
+            *renew_at = now.instant;
+            self.holding.assert = self.holding.rounds.is_some();
+            self.holder_due(now);
+        }
+    }
+
+    /// A valid certificate of a key: if it is one of this node's and another holder's, and survives, this node yields.
+    pub(crate) fn conflict_with_own(&mut self, other: &Certificate, now: Now) {
+        let Some(lease) = &self.holding.lease else {
+            return;
+        };
+        let slot = lease
+            .certificates
+            .iter()
+            .position(|own| own.terms.key == other.terms.key);
+        let Some(slot) = slot else {
+            return;
+        };
+        if other.terms.holder == self.me {
+            return;
+        }
+        let own_valid = lease.until[slot] > now.instant;
+        if own_valid && lease.certificates[slot].beats(other) {
+            return;
+        }
+        let reason = LostReason::Conflict {
+            addr: lease.addr,
+            winner: other.terms.holder,
+        };
+        tracing::warn!(%reason, "address lost");
+        self.give_back(now);
+        self.holding.last = None;
+        self.persist_meta(LEASE_ROW, None::<&LeaseRow>);
+        self.event(Event::Lost(reason));
+        if let Some(plan) = &mut self.holding.plan {
+            plan.attempt = 1;
+            plan.since = now.instant;
+        }
+        self.holding.phase = Phase::Waiting { until: now.instant };
+    }
+
+    fn claim_candidate(&mut self, now: Now) {
+        let Some(plan) = self.holding.plan.clone() else {
+            self.holding.phase = Phase::Idle;
+            return;
+        };
+        let retry = self.config.timings.retry;
+        let alone = !self.members.any_connected();
+        let members = self.members.count(now.instant);
+        if alone && !(self.is_founder() && members == 1) {
+            let reason = if members == 1 {
+                "no member of the grid is connected yet; check the bootstrap addresses, or start the grid's first \
+                 member as its founder"
+                    .to_owned()
+            } else {
+                format!(
+                    "none of the {} other members is connected; check the network",
+                    members - 1
+                )
+            };
+            return self.wait(reason, retry, now);
+        }
+        let waited = now.instant.saturating_duration_since(plan.since);
+        if !self.is_ready() && waited < self.config.timings.patience {
+            let reason = "learning the state of the grid from its members".to_owned();
+            return self.wait(reason, self.config.timings.patience - waited, now);
+        }
+        if plan.exhausted() {
+            return self.full(&plan, now);
+        }
+        let last = self.holding.last.clone();
+        let addr = plan.candidate(self.me, last.as_ref().map(|last| last.addr));
+        let proofs = match last {
+            Some(last) if last.addr == addr => last.proofs,
+            _ => [None, None],
+        };
+        let valid = |register: &mut Self, proof: Option<Proof>| {
+            proof.filter(|proof| register.check(proof, now).is_ok())
+        };
+        let [first, second] = proofs;
+        let proofs = [valid(self, first), valid(self, second)];
+        let known = proofs.iter().all(Option::is_some);
+        let stage = if known { Stage::Long } else { Stage::First };
+        self.start(stage, addr, plan.request.name, proofs, now);
+    }
+
+    fn full(&mut self, plan: &Plan, now: Now) {
+        if plan.unsure {
+            if let Some(plan) = &mut self.holding.plan {
+                plan.attempt = RANDOM_ATTEMPTS;
+                plan.unsure = false;
+            }
+            let reason = "every address seen is taken or contended; looking again".to_owned();
+            return self.wait(reason, self.config.timings.first_ttl, now);
+        }
+        self.holding.phase = Phase::Failed {
+            retry: Some(now.instant + FULL_RETRY),
+        };
+        let range = plan.request.range;
+        let tried = plan.attempt.min(range.capacity());
+        self.event(Event::Failed(Failure::Full { range, tried }));
+    }
+
+    /// Starts the two rounds of a stage.
+    fn start(
+        &mut self,
+        stage: Stage,
+        addr: VirtualAddr,
+        name: NodeName,
+        proofs: [Option<Proof>; 2],
+        now: Now,
+    ) {
+        self.holding.phase = Phase::Claiming(stage);
+        let timings = &self.config.timings;
+        let ttl = match stage {
+            Stage::First => timings.first_ttl,
+            Stage::Long => timings.ttl,
+        };
+        self.start_rounds(addr, &name, ttl, proofs, now);
+        self.pump(now);
+    }
+
+    fn start_rounds(
+        &mut self,
+        addr: VirtualAddr,
+        name: &NodeName,
+        ttl: Duration,
+        proofs: [Option<Proof>; 2],
+        now: Now,
+    ) {
+        let grid = self.config.grid;
+        let keys = [addr_key(grid, addr), name_key(grid, name)];
+        self.holding.seq += 1;
+        let seq = self.holding.seq;
+        let mut rounds = Vec::with_capacity(2);
+        for (key, proof) in keys.into_iter().zip(proofs) {
+            let terms = Terms {
+                grid,
+                key,
+                holder: self.me,
+                addr,
+                name: name.clone(),
+                instance: self.instance,
+                since: proof.as_ref().map(|proof| proof.certificate.since()),
+            };
+            let id = self.fresh_id();
+            rounds.push(Round::new(id, terms, seq, ttl, proof, now.instant));
+        }
+        let ids: Vec<_> = rounds.iter().map(|round| (round.id, round.key())).collect();
+        self.holding.rounds = rounds.try_into().ok().map(Box::new);
+        for (id, key) in ids {
+            self.locate_round(id, key, now);
+        }
+    }
+
+    /// Works on the rounds under way, and draws the conclusion when they are decided.
+    pub(crate) fn pump(&mut self, now: Now) {
+        let Some(mut rounds) = self.holding.rounds.take() else {
+            return;
+        };
+        for (slot, round) in rounds.iter_mut().enumerate() {
+            self.pump_round(round, slot, now);
+        }
+        let lost = |round: &Round| matches!(round.outcome, Some(Outcome::Lost(_)));
+        let all = rounds.iter().all(|round| round.outcome.is_some());
+        let claiming = matches!(self.holding.phase, Phase::Claiming(_));
+        if !(all || claiming && rounds.iter().any(lost)) {
+            self.holding.rounds = Some(rounds);
+            return;
+        }
+        match self.holding.phase.clone() {
+            Phase::Claiming(stage) => self.claimed(stage, *rounds, now),
+            Phase::Held { .. } => self.renewed(*rounds, now),
+            _ => {}
+        }
+    }
+
+    fn claimed(&mut self, stage: Stage, rounds: [Round; 2], now: Now) {
+        let (Some(Outcome::Won(first)), Some(Outcome::Won(second))) =
+            (&rounds[0].outcome, &rounds[1].outcome)
+        else {
+            return self.claim_lost(rounds, now);
+        };
+        let certificates = [first.clone(), second.clone()];
+        let terms = &rounds[0].terms;
+        let (addr, name) = (terms.addr, terms.name.clone());
+        if stage == Stage::First {
+            let proofs = certificates.map(|certificate| Some(self.proof_of(certificate)));
+            return self.start(Stage::Long, addr, name, proofs, now);
+        }
+        self.note_asked(&rounds);
+        let until = [0, 1].map(|slot| valid_until(rounds[slot].started, &certificates[slot]));
+        self.holding.lease = Some(Lease {
+            addr,
+            name,
+            certificates,
+            until,
+        });
+        self.save_lease();
+        self.push_certificates(&rounds, now);
+        let renew = self.draw.about(self.config.timings.renew_every);
+        self.holding.phase = Phase::Held {
+            renew_at: now.instant + renew,
+        };
+        self.holding.backoff = Duration::ZERO;
+        self.holding.waiting_for.clear();
+        if let Some(plan) = &mut self.holding.plan {
+            (plan.attempt, plan.splits, plan.unsure) = (0, 0, false);
+        }
+        if let Some(lease) = self.lease() {
+            self.event(Event::Held(lease));
+        }
+        self.holder_nudged(now);
+    }
+
+    /// Gives a new lease's certificates to its witnesses, who have seen only those of ten seconds so far.
+    fn push_certificates(&mut self, rounds: &[Round; 2], now: Now) {
+        let Some(lease) = self.holding.lease.clone() else {
+            return;
+        };
+        for slot in [0, 1] {
+            let rest = lease.until[slot].saturating_duration_since(now.instant);
+            let handed = Handed {
+                proof: self.proof_of(lease.certificates[slot].clone()),
+                remaining_ms: crate::lease::millis(rest),
+            };
+            let request = Request::HandOver(vec![handed]);
+            for peer in rounds[slot].asked() {
+                self.ask(peer, &request, Purpose::Nothing, now);
+            }
+        }
+    }
+
+    fn claim_lost(&mut self, rounds: [Round; 2], now: Now) {
+        let loss = |slot: usize| match &rounds[slot].outcome {
+            Some(Outcome::Lost(loss)) => loss.clone(),
+            _ => Loss::default(),
+        };
+        let (addr_loss, name_loss) = (loss(0), loss(1));
+        let addr = rounds[0].terms.addr;
+        let retry = self.config.timings.retry;
+        if addr_loss.cloned || name_loss.cloned {
+            return self.cloned(now);
+        }
+        if let Some(wait) = addr_loss.restarting.max(name_loss.restarting) {
+            self.holding.rounds = None;
+            let reason = format!("asking whether an earlier run of this node still holds {addr}");
+            return self.wait(reason, wait + Duration::from_millis(20), now);
+        }
+        if addr_loss.bad_proof || name_loss.bad_proof {
+            // The certificates of before do not count any more; the address is claimed as if for the first time.
+            if let Some(last) = &mut self.holding.last {
+                last.proofs = [None, None];
+            }
+            return self.wait("claiming the address anew".to_owned(), Duration::ZERO, now);
+        }
+        self.release_rounds(&rounds, now);
+        if let Some((holder, remaining)) = name_loss.taken {
+            let reason = format!(
+                "the name {} is leased to {holder} for {} s yet; stop that node or enrol this one under another name",
+                rounds[1].terms.name,
+                remaining.as_secs()
+            );
+            return self.wait(reason, NAME_RETRY.min(remaining), now);
+        }
+        if name_loss.split {
+            let wait = retry / 2 + self.draw.up_to(retry);
+            return self.wait("the name is being claimed elsewhere too".to_owned(), wait, now);
+        }
+        if let Some((holder, remaining)) = addr_loss.taken {
+            return self.next_candidate(Some((holder, remaining)), addr, now);
+        }
+        if addr_loss.split {
+            return self.next_candidate(None, addr, now);
+        }
+        let short = if addr_loss.needed > 0 {
+            &addr_loss
+        } else {
+            &name_loss
+        };
+        let mut reason = format!(
+            "only {} of the {} witnesses needed for {addr} grant it; {} do not answer or are not ready. Start \
+             members that are down, or declare those gone that will not come back",
+            short.granted, short.needed, short.absent
+        );
+        if let Some(other) = short.other {
+            reason = format!("{reason} ({other})");
+        }
+        let backoff = (self.holding.backoff * 2).clamp(retry, MAX_CLAIM_BACKOFF);
+        self.holding.backoff = backoff;
+        let wait = backoff / 2 + self.draw.up_to(backoff);
+        self.wait(reason, wait, now);
+    }
+
+    fn next_candidate(&mut self, taken: Option<(PeerId, Duration)>, addr: VirtualAddr, now: Now) {
+        let Some(plan) = &mut self.holding.plan else {
+            return;
+        };
+        if plan.request.fixed.is_some() {
+            if let Some((holder, remaining)) = taken {
+                self.holding.phase = Phase::Failed { retry: None };
+                let failure = Failure::FixedTaken {
+                    addr,
+                    holder,
+                    remaining,
+                };
+                return self.event(Event::Failed(failure));
+            }
+            plan.splits += 1;
+            if plan.splits > FIXED_TRIES {
+                self.holding.phase = Phase::Failed { retry: None };
+                return self.event(Event::Failed(Failure::FixedContended { addr }));
+            }
+            let most = Duration::from_millis(100) * (1 << plan.splits.min(5));
+            let wait = self.draw.up_to(most);
+            return self.wait(format!("several nodes claim {addr} at once"), wait, now);
+        }
+        plan.unsure = plan.attempt > RANDOM_ATTEMPTS && (plan.unsure || taken.is_none());
+        plan.attempt += 1;
+        self.wait(format!("{addr} is taken; trying the next"), Duration::ZERO, now);
+    }
+
+    fn renew(&mut self, now: Now) {
+        let Some(lease) = self.holding.lease.clone() else {
+            return;
+        };
+        let valid = [0, 1].map(|slot| lease.until[slot] > now.instant);
+        let proofs = [0, 1].map(|slot| {
+            let certificate = lease.certificates[slot].clone();
+            valid[slot].then(|| self.proof_of(certificate))
+        });
+        let timings = &self.config.timings;
+        let ttl = if valid == [true, true] {
+            timings.ttl
+        } else {
+            timings.first_ttl
+        };
+        self.start_rounds(lease.addr, &lease.name, ttl, proofs, now);
+        self.pump(now);
+    }
+
+    fn renewed(&mut self, rounds: [Round; 2], now: Now) {
+        let timings = self.config.timings.clone();
+        let mut failed = false;
+        self.note_asked(&rounds);
+        for (slot, round) in rounds.iter().enumerate() {
+            match &round.outcome {
+                Some(Outcome::Won(certificate)) => {
+                    if let Some(lease) = &mut self.holding.lease {
+                        let until = valid_until(round.started, certificate);
+                        lease.until[slot] = until;
+                        lease.certificates[slot] = certificate.clone();
+                    }
+                }
+                Some(Outcome::Lost(loss)) => {
+                    failed = true;
+                    if loss.cloned {
+                        return self.cloned(now);
+                    }
+                    if let Some(other) = &loss.certificate {
+                        self.conflict_with_own(other, now);
+                        if self.holding.lease.is_none() {
+                            return;
+                        }
+                    }
+                }
+                None => {}
+            }
+        }
+        self.save_lease();
+        let short = rounds.iter().any(|round| round.ttl < timings.ttl);
+        let wait = if failed {
+            let backoff = (self.holding.backoff * 2).clamp(timings.retry, MAX_BACKOFF);
+            self.holding.backoff = backoff;
+            self.draw.about(backoff)
+        } else if short {
+            Duration::ZERO
+        } else {
+            self.holding.backoff = Duration::ZERO;
+            self.draw.about(timings.renew_every)
+        };
+        let wait = if std::mem::take(&mut self.holding.assert) {
+            Duration::ZERO
+        } else {
+            wait
+        };
+        self.holding.phase = Phase::Held {
+            renew_at: now.instant + wait,
+        };
+        if !failed && let Some(lease) = self.lease() {
+            if !short && self.fresh_terms(&rounds) {
+                self.push_certificates(&rounds, now);
+            }
+            self.event(Event::Renewed(lease));
+        }
+    }
+
+    /// Whether the witnesses have seen no certificate of this lease that lasts until the next renewal.
+    fn fresh_terms(&self, rounds: &[Round; 2]) -> bool {
+        let short = |round: &Round| {
+            let shown = round.proof.as_ref().map(|proof| proof.certificate.ttl());
+            shown.is_none_or(|ttl| ttl <= self.config.timings.renew_every * 2)
+        };
+        rounds.iter().any(short)
+    }
+
+    fn cloned(&mut self, now: Now) {
+        self.give_back(now);
+        self.holding.plan = None;
+        self.holding.phase = Phase::Cloned;
+        tracing::warn!("{}", LostReason::Cloned);
+        self.event(Event::Lost(LostReason::Cloned));
+    }
+
+    pub(crate) fn clone_seen(&mut self, instance: Instance) {
+        if self.holding.clone_told != Some(instance) {
+            self.holding.clone_told = Some(instance);
+            self.event(Event::CloneSeen { instance });
+        }
+    }
+
+    /// Releases what is held and what may have been granted.
+    fn give_back(&mut self, now: Now) {
+        if let Some(rounds) = self.holding.rounds.take() {
+            if self.holding.lease.is_some() {
+                self.note_asked(&rounds);
+            } else {
+                self.release_rounds(&rounds, now);
+            }
+        }
+        let asked = std::mem::take(&mut self.holding.asked);
+        if let Some(lease) = self.holding.lease.take() {
+            let seq = self.holding.seq;
+            for (own, peers) in lease.certificates.iter().zip(asked) {
+                self.release_key(own.terms.key, seq, peers.into_iter().collect(), now);
+            }
+        }
+    }
+
+    fn release_rounds(&mut self, rounds: &[Round; 2], now: Now) {
+        for round in rounds {
+            self.release_key(round.key(), round.seq, round.asked().collect(), now);
+        }
+    }
+
+    fn release_key(&mut self, key: aerie_types::Key, seq: u64, peers: Vec<PeerId>, now: Now) {
+        let request = Request::Release {
+            key,
+            instance: self.instance,
+            seq,
+        };
+        for peer in peers {
+            if self.holding.leaving.is_some() {
+                self.leave_ask(peer, &request, now);
+            } else {
+                self.ask(peer, &request, Purpose::Nothing, now);
+            }
+        }
+    }
+
+    fn leave_ask(&mut self, peer: PeerId, request: &Request, now: Now) {
+        if let Some(leaving) = &mut self.holding.leaving {
+            *leaving += 1;
+        }
+        self.ask(peer, request, Purpose::Leaving, now);
+    }
+
+    pub(crate) fn leaving_answered(&mut self) {
+        if let Some(leaving) = &mut self.holding.leaving {
+            *leaving = leaving.saturating_sub(1);
+            if *leaving == 0 {
+                self.holding.leaving = None;
+                self.event(Event::Left);
+            }
+        }
+    }
+
+    pub(crate) fn note_asked(&mut self, rounds: &[Round; 2]) {
+        for (asked, round) in self.holding.asked.iter_mut().zip(rounds) {
+            for peer in round.asked() {
+                if asked.len() < MAX_TO_RELEASE {
+                    asked.insert(peer);
+                }
+            }
+        }
+    }
+
+    pub(crate) fn is_informed(&self, peer: PeerId) -> bool {
+        self.holding.informed.contains(&peer)
+    }
+
+    pub(crate) fn set_informed(&mut self, peer: PeerId) {
+        if self.holding.informed.len() < MAX_TO_RELEASE {
+            self.holding.informed.insert(peer);
+        }
+    }
+
+    pub(crate) fn round_mut(&mut self, id: u64) -> Option<&mut Round> {
+        let rounds = self.holding.rounds.as_mut()?;
+        rounds.iter_mut().find(|round| round.id == id)
+    }
+
+    fn save_lease(&mut self) {
+        let Some(lease) = &self.holding.lease else {
+            return;
+        };
+        let proofs = lease
+            .certificates
+            .clone()
+            .map(|certificate| Some(self.proof_of(certificate)));
+        let row = LeaseRow {
+            addr: lease.addr,
+            proofs,
+        };
+        self.persist_meta(LEASE_ROW, Some(&row));
+        self.holding.last = Some(row);
+    }
+
+    fn wait(&mut self, reason: String, wait: Duration, now: Now) {
+        self.holding.phase = Phase::Waiting {
+            until: now.instant + wait,
+        };
+        if self.holding.waiting_for != reason {
+            self.holding.waiting_for.clone_from(&reason);
+            self.event(Event::Waiting { reason });
+        }
+    }
+}
+
+/// Until when the holder itself may rely on a certificate: counted from before the first witness was asked, and a
+/// little less, for clocks that run at different speeds.
+fn valid_until(started: Instant, certificate: &Certificate) -> Instant {
+    let ttl = certificate.ttl();
+    started + (ttl - ttl / 64)
+}

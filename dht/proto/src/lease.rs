@@ -1,0 +1,305 @@
+//! Terms, receipts and certificates: what a lease consists of, and how it proves itself.
+//!
+//! A witness signs a *receipt* over the *terms* of a lease together with its own number, time, life and count of
+//! members. A *certificate* is the same terms with the receipts of a quorum. Whoever has the CA's certificate can
+//! check it: each receipt is signed by the key that is its witness's peer id, and the witness's credential, which
+//! travels beside the certificate in a [`Proof`] or is already known, makes that peer a member.
+//!
+//! How many receipts suffice follows from the largest count of members that any of them states:
+//! [`quorum`] of it, a majority below fourteen members, seven above.
+//!
+//! `since` is the median of the witnesses' times in the very first certificate, carried along by the renewals, each
+//! of which shows its predecessor; the order between two conflicting certificates goes by it, so that renewing does
+//! not make a lease younger.
+
+use std::time::Duration;
+
+use aerie_types::{GridId, Instance, Key, NodeName, PeerId, VirtualAddr, WallMillis};
+use serde::{Deserialize, Serialize};
+
+use crate::limits::{MAX_RECEIPTS, QUORUM};
+use crate::{Keys, Signature};
+
+/// The key of an address.
+#[must_use]
+pub fn addr_key(grid: GridId, addr: VirtualAddr) -> Key {
+    Key::of("aerie/addr", &[&grid.0, addr.to_string().as_bytes()])
+}
+
+/// The key of a node's name.
+#[must_use]
+pub fn name_key(grid: GridId, name: &NodeName) -> Key {
+    Key::of("aerie/name", &[&grid.0, name.as_str().as_bytes()])
+}
+
+/// More than half.
+#[must_use]
+pub fn majority(members: usize) -> usize {
+    members / 2 + 1
+}
+
+/// Receipts that a certificate needs when the largest count of members stated in it is `members`.
+#[must_use]
+pub fn quorum(members: usize) -> usize {
+    majority(members).min(QUORUM)
+}
+
+/// What is leased to whom. The key is that of the address or that of the name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Terms {
+    /// The grid.
+    pub grid: GridId,
+    /// What is leased.
+    pub key: Key,
+    /// To whom.
+    pub holder: PeerId,
+    /// The holder's address.
+    pub addr: VirtualAddr,
+    /// The holder's name.
+    pub name: NodeName,
+    /// The start of the holder that claimed.
+    pub instance: Instance,
+    /// Since when, by the median of the first witnesses' clocks; `None` in a first grant.
+    pub since: Option<WallMillis>,
+}
+
+impl Terms {
+    /// Whether the key is that of the address or of the name in this grid.
+    #[must_use]
+    pub fn consistent(&self, grid: GridId) -> bool {
+        self.grid == grid && (self.key == addr_key(grid, self.addr) || self.key == name_key(grid, &self.name))
+    }
+}
+
+/// A witness's signed word.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Receipt {
+    /// Who granted.
+    pub witness: PeerId,
+    /// The number of the grant, rising at each witness.
+    pub number: u64,
+    /// The witness's wall time.
+    pub time: WallMillis,
+    /// For how long, in milliseconds.
+    pub ttl_ms: u32,
+    /// How many members the witness knows, itself included.
+    pub members: u32,
+    /// Over all of it and the terms.
+    pub signature: Signature,
+}
+
+impl Receipt {
+    /// Signs a receipt.
+    pub(crate) fn sign(
+        keys: &impl Keys,
+        terms: &Terms,
+        number: u64,
+        time: WallMillis,
+        ttl: Duration,
+        members: usize,
+    ) -> Self {
+        let mut receipt = Self {
+            witness: keys.me(),
+            number,
+            time,
+            ttl_ms: millis(ttl),
+            members: u32::try_from(members).unwrap_or(u32::MAX),
+            signature: [0; 64].into(),
+        };
+        receipt.signature = keys.sign(&receipt.message(terms));
+        receipt
+    }
+
+    /// Whether the signature is the witness's over these terms.
+    pub(crate) fn verify(&self, keys: &impl Keys, terms: &Terms) -> bool {
+        keys.verify(self.witness, &self.message(terms), &self.signature)
+    }
+
+    fn message(&self, terms: &Terms) -> Vec<u8> {
+        let body = (
+            terms,
+            &self.witness,
+            self.number,
+            self.time,
+            self.ttl_ms,
+            self.members,
+        );
+        signed_message("aerie receipt 1", &body)
+    }
+}
+
+/// Terms with the receipts of a quorum.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Certificate {
+    /// What is leased to whom.
+    pub terms: Terms,
+    /// Who says so, in the order of the witnesses' ids.
+    pub receipts: Vec<Receipt>,
+}
+
+impl Certificate {
+    /// Makes a certificate of as many of the receipts as agree with their own counts of members: `needs` gives the
+    /// quorum for the largest count. Receipts that state larger counts are left out first, so that one witness
+    /// that exaggerates does not spoil the lease.
+    pub(crate) fn assemble(
+        terms: &Terms,
+        receipts: &[&Receipt],
+        needs: impl Fn(usize) -> usize,
+    ) -> Option<Self> {
+        let mut sorted: Vec<&Receipt> = receipts.to_vec();
+        sorted.sort_by_key(|receipt| (receipt.members, receipt.witness));
+        while let Some(last) = sorted.last() {
+            if sorted.len() >= needs(last.members as usize) {
+                let mut receipts: Vec<_> = sorted.iter().take(MAX_RECEIPTS).copied().cloned().collect();
+                receipts.sort_by_key(|receipt| receipt.witness);
+                return Some(Self {
+                    terms: terms.clone(),
+                    receipts,
+                });
+            }
+            sorted.pop();
+        }
+        None
+    }
+
+    /// The largest count of members that a receipt states.
+    #[must_use]
+    pub fn members(&self) -> usize {
+        self.receipts
+            .iter()
+            .map(|receipt| receipt.members)
+            .max()
+            .unwrap_or(0) as usize
+    }
+
+    /// The life of the receipt that ends first.
+    #[must_use]
+    pub fn ttl(&self) -> Duration {
+        let ttl = self.receipts.iter().map(|receipt| receipt.ttl_ms).min();
+        Duration::from_millis(ttl.unwrap_or(0).into())
+    }
+
+    /// The median of the witnesses' times: right as long as fewer than half of the clocks are wrong.
+    #[must_use]
+    pub fn median(&self) -> WallMillis {
+        let mut times: Vec<_> = self.receipts.iter().map(|receipt| receipt.time).collect();
+        times.sort_unstable();
+        times.get(times.len() / 2).copied().unwrap_or(WallMillis(0))
+    }
+
+    /// Since when the lease has been held.
+    #[must_use]
+    pub fn since(&self) -> WallMillis {
+        self.terms.since.unwrap_or_else(|| self.median())
+    }
+
+    /// Whether this certificate survives against one of another holder: the older, then the lower H(key, holder).
+    #[must_use]
+    pub fn beats(&self, other: &Self) -> bool {
+        self.rank() < other.rank()
+    }
+
+    /// A short name of the certificate: its hash.
+    #[must_use]
+    pub fn digest(&self) -> Key {
+        Key::of("aerie/certificate", &[&encode(self)])
+    }
+
+    /// Whether the form is right: receipts in strict order, not too many, keys that fit.
+    pub(crate) fn well_formed(&self, grid: GridId) -> bool {
+        self.terms.consistent(grid)
+            && (1..=MAX_RECEIPTS).contains(&self.receipts.len())
+            && self
+                .receipts
+                .windows(2)
+                .all(|pair| pair[0].witness < pair[1].witness)
+    }
+
+    fn rank(&self) -> (WallMillis, Key) {
+        let tie = Key::of("aerie/tie", &[&self.terms.key.0, &self.terms.holder.0]);
+        (self.since(), tie)
+    }
+}
+
+/// A certificate with the credentials of its witnesses. These may be left out for a reader who has them.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Proof {
+    /// The certificate.
+    pub certificate: Certificate,
+    /// Credentials (DER), in no particular order.
+    pub credentials: Vec<Vec<u8>>,
+}
+
+impl Proof {
+    /// The bytes of the proof.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        encode(self)
+    }
+}
+
+/// A duration in milliseconds for the wire, at most 49 days.
+pub(crate) fn millis(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
+}
+
+/// A context and a body, each preceded by its length, so that no two kinds of message are mistaken for each other.
+pub(crate) fn signed_message(context: &str, body: &impl Serialize) -> Vec<u8> {
+    let body = encode(body);
+    let mut message = Vec::with_capacity(16 + context.len() + body.len());
+    for part in [context.as_bytes(), &body] {
+        message.extend_from_slice(&(part.len() as u64).to_be_bytes());
+        message.extend_from_slice(part);
+    }
+    message
+}
+
+/// Postcard of a value of this crate.
+#[expect(
+    clippy::expect_used,
+    reason = "these types have no map, no float and no unknown length, the only things that fail"
+)]
+pub(crate) fn encode(value: &impl Serialize) -> Vec<u8> {
+    postcard::to_stdvec(value).expect("plain data")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn majorities_of_neighbouring_sizes_share_a_member() {
+        for members in 1..30 {
+            assert!(majority(members) + majority(members + 1) > members + 1);
+        }
+        assert_eq!((quorum(1), quorum(8), quorum(13), quorum(1000)), (1, 5, 7, 7));
+    }
+
+    #[test]
+    fn a_witness_that_exaggerates_the_membership_is_left_out() {
+        let grid = GridId([1; 16]);
+        let addr = VirtualAddr::from(std::net::Ipv4Addr::new(10, 0, 0, 1));
+        let terms = Terms {
+            grid,
+            key: addr_key(grid, addr),
+            holder: PeerId([1; 32]),
+            addr,
+            name: "w1".parse().unwrap(),
+            instance: Instance(1),
+            since: None,
+        };
+        let receipt = |witness, members| Receipt {
+            witness: PeerId([witness; 32]),
+            number: 1,
+            time: WallMillis(1),
+            ttl_ms: 1,
+            members,
+            signature: [0; 64].into(),
+        };
+        let receipts = [receipt(1, 3), receipt(2, u32::MAX), receipt(3, 3)];
+        let all: Vec<_> = receipts.iter().collect();
+        let certificate = Certificate::assemble(&terms, &all, quorum).unwrap();
+        assert_eq!(certificate.receipts.len(), 2);
+        assert!(Certificate::assemble(&terms, &all[1..], quorum).is_none());
+    }
+}

@@ -1,0 +1,267 @@
+//! One round of votes on one key: whom to ask, and what their answers make.
+//!
+//! ```text
+//!              located                    quorum of receipts
+//!  locating ───────────► asking ────────────────────────────────► won(certificate)
+//!                         │  ▲ absent or not ready: the next closest
+//!                         │  └──┘
+//!                         └──► lost(why): too few are left for a quorum
+//! ```
+//!
+//! The nine closest members are asked; where one is absent or not ready, the next closest takes its place, down to
+//! the thirteenth. If fewer than nine are left, the grid is small (or torn): then every member of the last day is
+//! asked, and a majority of them is needed.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use aerie_types::{Key, PeerId};
+
+use crate::lease::{Certificate, Proof, Receipt, Terms, majority, quorum};
+use crate::limits::{CANDIDATES, MAX_RECEIPTS, QUORUM, WITNESSES};
+
+/// Members asked in a grid whose quorum is a majority: as many as can sign one certificate, and their minority.
+const MAX_ASKED: usize = 2 * MAX_RECEIPTS;
+
+/// A round that takes longer has failed, whatever is still under way.
+pub(crate) const ROUND_TIMEOUT: Duration = Duration::from_secs(15);
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Round {
+    pub(crate) id: u64,
+    pub(crate) terms: Terms,
+    pub(crate) seq: u64,
+    pub(crate) ttl: Duration,
+    pub(crate) proof: Option<Proof>,
+    pub(crate) started: Instant,
+    /// Closest first; `None` until they are located.
+    candidates: Option<Vec<PeerId>>,
+    votes: BTreeMap<PeerId, Vote>,
+    extended: bool,
+    pub(crate) outcome: Option<Outcome>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Vote {
+    Asked {
+        tries: u8,
+    },
+    Granted(Receipt),
+    Refused(Refused),
+    /// Not reached, or does not vote.
+    Absent,
+}
+
+/// A refusal whose proof was checked.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Refused {
+    /// A valid certificate of another holder.
+    Certified(Box<Certificate>, Duration),
+    /// Another holder's lease or vote, by the witness's word.
+    Taken {
+        holder: PeerId,
+        remaining: Duration,
+        certified: bool,
+    },
+    Cloned,
+    Restarting(Duration),
+    BadProof,
+    Other(&'static str),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Outcome {
+    Won(Certificate),
+    Lost(Loss),
+}
+
+/// Why a round failed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Loss {
+    /// Another holder has a lease: who, and for how long yet.
+    pub(crate) taken: Option<(PeerId, Duration)>,
+    /// The certificate by which it has it, if one was shown.
+    pub(crate) certificate: Option<Box<Certificate>>,
+    /// Another instance of this holder is alive, say enough witnesses to block.
+    pub(crate) cloned: bool,
+    pub(crate) restarting: Option<Duration>,
+    pub(crate) bad_proof: bool,
+    /// Votes went to others, or refused for lack of room: try elsewhere or later.
+    pub(crate) split: bool,
+    pub(crate) granted: usize,
+    pub(crate) needed: usize,
+    pub(crate) absent: usize,
+    pub(crate) other: Option<&'static str>,
+}
+
+impl Round {
+    pub(crate) fn new(
+        id: u64,
+        terms: Terms,
+        seq: u64,
+        ttl: Duration,
+        proof: Option<Proof>,
+        now: Instant,
+    ) -> Self {
+        Self {
+            id,
+            terms,
+            seq,
+            ttl,
+            proof,
+            started: now,
+            candidates: None,
+            votes: BTreeMap::new(),
+            extended: false,
+            outcome: None,
+        }
+    }
+
+    pub(crate) fn key(&self) -> Key {
+        self.terms.key
+    }
+
+    pub(crate) fn is_located(&self) -> bool {
+        self.candidates.is_some()
+    }
+
+    pub(crate) fn locate(&mut self, candidates: Vec<PeerId>) {
+        self.candidates.get_or_insert(candidates);
+    }
+
+    pub(crate) fn vote(&self, peer: PeerId) -> Option<&Vote> {
+        self.votes.get(&peer)
+    }
+
+    pub(crate) fn set_vote(&mut self, peer: PeerId, vote: Vote) {
+        self.votes.insert(peer, vote);
+    }
+
+    /// Everybody who may have granted.
+    pub(crate) fn asked(&self) -> impl Iterator<Item = PeerId> + '_ {
+        self.votes.keys().copied()
+    }
+
+    /// Whom to ask next. `everybody` is the whole membership by distance, for the case that it is small.
+    pub(crate) fn next_to_ask(&mut self, everybody: impl FnOnce() -> Vec<PeerId>) -> Vec<PeerId> {
+        if self.outcome.is_some() || self.candidates.is_none() {
+            return Vec::new();
+        }
+        if self.live() < WITNESSES && !self.extended {
+            self.extended = true;
+            let candidates = self.candidates.get_or_insert_default();
+            for peer in everybody() {
+                if !candidates.contains(&peer) && candidates.len() < MAX_ASKED {
+                    candidates.push(peer);
+                }
+            }
+        }
+        let candidates = self.candidates.as_deref().unwrap_or_default();
+        let whole = self.live() < WITNESSES;
+        let reach = if whole { MAX_ASKED } else { CANDIDATES };
+        let mut voting = 0;
+        let mut ask = Vec::new();
+        for peer in candidates.iter().take(reach) {
+            if !whole && voting == WITNESSES {
+                break;
+            }
+            match self.votes.get(peer) {
+                Some(Vote::Absent) => continue,
+                Some(_) => {}
+                None => ask.push(*peer),
+            }
+            voting += 1;
+        }
+        ask
+    }
+
+    /// Looks whether the round is decided. `members` is this node's own count.
+    pub(crate) fn decide(&mut self, members: usize, now: Instant) -> bool {
+        if self.outcome.is_some() {
+            return false;
+        }
+        if self.candidates.is_none() {
+            return false;
+        }
+        let whole = self.live() < WITNESSES;
+        let needs = |stated: usize| {
+            if whole {
+                majority(stated.max(members))
+            } else {
+                quorum(stated.max(members)).max(QUORUM)
+            }
+        };
+        let receipts: Vec<&Receipt> = self
+            .votes
+            .values()
+            .filter_map(|vote| match vote {
+                Vote::Granted(receipt) => Some(receipt),
+                _ => None,
+            })
+            .collect();
+        if let Some(certificate) = Certificate::assemble(&self.terms, &receipts, needs) {
+            self.outcome = Some(Outcome::Won(certificate));
+            return true;
+        }
+        let open = self
+            .votes
+            .values()
+            .filter(|vote| matches!(vote, Vote::Asked { .. }))
+            .count();
+        let late = now.saturating_duration_since(self.started) >= ROUND_TIMEOUT;
+        let needed = needs(1);
+        if (receipts.len() + open >= needed && open > 0) && !late {
+            return false;
+        }
+        let granted = receipts.len();
+        self.outcome = Some(Outcome::Lost(self.loss(granted, needed)));
+        true
+    }
+
+    fn live(&self) -> usize {
+        let candidates = self.candidates.as_deref().unwrap_or_default();
+        let absent = |peer: &&PeerId| matches!(self.votes.get(*peer), Some(Vote::Absent));
+        candidates.len().min(CANDIDATES) - candidates.iter().take(CANDIDATES).filter(absent).count()
+    }
+
+    fn loss(&self, granted: usize, needed: usize) -> Loss {
+        let mut loss = Loss {
+            granted,
+            needed,
+            ..Loss::default()
+        };
+        let mut cloned = 0;
+        for vote in self.votes.values() {
+            match vote {
+                Vote::Granted(_) => {}
+                Vote::Absent | Vote::Asked { .. } => loss.absent += 1,
+                Vote::Refused(Refused::Certified(certificate, remaining)) => {
+                    loss.taken = Some((certificate.terms.holder, *remaining));
+                    loss.certificate = Some(certificate.clone());
+                }
+                Vote::Refused(Refused::Taken {
+                    holder,
+                    remaining,
+                    certified: true,
+                }) => {
+                    loss.taken.get_or_insert((*holder, *remaining));
+                }
+                Vote::Refused(Refused::Taken { .. }) => loss.split = true,
+                Vote::Refused(Refused::Cloned) => cloned += 1,
+                Vote::Refused(Refused::Restarting(wait)) => {
+                    loss.restarting = Some(loss.restarting.map_or(*wait, |longest| longest.max(*wait)));
+                }
+                Vote::Refused(Refused::BadProof) => loss.bad_proof = true,
+                Vote::Refused(Refused::Other(why)) => loss.other = Some(why),
+            }
+        }
+        // One witness's word does not end a node, unless one witness is all it takes to block.
+        let voters = self.votes.len() - loss.absent;
+        let blocking = voters.saturating_sub(needed) + 1;
+        loss.cloned = cloned > 0 && cloned >= blocking;
+        if cloned > 0 && !loss.cloned {
+            loss.split = true;
+        }
+        loss
+    }
+}

@@ -1,0 +1,147 @@
+//! Look-ups: who holds a key?
+//!
+//! ```text
+//!  local certificate? ── yes ──► found
+//!        │ no
+//!        ▼
+//!  locating ──► asking three at a time ──── a certificate that proves itself ──► found
+//!                     │
+//!                     └── nine have none, or are absent ──► not found
+//! ```
+//!
+//! One honest answer is enough, since the certificate proves itself. How long it lasts yet is told by the witness that
+//! answers, so that the asker's clock does not matter; no answer makes a lease longer than its receipts.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use aerie_types::{Key, PeerId};
+
+use crate::lease::millis;
+use crate::limits::{MAX_SEARCHES, WITNESSES};
+use crate::members::sorted;
+use crate::record::Seen;
+use crate::register::{Found, Purpose, SendError, Wanted};
+use crate::store::Store;
+use crate::wire::{Answer, Handed, Request};
+use crate::{Event, Keys, Now, Register};
+
+/// Members asked at the same time: enough that one that is away costs no time, few enough to be cheap.
+const PARALLEL: usize = 3;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Search {
+    key: Key,
+    /// Those not asked yet, closest last.
+    left: Vec<PeerId>,
+    under_way: usize,
+}
+
+/// The look-ups under way.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Searches(BTreeMap<u64, Search>);
+
+impl<S: Store, K: Keys> Register<S, K> {
+    /// Looks up who holds a key; [`Event::LookedUp`] with the returned number follows.
+    pub fn look_up(&mut self, key: Key, now: Now) -> u64 {
+        let id = self.fresh_id();
+        if let Some(found) = self.known_here(key, now) {
+            self.event(Event::LookedUp {
+                id,
+                found: Some(found),
+            });
+        } else if self.searches.0.len() >= MAX_SEARCHES || !self.members.any_connected() {
+            self.event(Event::LookedUp { id, found: None });
+        } else {
+            let search = Search {
+                key,
+                left: Vec::new(),
+                under_way: 0,
+            };
+            self.searches.0.insert(id, search);
+            self.locate(key, Wanted::Search(id), now);
+        }
+        id
+    }
+
+    /// What this node knows of a key without asking anybody.
+    fn known_here(&self, key: Key, now: Now) -> Option<Found> {
+        let own = self.own_certificate(key, now.instant);
+        let own = own.map(|(certificate, until)| Seen { certificate, until });
+        let seen = || self.records.get(&key)?.seen.clone();
+        own.or_else(seen)
+            .filter(|seen| seen.until > now.instant)
+            .map(|seen| Found::of(&seen, now.instant))
+    }
+
+    pub(crate) fn looked_up_here(&self, key: Key, now: Now) -> Answer {
+        let Some(found) = self.known_here(key, now) else {
+            return Answer::NotFound;
+        };
+        Answer::Found(Box::new(Handed {
+            proof: self.proof_of(found.certificate),
+            remaining_ms: millis(found.remaining),
+        }))
+    }
+
+    pub(crate) fn search_located(&mut self, id: u64, peers: &[PeerId], now: Now) {
+        let me = self.me;
+        let connected: Vec<PeerId> = self.members.connected().collect();
+        let Some(search) = self.searches.0.get_mut(&id) else {
+            return;
+        };
+        let all = peers.iter().copied().chain(connected).filter(|peer| *peer != me);
+        search.left = sorted(all, search.key.position());
+        search.left.truncate(WITNESSES);
+        search.left.reverse();
+        self.ask_next(id, now);
+    }
+
+    fn ask_next(&mut self, id: u64, now: Now) {
+        let Some(search) = self.searches.0.get_mut(&id) else {
+            return;
+        };
+        let key = search.key;
+        let mut ask = Vec::new();
+        while search.under_way < PARALLEL
+            && let Some(peer) = search.left.pop()
+        {
+            search.under_way += 1;
+            ask.push(peer);
+        }
+        if search.under_way == 0 {
+            self.searches.0.remove(&id);
+            return self.event(Event::LookedUp { id, found: None });
+        }
+        for peer in ask {
+            self.ask(
+                peer,
+                &Request::LookUp { key },
+                Purpose::LookUp { search: id },
+                now,
+            );
+        }
+    }
+
+    pub(crate) fn look_up_answered(&mut self, id: u64, answer: Result<Answer, SendError>, now: Now) {
+        let Some(search) = self.searches.0.get_mut(&id) else {
+            return;
+        };
+        search.under_way = search.under_way.saturating_sub(1);
+        let key = search.key;
+        if let Ok(Answer::Found(handed)) = answer
+            && handed.proof.certificate.terms.key == key
+            && let Ok(life) = self.check(&handed.proof, now)
+        {
+            let told = Duration::from_millis(handed.remaining_ms.into());
+            let seen = Seen {
+                certificate: handed.proof.certificate,
+                until: now.instant + life.min(told),
+            };
+            self.searches.0.remove(&id);
+            let found = Some(Found::of(&seen, now.instant));
+            return self.event(Event::LookedUp { id, found });
+        }
+        self.ask_next(id, now);
+    }
+}

@@ -1,0 +1,532 @@
+//! The witness: its rules for granting, refusing and remembering.
+//!
+//! ```text
+//!                     claim: nothing stands against it
+//!        ┌──────┐ ─────────────────────────────────────► ┌───────────────────┐
+//!        │ free │                                        │ granted (10 s)    │◄─┐ claim of the same instance
+//!        └──────┘ ◄───────────────────────────────────── │ holder, instance  │──┘ without a certificate
+//!            ▲        release, or the grant ends         └───────────────────┘
+//!            │                                               │ claim of the same holder with its certificate
+//!            │                                               ▼
+//!            │        release, or the grant ends         ┌───────────────────┐◄─┐
+//!            └────────────────────────────────────────── │ leased (30 min)   │──┘ renewal
+//!                                                        └───────────────────┘
+//!                                                            │        ▲ the earlier instance renews: the later one
+//!                             claim of a later instance      ▼        │ is a clone and is refused from now on
+//!                                                        ┌───────────────────┐
+//!                                                        │ probation (2 s)   │──► the earlier one stayed silent:
+//!                                                        └───────────────────┘    the later one is granted
+//! ```
+//!
+//! A witness grants a key unless an unexpired grant, or a valid certificate that it has seen, names another holder.
+//! The grant is persisted before the answer is queued; when the store fails, the witness abstains. A grant is never
+//! shortened: what a receipt promised holds to its end, unless the same instance releases it. A long grant needs the
+//! claimant's current certificate, so that only who had a quorum blocks a key for longer than ten seconds.
+//!
+//! A *clone* is told from a *restart* by asking the earlier instance whether it lives: the witness sends it a
+//! challenge and gossips the restart (a copied disk has the same peer id, so that either of the two may be at the
+//! other end of a connection), and waits two seconds. An earlier instance that lives renews at once, and the later one
+//! is refused for good; both are told. One that was killed is silent, and its successor has the address back in
+//! little more than those two seconds. An earlier instance that slept through its probation finds itself superseded
+//! when it wakes, and stops.
+
+use std::time::Duration;
+
+use aerie_types::{Instance, Key, PeerId};
+
+use crate::lease::{Certificate, Proof, Receipt, encode, millis, quorum};
+use crate::limits::{CLOCK_SKEW, MAX_CREDENTIAL, MAX_KEYS, MAX_KEYS_PER_HOLDER, MAX_RECEIPTS, REACH};
+use crate::record::{Grant, GrantRow, Record, Released, Seen, SeenRow, Standing};
+use crate::register::Purpose;
+use crate::store::{Change, Store, Table};
+use crate::wire::{Answer, Claim, Gossip, Handed, Refusal, Request};
+use crate::{Keys, Member, Now, Register};
+
+/// The row that holds the number of the last grant.
+pub(crate) const NUMBER_ROW: &[u8] = b"number";
+
+/// Why a certificate does not count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Flaw {
+    /// The credential of one of its witnesses is not known here.
+    UnknownWitness,
+    Invalid,
+}
+
+impl<S: Store, K: Keys> Register<S, K> {
+    pub(crate) fn claim(&mut self, from: PeerId, claim: &Claim, now: Now) -> Answer {
+        let terms = &claim.terms;
+        if terms.holder != from || !terms.consistent(self.config.grid) {
+            self.stats.malformed += 1;
+            return Answer::Malformed;
+        }
+        if !self.is_ready() {
+            self.stats.abstained += 1;
+            return Answer::Unready;
+        }
+        if let Err(answer) = self.claimant(from, claim, now) {
+            return *answer;
+        }
+        let (proved, flawed) = match self.claimants_proof(claim, now) {
+            Ok(proved) => (proved, false),
+            Err(Flaw::UnknownWitness) => return Answer::NeedCredentials,
+            Err(Flaw::Invalid) => (None, true),
+        };
+        let since = proved.as_ref().map(|(certificate, _)| certificate.since());
+        if let Some((certificate, life)) = proved {
+            self.take_certificate(certificate, life, now);
+        }
+        let flawed = flawed || claim.terms.since != since;
+        let answer = self.vote(from, claim, flawed, now);
+        match &answer {
+            Answer::Granted { .. } => self.stats.granted += 1,
+            Answer::Refused(_) => self.stats.refused += 1,
+            _ => self.stats.abstained += 1,
+        }
+        answer
+    }
+
+    fn vote(&mut self, from: PeerId, claim: &Claim, flawed: bool, now: Now) -> Answer {
+        let key = claim.terms.key;
+        let mut record = self.record(key, now);
+        if let Some(standing) = record.standing(from) {
+            return self.taken(&record, &standing, now);
+        }
+        let instance = claim.terms.instance;
+        let late = record.given_up(from, instance, claim.seq)
+            || record
+                .grant
+                .as_ref()
+                .is_some_and(|grant| grant.instance == instance && grant.seq > claim.seq);
+        if late {
+            return Answer::Refused(Refusal::Late);
+        }
+        let clone = match self.instances(&mut record, claim, now) {
+            Ok(clone) => clone,
+            Err(refusal) => {
+                self.keep(key, record);
+                return Answer::Refused(refusal);
+            }
+        };
+        if flawed {
+            return Answer::Refused(Refusal::BadProof);
+        }
+        let certified = record.certificate_of(from).is_some();
+        if record.grant.is_none() && !self.has_room(from, key) {
+            self.stats.over_bound += 1;
+            return Answer::Refused(Refusal::Busy);
+        }
+        let most = if certified {
+            self.config.timings.ttl
+        } else {
+            self.config.timings.first_ttl
+        };
+        let ttl = Duration::from_millis(claim.ttl_ms.into()).min(most);
+        self.grant(record, claim, ttl, certified, clone, now)
+    }
+
+    /// Persists the grant, then signs for it.
+    fn grant(
+        &mut self,
+        mut record: Record,
+        claim: &Claim,
+        ttl: Duration,
+        certified: bool,
+        clone: Option<Instance>,
+        now: Now,
+    ) -> Answer {
+        let terms = &claim.terms;
+        let until = now.instant + ttl;
+        let (until, ttl_kept) = match &record.grant {
+            Some(grant) if grant.until > until => (grant.until, grant.ttl.max(ttl)),
+            _ => (until, ttl),
+        };
+        let number = self.number + 1;
+        let grant = Grant {
+            holder: terms.holder,
+            addr: terms.addr,
+            name: terms.name.clone(),
+            instance: terms.instance,
+            seq: claim.seq,
+            number,
+            until,
+            ttl: ttl_kept,
+            certified: certified || record.grant.as_ref().is_some_and(|grant| grant.certified),
+        };
+        let changes = [
+            put(Table::Grants, &terms.key.0, encode(&GrantRow::of(&grant, now))),
+            put(Table::Meta, NUMBER_ROW, number.to_be_bytes().to_vec()),
+        ];
+        if self.persist(&changes).is_err() {
+            return Answer::Unready;
+        }
+        self.number = number;
+        record.grant = Some(grant);
+        record.hearsay = None;
+        record.forget_release(terms.holder);
+        self.records.insert(terms.key, record);
+        let members = self.members.count(now.instant);
+        let receipt = Receipt::sign(&self.keys, terms, number, now.wall, ttl, members);
+        let credential = claim.want_credential.then(|| self.keys.credential());
+        Answer::Granted {
+            receipt,
+            credential,
+            clone,
+        }
+    }
+
+    /// Who claims, and whether it may claim this at all.
+    fn claimant(&mut self, from: PeerId, claim: &Claim, now: Now) -> Result<(), Box<Answer>> {
+        let terms = &claim.terms;
+        if !self.config.range.contains(terms.addr) {
+            let addr = terms.addr;
+            return Err(Box::new(Answer::Refused(Refusal::OutOfRange { addr })));
+        }
+        if let Some(credential) = &claim.credential {
+            self.learn(credential, now);
+        }
+        let Some(member) = self.member(from, now) else {
+            return Err(Box::new(match claim.credential {
+                Some(_) => Answer::Refused(Refusal::BadCredential),
+                None => Answer::NeedCredentials,
+            }));
+        };
+        if member.node != terms.name {
+            self.stats.bad_credentials += 1;
+            return Err(Box::new(Answer::Refused(Refusal::BadCredential)));
+        }
+        if self.members.closer(terms.key.position()) >= REACH {
+            self.stats.too_far += 1;
+            return Err(Box::new(Answer::Refused(Refusal::TooFar)));
+        }
+        Ok(())
+    }
+
+    fn claimants_proof(&mut self, claim: &Claim, now: Now) -> Result<Option<(Certificate, Duration)>, Flaw> {
+        let Some(proof) = &claim.proof else {
+            return Ok(None);
+        };
+        let terms = &proof.certificate.terms;
+        if terms.holder != claim.terms.holder || terms.key != claim.terms.key {
+            return Err(Flaw::Invalid);
+        }
+        let life = self.check(proof, now)?;
+        Ok(Some((proof.certificate.clone(), life)))
+    }
+
+    fn taken(&mut self, record: &Record, standing: &Standing, now: Now) -> Answer {
+        let certificate = record
+            .certificate_of(standing.holder)
+            .map(|seen| seen.certificate.clone());
+        Answer::Refused(Refusal::Taken {
+            holder: standing.holder,
+            remaining_ms: millis(standing.until.saturating_duration_since(now.instant)),
+            certified: standing.certified,
+            proof: certificate.map(|certificate| Box::new(self.proof_of(certificate))),
+        })
+    }
+
+    /// Tells restarts from clones. The refused clone of which the claimant is to be told, if it is granted.
+    fn instances(
+        &mut self,
+        record: &mut Record,
+        claim: &Claim,
+        now: Now,
+    ) -> Result<Option<Instance>, Refusal> {
+        let instance = claim.terms.instance;
+        let Some((current, certified)) = record.current(claim.terms.holder) else {
+            return Ok(None);
+        };
+        if current == instance {
+            if let Some(probation) = record.probation.take()
+                && certified
+            {
+                record.refuse_clone(probation.instance);
+                self.stats.clones += 1;
+            }
+            return Ok(record.clones.last().copied());
+        }
+        if record.superseded.contains(&instance) || record.clones.contains(&instance) {
+            self.stats.clones += 1;
+            return Err(Refusal::Cloned { current });
+        }
+        let waited = match &record.probation {
+            Some(probation) if probation.instance == instance => {
+                now.instant.saturating_duration_since(probation.since)
+            }
+            _ => {
+                record.probation = Some(crate::record::Probation {
+                    instance,
+                    since: now.instant,
+                });
+                self.challenge(claim.terms.key, claim.terms.holder, instance, current, now);
+                Duration::ZERO
+            }
+        };
+        let left = self.config.timings.probation.saturating_sub(waited);
+        if !left.is_zero() {
+            let wait_ms = millis(left);
+            return Err(Refusal::Restarting { wait_ms });
+        }
+        record.supersede(current);
+        Ok(None)
+    }
+
+    fn challenge(&mut self, key: Key, holder: PeerId, later: Instance, current: Instance, now: Now) {
+        let request = Request::Challenge { instance: current };
+        self.ask(holder, &request, Purpose::Challenge { key, current }, now);
+        self.gossip(&Gossip::Restarting {
+            holder,
+            instance: later,
+        });
+    }
+
+    /// The earlier instance of a holder has answered: it lives.
+    pub(crate) fn challenge_answered(
+        &mut self,
+        key: Key,
+        holder: PeerId,
+        current: Instance,
+        alive: Instance,
+    ) {
+        if alive != current {
+            return;
+        }
+        let Some(record) = self.records.get_mut(&key) else {
+            return;
+        };
+        let lives = record.current(holder) == Some((current, true));
+        if lives && let Some(probation) = record.probation.take() {
+            record.refuse_clone(probation.instance);
+            self.stats.clones += 1;
+        }
+    }
+
+    pub(crate) fn release(
+        &mut self,
+        from: PeerId,
+        key: Key,
+        instance: Instance,
+        seq: u64,
+        now: Now,
+    ) -> Answer {
+        let mut record = self.record(key, now);
+        if record.is_empty() && self.records.len() >= MAX_KEYS {
+            self.stats.over_bound += 1;
+            return Answer::Done;
+        }
+        let grant = record.grant.as_ref().filter(|grant| grant.holder == from);
+        if grant.is_some_and(|grant| grant.instance != instance || grant.seq > seq) {
+            return Answer::Done;
+        }
+        // As long as certificates of the lease may be about, and handed over by who has not heard of the release.
+        record.give_up(Released {
+            holder: from,
+            instance,
+            seq,
+            until: now.instant + self.config.timings.ttl,
+        });
+        record.hearsay.take_if(|hearsay| hearsay.holder == from);
+        let mut changes = Vec::new();
+        if record.grant.take_if(|grant| grant.holder == from).is_some() {
+            record.probation = None;
+            changes.push(remove(Table::Grants, &key.0));
+        }
+        let of_instance = |seen: &mut Seen| {
+            seen.certificate.terms.holder == from && seen.certificate.terms.instance == instance
+        };
+        if record.seen.take_if(of_instance).is_some() {
+            changes.push(remove(Table::Certificates, &key.0));
+        }
+        self.records.insert(key, record);
+        // A release that was not written only makes the key free later.
+        let _ = self.persist(&changes);
+        Answer::Done
+    }
+
+    /// Takes over a certificate that was found valid for `life` yet. Between two of different holders the order
+    /// decides, and the loser is told.
+    pub(crate) fn take_certificate(&mut self, certificate: Certificate, life: Duration, now: Now) {
+        let key = certificate.terms.key;
+        let until = now.instant + life;
+        self.conflict_with_own(&certificate, now);
+        let mut record = self.record(key, now);
+        let terms = &certificate.terms;
+        if record.given_up(terms.holder, terms.instance, 0) {
+            return;
+        }
+        if record.is_empty() && self.records.len() >= MAX_KEYS {
+            self.stats.over_bound += 1;
+            return;
+        }
+        if let Some(seen) = &record.seen {
+            if seen.certificate.terms.holder != certificate.terms.holder {
+                self.stats.conflicts += 1;
+                if seen.certificate.beats(&certificate) {
+                    let winner = seen.clone();
+                    self.tell_loser(certificate.terms.holder, &winner, now);
+                    return;
+                }
+                let winner = Seen {
+                    certificate: certificate.clone(),
+                    until,
+                };
+                self.tell_loser(seen.certificate.terms.holder, &winner, now);
+            } else if seen.until >= until {
+                return;
+            }
+        }
+        let seen = Seen { certificate, until };
+        let proof = self.proof_of(seen.certificate.clone());
+        let row = encode(&SeenRow::of(&seen, proof, now));
+        // One that was not written is known until the next restart; the grants are what safety rests on.
+        let _ = self.persist(&[put(Table::Certificates, &key.0, row)]);
+        record.seen = Some(seen);
+        self.records.insert(key, record);
+    }
+
+    fn tell_loser(&mut self, loser: PeerId, winner: &Seen, now: Now) {
+        if loser == self.me {
+            let certificate = winner.certificate.clone();
+            self.conflict_with_own(&certificate, now);
+            return;
+        }
+        let handed = self.handed(winner, now);
+        self.ask(loser, &Request::Conflict(Box::new(handed)), Purpose::Nothing, now);
+    }
+
+    /// How long a certificate has to be honoured, or why not at all. Learns the credentials that it brings.
+    pub(crate) fn check(&mut self, proof: &Proof, now: Now) -> Result<Duration, Flaw> {
+        let certificate = &proof.certificate;
+        let invalid = |register: &mut Self| {
+            register.stats.bad_certificates += 1;
+            Err(Flaw::Invalid)
+        };
+        if !certificate.well_formed(self.config.grid) || proof.credentials.len() > MAX_RECEIPTS {
+            return invalid(self);
+        }
+        let median = certificate.median();
+        let ttl = certificate.ttl().min(self.config.timings.ttl);
+        let life = median.plus(ttl + CLOCK_SKEW).since(now.wall).min(ttl);
+        if median > now.wall.plus(CLOCK_SKEW) || life.is_zero() {
+            return invalid(self);
+        }
+        let settled = self.members.settled(self.config.timings.settle, now.instant);
+        let needed = quorum(certificate.members().max(settled));
+        if certificate.receipts.len() < needed {
+            return invalid(self);
+        }
+        for credential in &proof.credentials {
+            self.learn(credential, now);
+        }
+        let (mut valid, mut unknown) = (0, 0);
+        for receipt in &certificate.receipts {
+            if self.known_credential(receipt.witness).is_none() {
+                unknown += 1;
+            } else if self.member(receipt.witness, now).is_some()
+                && receipt.verify(&self.keys, &certificate.terms)
+            {
+                valid += 1;
+            }
+        }
+        // Without the receipts of members revoked meanwhile the rest has to suffice.
+        if valid < needed && valid + unknown >= needed {
+            return Err(Flaw::UnknownWitness);
+        }
+        if valid < needed {
+            return invalid(self);
+        }
+        Ok(life)
+    }
+
+    /// A certificate with what is known of its witnesses' credentials.
+    pub(crate) fn proof_of(&self, certificate: Certificate) -> Proof {
+        let witnesses = certificate.receipts.iter().map(|receipt| receipt.witness);
+        let credentials = witnesses
+            .filter_map(|witness| self.known_credential(witness))
+            .collect();
+        Proof {
+            certificate,
+            credentials,
+        }
+    }
+
+    pub(crate) fn handed(&self, seen: &Seen, now: Now) -> Handed {
+        Handed {
+            proof: self.proof_of(seen.certificate.clone()),
+            remaining_ms: millis(seen.until.saturating_duration_since(now.instant)),
+        }
+    }
+
+    pub(crate) fn known_credential(&self, peer: PeerId) -> Option<Vec<u8>> {
+        if peer == self.me {
+            return Some(self.keys.credential());
+        }
+        self.members.credential(peer).cloned()
+    }
+
+    /// What the known credential of a peer says, if it is valid now.
+    pub(crate) fn member(&mut self, peer: PeerId, now: Now) -> Option<Member> {
+        let credential = self.known_credential(peer)?;
+        match self.keys.member(&credential, now.wall) {
+            Ok(member) if member.peer == peer => Some(member),
+            _ => {
+                self.stats.bad_credentials += 1;
+                None
+            }
+        }
+    }
+
+    /// Keeps a credential if it is valid, and says whose it is.
+    pub(crate) fn learn(&mut self, credential: &[u8], now: Now) -> Option<Member> {
+        if credential.len() > MAX_CREDENTIAL {
+            self.stats.bad_credentials += 1;
+            return None;
+        }
+        match self.keys.member(credential, now.wall) {
+            Ok(member) => {
+                if member.peer != self.me {
+                    self.members.learn(member.peer, credential);
+                }
+                Some(member)
+            }
+            Err(_) => {
+                self.stats.bad_credentials += 1;
+                None
+            }
+        }
+    }
+
+    fn has_room(&self, holder: PeerId, key: Key) -> bool {
+        let of_holder = self
+            .records
+            .values()
+            .filter(|record| record.grant.as_ref().is_some_and(|grant| grant.holder == holder))
+            .count();
+        of_holder < MAX_KEYS_PER_HOLDER && (self.records.len() < MAX_KEYS || self.records.contains_key(&key))
+    }
+
+    pub(crate) fn keep(&mut self, key: Key, record: Record) {
+        if record.is_empty() {
+            self.records.remove(&key);
+        } else {
+            self.records.insert(key, record);
+        }
+    }
+}
+
+pub(crate) fn put(table: Table, key: &[u8], value: Vec<u8>) -> Change {
+    Change {
+        table,
+        key: key.to_vec(),
+        value: Some(value),
+    }
+}
+
+pub(crate) fn remove(table: Table, key: &[u8]) -> Change {
+    Change {
+        table,
+        key: key.to_vec(),
+        value: None,
+    }
+}

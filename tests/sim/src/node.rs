@@ -1,0 +1,99 @@
+//! One simulated node: a core of the shipping register, its clock, and what it told.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use aerie_dht_proto::{AcquireRequest, Failure, HeldLease, LostReason, MemoryStore, Now, Register};
+use aerie_types::WallMillis;
+
+use crate::keys::SimKeys;
+
+/// The wall time at which every run begins, by a right clock.
+const EPOCH: WallMillis = WallMillis(1_800_000_000_000);
+
+/// How a node's clocks differ from the simulated time.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Clock {
+    /// The wall clock's error, in milliseconds.
+    pub skew_ms: i64,
+    /// How much faster the monotonic clock runs, in millionths; negative where it is slower.
+    pub drift_ppm: i64,
+}
+
+impl Clock {
+    /// What the node's clocks show at a simulated time.
+    pub(crate) fn at(self, base: Instant, time: Duration) -> Now {
+        let local = self.local(time);
+        let wall = EPOCH.plus(time).0.saturating_add_signed(self.skew_ms);
+        Now {
+            instant: base + local,
+            wall: WallMillis(wall),
+        }
+    }
+
+    /// The first simulated time at which the monotonic clock shows at least this instant.
+    pub(crate) fn when(self, base: Instant, instant: Instant) -> Duration {
+        let local = instant.saturating_duration_since(base);
+        let nanos = i128::try_from(local.as_nanos()).unwrap_or(i128::MAX / 2_000_000);
+        let time = nanos * 1_000_000 / i128::from(1_000_000 + self.drift_ppm);
+        Duration::from_nanos(u64::try_from(time).unwrap_or(u64::MAX / 2)) + Duration::from_micros(1)
+    }
+
+    fn local(self, time: Duration) -> Duration {
+        let nanos = i128::try_from(time.as_nanos()).unwrap_or(i128::MAX / 2_000_000);
+        let local = nanos * i128::from(1_000_000 + self.drift_ppm) / 1_000_000;
+        Duration::from_nanos(u64::try_from(local).unwrap_or(u64::MAX / 2))
+    }
+}
+
+/// What a node has told of its lease last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Told {
+    /// Nothing yet.
+    Nothing,
+    /// It waits, and why.
+    Waiting(String),
+    /// It holds an address.
+    Held(Box<HeldLease>),
+    /// It was refused.
+    Failed(Failure),
+    /// It lost its address for good.
+    Lost(LostReason),
+}
+
+/// A node of the simulated grid.
+pub struct Node {
+    /// Its number.
+    pub index: usize,
+    /// Its clocks.
+    pub clock: Clock,
+    /// The running core; `None` while it is down.
+    pub core: Option<Register<MemoryStore, SimKeys>>,
+    /// What it told last.
+    pub told: Told,
+    /// How often it lost an address to another holder.
+    pub conflicts: u32,
+    pub(crate) store: Option<MemoryStore>,
+    /// Counts the starts, so that what belongs to an earlier one is dropped.
+    pub(crate) start: u64,
+    pub(crate) request: Option<AcquireRequest>,
+    pub(crate) links: BTreeSet<usize>,
+    pub(crate) timer: Option<Duration>,
+    /// The node of which this one is a copy, or its copy.
+    pub(crate) twin: Option<usize>,
+    pub(crate) keys: SimKeys,
+}
+
+impl Node {
+    /// Whether it runs.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.core.is_some()
+    }
+
+    /// The lease that it holds, valid or kept beyond its end.
+    #[must_use]
+    pub fn lease(&self) -> Option<HeldLease> {
+        self.core.as_ref()?.lease()
+    }
+}
