@@ -1,4 +1,4 @@
-//! Credentials are revoked: who is cut off is cut off, and stays so.
+//! Credentials are revoked, disks are copied: who is cut off is cut off, and no address has two holders.
 
 use std::time::{Duration, Instant};
 
@@ -6,6 +6,7 @@ use aerie_lab::grid::Member;
 use aerie_lab::wait::wait_until;
 use aerie_lab::{Nat, Place};
 use aerie_scenarios::{SOON, join_all, lab, small_grid};
+use anyhow::Context;
 
 #[test]
 fn revoked_node_is_cut_off() {
@@ -32,17 +33,62 @@ fn revoked_node_is_cut_off() {
     assert!(took < Duration::from_secs(7), "the tunnel was cut after {took:?}");
 
     // It learns why, even where nobody talks to it any more, and a restart does not bring it back.
-    says_so(&worker);
+    says_so(&worker).unwrap();
     worker.daemon().unwrap().kill9().unwrap();
     worker.start().unwrap();
-    says_so(&worker);
+    says_so(&worker).unwrap();
     assert!(submitter.ping(&addr).is_err());
 }
 
 /// Waits until a node says that it is revoked. It may have to ask the enrolment service, since nobody else talks to it.
-fn says_so(member: &Member) {
+fn says_so(member: &Member) -> anyhow::Result<()> {
     wait_until(SOON, "the node to say that it is revoked", || {
         Ok(member.status()?.summary().contains("revoked").then_some(()))
     })
-    .unwrap();
+    .with_context(|| said_by(member))
+}
+
+#[test]
+fn cloned_disk_never_two_holders() {
+    let lab = lab("clone").unwrap();
+    let home = lab.site("home", Nat::PortRestricted).unwrap();
+    let away = lab.site("away", Nat::PortRestricted).unwrap();
+    let grid = small_grid(&lab).unwrap();
+    let [_manager, original] =
+        join_all(&grid, &Place::from(&home), [("m1", "manager"), ("w1", "worker")]).unwrap();
+    let addr = original.addr().unwrap();
+
+    let copy = original.node.clone_disk("w1-copy", &away).unwrap();
+    let copy = original.on(copy);
+    copy.start().unwrap();
+
+    // The running one keeps the address, and the copy explains itself and takes none.
+    let end = Instant::now() + Duration::from_secs(30);
+    let mut explained = None;
+    while Instant::now() < end {
+        let (Ok(first), Ok(second)) = (original.status(), copy.status()) else {
+            std::thread::sleep(Duration::from_millis(200));
+            continue;
+        };
+        assert_eq!(
+            first.addr.as_deref(),
+            Some(addr.as_str()),
+            "{}",
+            said_by(&original)
+        );
+        assert_eq!(second.addr, None, "{}", said_by(&copy));
+        explained = second
+            .pending()
+            .cloned()
+            .filter(|stage| stage.reason.contains("copy"))
+            .or(explained);
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let stage = explained.expect("the copy never said that it is one");
+    assert!(stage.hint.contains("fresh blob"), "{stage:?}");
+}
+
+/// The end of a daemon's log, to be read where a test fails.
+fn said_by(member: &Member) -> String {
+    member.daemon().map(|daemon| daemon.tail(40)).unwrap_or_default()
 }
