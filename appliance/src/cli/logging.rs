@@ -4,8 +4,10 @@ use tracing_subscriber::EnvFilter;
 
 use super::LogFormat;
 
-/// What is logged unless `AERIE_LOG` says otherwise: our own news, and of the libraries only what went wrong.
-const DEFAULT: &str = "info,libp2p=warn,hickory_server=warn,hickory_proto=warn,quinn=warn,netlink=warn";
+/// What is logged unless `AERIE_LOG` says otherwise: our own news, and of the libraries only what went wrong. That a
+/// member behind a NAT cannot be dialled back is what autonat is there to find out, not a warning.
+const DEFAULT: &str =
+    "info,libp2p=warn,libp2p_autonat=error,hickory_server=warn,hickory_proto=warn,quinn=warn,netlink=warn";
 
 pub(super) fn init(format: LogFormat) {
     let filter = EnvFilter::try_from_env("AERIE_LOG").unwrap_or_else(|_| EnvFilter::new(DEFAULT));

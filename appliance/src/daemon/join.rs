@@ -65,6 +65,11 @@ async fn bring_up(args: &UpArgs, spec: aerie_config::Spec, shared: &Arc<Shared>)
     meet_members(args, &node, shared).await;
 
     let (addr, addr_seen) = watch::channel(None);
+    tokio::spawn(names::keep_names(
+        Arc::clone(&node),
+        Arc::clone(shared),
+        addr_seen.clone(),
+    ));
     let (managers, managers_seen) = watch::channel(Vec::new());
     tokio::spawn(follow_managers(Arc::clone(&node), managers));
     if args.no_condor || !pool::wanted(member.credential.borrow().roles) {
@@ -174,7 +179,6 @@ async fn start(
     tokio::spawn(carry::overlay_events(Arc::clone(&node), events));
     tokio::spawn(known::keep(Arc::clone(&node)));
     tokio::spawn(names::learn_members(Arc::clone(&node)));
-    tokio::spawn(names::keep_hosts(Arc::clone(&node), Arc::clone(shared)));
     Ok(node)
 }
 

@@ -117,14 +117,31 @@ impl Node {
         })
     }
 
-    /// The address of a node: as known, or as the register has it.
+    /// The address of a node: as learned just now, or as the register has it, or as it was known before.
     pub(crate) async fn addr_of(&self, name: &NodeName) -> Option<VirtualAddr> {
-        if let Some(addr) = self.names.addr_of(name) {
+        if let Some(addr) = self.names.fresh_addr_of(name) {
             return Some(addr);
         }
-        let found = self.dht.look_up_name(name.clone()).await?;
+        let Some(found) = self.dht.look_up_name(name.clone()).await else {
+            return self.names.addr_of(name);
+        };
         self.names.learn(found.name, found.addr);
         Some(found.addr)
+    }
+
+    /// The node that holds an address: as the register has it, or as it was known before.
+    pub(crate) async fn name_of(&self, addr: VirtualAddr) -> Option<NodeName> {
+        let known = self.names.name_of(addr);
+        if let Some(name) = &known
+            && self.names.fresh_addr_of(name) == Some(addr)
+        {
+            return known;
+        }
+        let Some(found) = self.dht.look_up_addr(addr).await else {
+            return known;
+        };
+        self.names.learn(found.name.clone(), found.addr);
+        Some(found.name)
     }
 
     fn relays(&self) -> MutexGuard<'_, BTreeMap<PeerId, UnderlayAddr>> {

@@ -17,7 +17,7 @@ use crate::{cache, mirror};
 const SUITE: &str = "trixie";
 
 /// HTCondor (the suite has 23.9), what Aerie calls at run time, and what the tests call.
-const PACKAGES: [&str; 9] = [
+const PACKAGES: [&str; 10] = [
     "ca-certificates",
     "condor",
     "faketime",
@@ -26,6 +26,7 @@ const PACKAGES: [&str; 9] = [
     "nftables",
     "openssl",
     "procps",
+    "systemd-resolved",
     "util-linux",
 ];
 

@@ -11,6 +11,7 @@ for user in alice bob carol; do
 done
 
 # The host's own resolver is not reachable from a node, and an unreachable one makes HTCondor hang.
+rm -f "$root/etc/resolv.conf"
 : >"$root/etc/resolv.conf"
 rm -f "$root/etc/hostname"
 printf '127.0.0.1 localhost\n' >"$root/etc/hosts"

@@ -5,6 +5,7 @@
 //! - `tests/nat.rs`: every pair of NATs connects
 //! - `tests/faults.rs`: daemons and managers die, the enrolment service is away
 //! - `tests/trust.rs`: credentials are revoked
+//! - `tests/names.rs`: names resolve, and a node leaves
 //! - `tests/hosts.rs`: machines that are not as they should be
 
 use std::time::Duration;

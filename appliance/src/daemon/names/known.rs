@@ -1,0 +1,160 @@
+//! What was learned.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use aerie_types::{GridName, NodeName, VirtualAddr};
+use aerie_vpn::names::HostsLine;
+use tokio::sync::Notify;
+
+/// How long a name is believed before it is looked up again: a lease may change hands.
+const FRESH: Duration = Duration::from_secs(60);
+
+/// Names kept. A grid's members beyond these still resolve, by a look-up each time.
+const MAX_NAMES: usize = 1024;
+
+pub(crate) struct Names {
+    grid: GridName,
+    known: Mutex<BTreeMap<NodeName, Known>>,
+    /// Woken when the hosts file has something new to show.
+    changed: Notify,
+}
+
+#[derive(Clone, Copy)]
+struct Known {
+    addr: VirtualAddr,
+    learned: Instant,
+}
+
+impl Names {
+    pub(crate) fn new(grid: GridName) -> Self {
+        Self {
+            grid,
+            known: Mutex::new(BTreeMap::new()),
+            changed: Notify::new(),
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, BTreeMap<NodeName, Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a name proved by a lease. An address that belonged to another name belongs to it no longer.
+    pub(crate) fn learn(&self, name: NodeName, addr: VirtualAddr) {
+        let mut known = self.known();
+        if known.len() >= MAX_NAMES && !known.contains_key(&name) {
+            return;
+        }
+        let learned = Instant::now();
+        known.retain(|other, entry| *other == name || entry.addr != addr);
+        let before = known.insert(name, Known { addr, learned });
+        drop(known);
+        if before.is_none_or(|before| before.addr != addr) {
+            self.changed.notify_one();
+        }
+    }
+
+    /// Wakes who shows the names, to show them again.
+    pub(super) fn show_again(&self) {
+        self.changed.notify_one();
+    }
+
+    /// Completes when something was learned since the last call.
+    pub(crate) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// The address of a node, if it was ever learned.
+    pub(crate) fn addr_of(&self, name: &NodeName) -> Option<VirtualAddr> {
+        self.known().get(name).map(|known| known.addr)
+    }
+
+    /// The same, if it was learned a short while ago.
+    pub(crate) fn fresh_addr_of(&self, name: &NodeName) -> Option<VirtualAddr> {
+        let known = self.known().get(name).copied()?;
+        (known.learned.elapsed() < FRESH).then_some(known.addr)
+    }
+
+    /// The name of the node that holds an address, if it was ever learned.
+    pub(crate) fn name_of(&self, addr: VirtualAddr) -> Option<NodeName> {
+        self.known()
+            .iter()
+            .find_map(|(name, known)| (known.addr == addr).then(|| name.clone()))
+    }
+
+    /// What is known, as lines of a hosts file.
+    pub(crate) fn lines(&self) -> Vec<HostsLine> {
+        self.known()
+            .iter()
+            .map(|(name, Known { addr, .. })| {
+                let mut names = vec![name.fqdn(&self.grid), name.to_string()];
+                names.extend(addr.appliance_name());
+                HostsLine { addr: *addr, names }
+            })
+            .collect()
+    }
+
+    /// What a person or a program wrote: a node's name, its full name, its `C` name or its address.
+    pub(crate) fn parse(&self, target: &str) -> Option<Target> {
+        if let Ok(addr) = target.parse() {
+            return Some(Target::Addr(VirtualAddr(addr)));
+        }
+        let label = target
+            .trim_end_matches('.')
+            .strip_suffix(&format!(".{}.grid", self.grid))
+            .unwrap_or(target);
+        if let Some(addr) = self
+            .known()
+            .values()
+            .map(|known| known.addr)
+            .find(|addr| addr.appliance_name().as_deref() == Some(label))
+        {
+            return Some(Target::Addr(addr));
+        }
+        label.parse().ok().map(Target::Name)
+    }
+}
+
+/// A node as somebody named it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Target {
+    Addr(VirtualAddr),
+    Name(NodeName),
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    fn names() -> Names {
+        let names = Names::new("lab".parse().unwrap());
+        names.learn("w1".parse().unwrap(), Ipv4Addr::new(100, 96, 3, 45).into());
+        names
+    }
+
+    #[test]
+    fn a_member_is_found_by_each_of_its_names() {
+        let names = names();
+        let w1 = Target::Name("w1".parse().unwrap());
+        assert_eq!(names.parse("w1"), Some(w1.clone()));
+        assert_eq!(names.parse("w1.lab.grid"), Some(w1.clone()));
+        assert_eq!(names.parse("w1.lab.grid."), Some(w1));
+        let addr = Target::Addr(Ipv4Addr::new(100, 96, 3, 45).into());
+        assert_eq!(names.parse("C096003045"), Some(addr.clone()));
+        assert_eq!(names.parse("100.96.3.45"), Some(addr));
+        assert_eq!(names.parse("w1.other.grid"), None);
+    }
+
+    #[test]
+    fn an_address_that_moved_to_another_name_leaves_the_first() {
+        let names = names();
+        names.learn("w2".parse().unwrap(), Ipv4Addr::new(100, 96, 3, 45).into());
+        assert_eq!(names.addr_of(&"w1".parse().unwrap()), None);
+        let lines = names.lines();
+        assert_eq!(lines.len(), 1);
+        assert_eq!(lines[0].names, ["w2.lab.grid", "w2", "C096003045"]);
+    }
+}
