@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::status::{PeerReport, Report};
 
-/// The longest request, in bytes. A signed revocation list is the largest thing that is sent.
-pub(crate) const MAX_REQUEST: usize = 1 << 20;
+/// The longest request, in bytes: the longest signed revocation list in hexadecimal, and what is around it.
+pub(crate) const MAX_REQUEST: usize = 2 * aerie_identity::MAX_SIGNED_REVOCATIONS + 1024;
 
 /// What a command asks of a daemon.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -28,6 +28,8 @@ pub(crate) enum Error {
     Portal(#[source] aerie_portal::Error),
     #[error("the overlay cannot start: {0}")]
     Overlay(#[source] aerie_overlay::Error),
+    #[error("the {0} has ended unexpectedly; its log says why, and this is a bug: please report it")]
+    Ended(&'static str),
     #[error("the lease register cannot start: {0}")]
     Register(#[source] aerie_dht::Error),
 }

@@ -28,12 +28,19 @@ impl GridPaths {
     }
 
     /// Makes the grid's folder. HTCondor's daemons and tools run as other users and must reach what is theirs in it:
-    /// the folder and the two above are passable, and nothing in them but [`Self::condor`] can be listed.
+    /// the folder and the two above are passable, and nothing in them but [`Self::condor`] can be listed. A state
+    /// folder that was there already keeps its mode: it may be somebody's home.
     pub(crate) fn prepare(&self) -> io::Result<()> {
+        let grids = self.root.parent().unwrap_or(&self.root);
+        if let Some(state) = grids.parent()
+            && !state.exists()
+        {
+            std::fs::create_dir_all(state)?;
+            std::fs::set_permissions(state, Permissions::from_mode(0o711))?;
+        }
         std::fs::create_dir_all(self.condor())?;
         std::fs::set_permissions(self.condor(), Permissions::from_mode(0o755))?;
-        // The grid's folder, the folder of grids, and the state folder.
-        for folder in self.root.ancestors().take(3) {
+        for folder in [grids, &self.root] {
             std::fs::set_permissions(folder, Permissions::from_mode(0o711))?;
         }
         Ok(())
@@ -95,12 +102,13 @@ pub(crate) fn control_socket(run_dir: &Path, grid: GridId) -> PathBuf {
     run_dir.join(format!("{}.sock", grid.short()))
 }
 
-/// The control socket of a daemon that has no grid yet.
+/// The control socket of a daemon that has no grid yet. Several may wait, each for its own.
 pub(crate) fn waiting_socket(run_dir: &Path) -> PathBuf {
-    run_dir.join("waiting.sock")
+    run_dir.join(format!("waiting-{}.sock", std::process::id()))
 }
 
-/// Every control socket present, in the order of their names.
+/// Every control socket at which a daemon answers, in the order of their names. A daemon that was killed leaves its
+/// socket's file behind.
 pub(crate) fn control_sockets(run_dir: &Path) -> io::Result<Vec<PathBuf>> {
     let entries = match std::fs::read_dir(run_dir) {
         Ok(entries) => entries,
@@ -110,9 +118,18 @@ pub(crate) fn control_sockets(run_dir: &Path) -> io::Result<Vec<PathBuf>> {
     let mut sockets: Vec<_> = entries
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| path.extension().is_some_and(|ext| ext == "sock"))
+        .filter(|path| is_answered(path))
         .collect();
     sockets.sort();
     Ok(sockets)
+}
+
+/// Whether somebody listens; a daemon that this user may not speak to is there all the same.
+fn is_answered(socket: &Path) -> bool {
+    match std::os::unix::net::UnixStream::connect(socket) {
+        Ok(_) => true,
+        Err(error) => error.kind() != io::ErrorKind::ConnectionRefused,
+    }
 }
 
 #[cfg(test)]
@@ -129,5 +146,14 @@ mod tests {
             assert_eq!(mode(folder), 0o711, "{}", folder.display());
         }
         assert_eq!(mode(&paths.condor()), 0o755);
+    }
+
+    #[test]
+    fn a_state_folder_that_is_somebodys_keeps_its_mode() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(dir.path(), Permissions::from_mode(0o700)).unwrap();
+        GridPaths::new(dir.path(), GridId([7; 16])).prepare().unwrap();
+        let mode = std::fs::metadata(dir.path()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
     }
 }

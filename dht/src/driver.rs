@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 
-use aerie_dht_proto::{Event, Found, HeldLease, Input, Keys, Output, Register, SendError};
+use aerie_dht_proto::{Event, Found, HeldLease, Input, Keys, LostReason, Output, Register, SendError};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -162,8 +162,9 @@ impl<K: Keys> Driver<K> {
             }
             Event::Renewed(lease) => self.held(lease),
             Event::Lost(reason) => {
+                let is_copy = matches!(reason, LostReason::Cloned);
                 let reason = reason.to_string();
-                self.lease.send_replace(LeaseState::Lost { reason });
+                self.lease.send_replace(LeaseState::Lost { reason, is_copy });
             }
             Event::Failed(failure) => {
                 let reason = failure.to_string();

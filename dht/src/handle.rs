@@ -100,6 +100,8 @@ pub enum LeaseState {
     Lost {
         /// Why, and what helps.
         reason: String,
+        /// Whether this node is the copy of another one; then nothing more is claimed.
+        is_copy: bool,
     },
 }
 
@@ -264,7 +266,7 @@ impl Handle {
             let state = lease.borrow_and_update().clone();
             match state {
                 LeaseState::Held { .. } => return Ok(state),
-                LeaseState::Failed { reason } | LeaseState::Lost { reason } => {
+                LeaseState::Failed { reason } | LeaseState::Lost { reason, .. } => {
                     return Err(Error::Claim(reason));
                 }
                 LeaseState::Idle | LeaseState::Waiting { .. } => {}

@@ -211,7 +211,10 @@ async fn of_two_running_copies_only_the_first_holds_the_address() {
     grid.network.connect(members[3].peer(), &copy).await;
     copy.acquire().await;
     let reason = until(&copy, |state| match state {
-        LeaseState::Lost { reason } => Some(reason.clone()),
+        LeaseState::Lost {
+            reason,
+            is_copy: true,
+        } => Some(reason.clone()),
         LeaseState::Held { .. } => panic!("two hold {addr}"),
         _ => None,
     })

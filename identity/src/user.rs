@@ -15,6 +15,14 @@ impl UserKey {
         P256Key::generate().map(Self)
     }
 
+    /// Reads a key that was written as [`Self::to_pem`] gives it. `None` if there is no such file.
+    ///
+    /// # Errors
+    /// [`Error`] if the file cannot be read or holds something else.
+    pub fn load(path: &std::path::Path) -> Result<Option<Self>, Error> {
+        Ok(P256Key::from_pem_file(path)?.map(Self))
+    }
+
     /// The private key, PKCS#8 in PEM.
     #[must_use]
     pub fn to_pem(&self) -> Zeroizing<String> {

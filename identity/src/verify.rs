@@ -108,6 +108,24 @@ impl Verifier {
         now: WallMillis,
         grace: Duration,
     ) -> Result<Credential, Rejection> {
+        let credential = self.read(der)?;
+        let (not_before, not_after) = (credential.not_before, credential.not_after);
+        check_times(credential.node.as_str(), not_before, not_after, now, grace)?;
+        match self.revoked_by(&credential) {
+            Some(by) => Err(Rejection::Revoked {
+                node: credential.node,
+                serial: credential.serial,
+                by,
+            }),
+            None => Ok(credential),
+        }
+    }
+
+    /// Reads an overlay credential of this grid, whether or not it is valid at any time: profile, grid and signature.
+    ///
+    /// # Errors
+    /// [`Rejection`] with the first reason found, in that order.
+    pub fn read(&self, der: &[u8]) -> Result<Credential, Rejection> {
         if der.len() > MAX_CREDENTIAL_DER {
             return Err(Rejection::Malformed("it is longer than 700 bytes"));
         }
@@ -123,16 +141,7 @@ impl Verifier {
         if credential.grid_name != self.grid_name {
             return Err(Rejection::Malformed("its subject names another grid"));
         }
-        let (not_before, not_after) = (credential.not_before, credential.not_after);
-        check_times(credential.node.as_str(), not_before, not_after, now, grace)?;
-        match self.revoked_by(&credential) {
-            Some(by) => Err(Rejection::Revoked {
-                node: credential.node,
-                serial: credential.serial,
-                by,
-            }),
-            None => Ok(credential),
-        }
+        Ok(credential)
     }
 
     /// Verifies a P-256 certificate of the grid (a node's for HTCondor, a user's, a server's): profile, signature

@@ -54,11 +54,19 @@ pub(crate) struct UserAnswer {
     pub(crate) ca_pem: String,
 }
 
+/// Asks for the newest revocation list.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct RevocationsQuery {
+    /// The serial of the list that the asker has; one that is not newer is not sent.
+    #[serde(default)]
+    pub(crate) after: u64,
+}
+
 /// The newest revocation list.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct RevocationsAnswer {
-    /// The signed list, in hexadecimal.
-    pub(crate) revocations: String,
+    /// The signed list, in hexadecimal. None if the asker has it.
+    pub(crate) revocations: Option<String>,
 }
 
 /// Says that the server works, and for which grid.

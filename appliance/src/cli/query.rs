@@ -1,6 +1,7 @@
 //! Commands that ask the daemon and print what it says.
 
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,6 +13,9 @@ use super::{LeaveArgs, PingArgs, QueryArgs, StatusArgs};
 use crate::client::ask;
 use crate::control::{Reply, Request};
 use crate::status::{Report, State};
+
+/// How long `aerie leave` waits for the daemon to end: jobs may save themselves for half a minute.
+const LEAVE_LIMIT: Duration = Duration::from_secs(90);
 
 /// How often a waiting `aerie status` asks again.
 const POLL: Duration = Duration::from_millis(250);
@@ -196,12 +200,30 @@ pub(crate) fn leave(args: &LeaveArgs) -> Result<ExitCode> {
         }
     }
     match ask(&args.daemon.run_dir, args.daemon.grid.as_deref(), &Request::Leave)? {
-        Reply::Ok { message } => {
-            println!("{message}");
-            Ok(ExitCode::SUCCESS)
-        }
-        other => unexpected(other),
+        Reply::Ok { message } => println!("{message}"),
+        other => return unexpected(other),
     }
+    let run_dir = &args.daemon.run_dir;
+    if gone(run_dir, args.daemon.grid.as_deref()) {
+        println!("Left.");
+        return Ok(ExitCode::SUCCESS);
+    }
+    bail!(
+        "the daemon is still busy leaving after {} s; 'aerie status' and its log say with what",
+        LEAVE_LIMIT.as_secs()
+    )
+}
+
+/// Waits until the daemon has ended.
+fn gone(run_dir: &Path, grid: Option<&str>) -> bool {
+    let start = Instant::now();
+    while start.elapsed() < LEAVE_LIMIT {
+        if ask(run_dir, grid, &Request::Status).is_err() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    false
 }
 
 fn unexpected(reply: Reply) -> Result<ExitCode> {

@@ -8,6 +8,7 @@
 //! ```
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use aerie_dht::{Transport, TransportError};
 use aerie_identity::Credential;
@@ -25,6 +26,10 @@ const MAX_SERVED: usize = 64;
 
 /// Look-ups and signals of the tunnel under way at once. A burst of new destinations waits its turn.
 const MAX_CARRIED: usize = 256;
+
+/// How soon a member whose facts are not known is asked again, at first and at most.
+const MEET_AGAIN: Duration = Duration::from_secs(1);
+const MEET_SELDOM: Duration = Duration::from_secs(60);
 
 /// Carries the register's messages over the overlay.
 pub(crate) struct OverlayTransport(pub(crate) aerie_overlay::Handle);
@@ -123,21 +128,30 @@ async fn serve(node: &Node, from: PeerId, protocol: Protocol, bytes: Vec<u8>) ->
     }
 }
 
-/// Exchanges facts with a member that has just come up, and learns its name.
+/// Exchanges facts with a member that has just come up, and learns its name. A relay is asked until it has said where
+/// its tunnel listens: right after its start it has none yet.
 async fn meet(node: Arc<Node>, peer: PeerId, credential: Arc<Credential>) {
-    let Some(Tell::Facts(facts)) = node.ask(peer, &Ask::Facts).await else {
-        return;
-    };
-    if facts.revocations > node.trust.serial()
-        && let Some(Tell::Revocations(list)) = node.ask(peer, &Ask::Revocations).await
-        && let Err(error) = trust::apply(&node, &list).await
-    {
-        tracing::debug!(error, node = %credential.node, "a member's revocation list was refused");
+    let mut pause = MEET_AGAIN;
+    loop {
+        if let Some(Tell::Facts(facts)) = node.ask(peer, &Ask::Facts).await {
+            if facts.revocations > node.trust.serial()
+                && let Some(Tell::Revocations(list)) = node.ask(peer, &Ask::Revocations).await
+                && let Err(error) = trust::apply(&node, &list).await
+            {
+                tracing::debug!(error, node = %credential.node, "a member's revocation list was refused");
+            }
+            let relays = facts.relays && credential.roles.contains(Role::Relay);
+            if !relays || (facts.data_port != 0 && node.learn_relay(peer, facts.data_port).await) {
+                return;
+            }
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(MEET_SELDOM);
+        if node.overlay.credential(peer).is_none() {
+            // Gone; it is met again when it comes back.
+            return;
+        }
     }
-    if facts.relays && credential.roles.contains(Role::Relay) && facts.data_port != 0 {
-        node.learn_relay(peer, facts.data_port).await;
-    }
-    node.addr_of(&credential.node).await;
 }
 
 /// Carries events of the tunnel to the register and to the overlay, until the tunnel ends.
@@ -176,4 +190,5 @@ pub(crate) async fn vpn_events(node: Arc<Node>, mut events: mpsc::Receiver<aerie
             }
         }
     }
+    node.tunnel_ended.notify_one();
 }

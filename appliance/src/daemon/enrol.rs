@@ -15,7 +15,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use aerie_config::Spec;
-use aerie_identity::{Credential, EnrolRequest, JoinToken, NodeKeys, RenewRequest, UserKey, Verifier};
+use aerie_identity::{
+    Credential, EnrolRequest, JoinToken, NodeKeys, Rejection, RenewRequest, UserKey, Verifier,
+};
 use aerie_identity::{files, pem_to_der, sha256};
 use aerie_portal::{ClientError, EnrolClient, Membership};
 use aerie_types::{NodeName, Role, WallMillis};
@@ -34,6 +36,12 @@ const BACKOFF_MIN: Duration = Duration::from_secs(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 /// Pause after a portal said no: only a person can change that.
 const REFUSED_PAUSE: Duration = Duration::from_secs(30);
+
+/// How soon a clock that was wrong is looked at again.
+const CLOCK_AGAIN: Duration = Duration::from_secs(5);
+
+/// The shortest time between two renewals.
+const RENEW_FLOOR: Duration = Duration::from_secs(60);
 
 /// How often a revocation list is fetched from the portal, by a node that members bring the news to.
 const REVOCATIONS_EVERY: Duration = Duration::from_secs(60);
@@ -70,17 +78,16 @@ pub(crate) async fn become_member(spec: &Spec, paths: &GridPaths, shared: &Share
         .collect();
     let client = EnrolClient::new(&urls, spec.grid.ca_hash.0).map_err(Error::Portal)?;
     if let Some((credential, verifier)) = kept(spec, paths, &keys)? {
-        let trust = Trust::load(verifier, paths.revocations());
-        if let Some(reason) = refusal(&trust, &credential) {
-            tracing::warn!(reason, "the kept credential is of no use; enrolling anew");
-        } else {
-            shared.done(Stage::Certificate, describe(&credential));
-            return Ok(Member {
-                keys,
-                trust,
-                credential: watch::Sender::new(Arc::new(credential)),
-                client,
-            });
+        // It has done its work, also where the daemon was killed right after it enrolled.
+        source::forget_token(paths, spec)?;
+        let member = Member {
+            keys: Arc::clone(&keys),
+            trust: Trust::load(verifier, paths.revocations()),
+            credential: watch::Sender::new(Arc::new(credential)),
+            client: client.clone(),
+        };
+        if let Some(member) = judge_kept(member, spec, paths, shared).await? {
+            return Ok(member);
         }
     }
     let membership = enrol(spec, &keys, &client, shared).await?;
@@ -106,13 +113,96 @@ fn describe(credential: &Credential) -> String {
     )
 }
 
-fn refusal(trust: &Trust, credential: &Credential) -> Option<String> {
-    trust.read(|verifier| {
-        verifier
-            .verify(&credential.der, now())
-            .err()
-            .map(|rejection| rejection.to_string())
-    })
+/// Waits until the kept credential is good: its time may have come only by a clock that is not set yet, or be over
+/// because the machine was off. `None` where the node has to enrol anew.
+async fn judge_kept(
+    member: Member,
+    spec: &Spec,
+    paths: &GridPaths,
+    shared: &Shared,
+) -> Result<Option<Member>, Error> {
+    let mut backoff = BACKOFF_MIN;
+    loop {
+        let credential = member.credential.borrow().clone();
+        let verdict = member
+            .trust
+            .read(|verifier| verifier.verify(&credential.der, now()));
+        let rejection = match verdict {
+            Ok(_) => {
+                shared.done(Stage::Certificate, as_kept(spec, &credential, paths));
+                return Ok(Some(member));
+            }
+            Err(rejection) => rejection,
+        };
+        match &rejection {
+            Rejection::NotYetValid { .. } => {
+                shared.waiting(
+                    Stage::Certificate,
+                    rejection.to_string(),
+                    "this is looked at again every few seconds",
+                );
+                tokio::time::sleep(CLOCK_AGAIN).await;
+            }
+            Rejection::Expired { .. } => match renew(&member, paths, &credential).await {
+                Ok(()) => {}
+                Err(RenewError::Client(error)) if error.is_retryable() || error.is_about_time() => {
+                    let pause = pause(&error, &mut backoff).min(CLOCK_AGAIN * 6);
+                    let again = format!("{error}; next attempt in {} s", pause.as_secs().max(1));
+                    shared.waiting(Stage::Certificate, rejection.to_string(), again);
+                    tokio::time::sleep(pause).await;
+                }
+                Err(RenewError::Client(error)) => {
+                    shared.waiting(
+                        Stage::Certificate,
+                        format!("not renewed: {error}"),
+                        "enrolling anew",
+                    );
+                    return Ok(None);
+                }
+                Err(RenewError::Local(error)) => {
+                    shared.failed(
+                        Stage::Certificate,
+                        error.to_string(),
+                        "tried again within a minute",
+                    );
+                    tokio::time::sleep(BACKOFF_MAX).await;
+                }
+            },
+            _ => {
+                shared.waiting(Stage::Certificate, rejection.to_string(), "enrolling anew");
+                tracing::warn!(%rejection, "the kept credential is of no use");
+                return Ok(None);
+            }
+        }
+    }
+}
+
+/// Says who the node is, and where that is not what its configuration now asks for.
+fn as_kept(spec: &Spec, credential: &Credential, paths: &GridPaths) -> String {
+    let described = describe(credential);
+    let other_name = spec
+        .node
+        .name
+        .as_ref()
+        .is_some_and(|name| *name != credential.node);
+    let other_group = spec
+        .node
+        .group
+        .as_ref()
+        .filter(|group| **group != credential.group);
+    if !other_name && spec.node.roles == credential.roles && other_group.is_none() {
+        return described;
+    }
+    tracing::warn!(
+        "this node is enrolled as {} with roles {}, which its configuration does not ask for; to enrol it anew, stop \
+         the daemon, remove {} and start with a fresh blob",
+        credential.node,
+        credential.roles,
+        paths.root().display()
+    );
+    format!(
+        "{described}; enrolled before, so that what the configuration says of name, role and group does not count"
+    )
 }
 
 /// The credential of an earlier start with its CA. One that has expired is still given: it is judged later.
@@ -138,8 +228,7 @@ fn kept(spec: &Spec, paths: &GridPaths, keys: &NodeKeys) -> Result<Option<(Crede
         })?;
     let verifier =
         Verifier::new(&ca).map_err(|error| broken("the CA certificate", paths.ca(), error.to_string()))?;
-    let year = Duration::from_secs(365 * 86_400);
-    match verifier.verify_with_grace(&der, now(), year) {
+    match verifier.read(&der) {
         Ok(credential) if credential.peer == keys.peer_id() => Ok(Some((credential, verifier))),
         Ok(_) => Err(broken(
             "the credential",
@@ -279,6 +368,8 @@ pub(crate) async fn keep_renewed(member: Arc<Member>, paths: GridPaths, shared: 
             Ok(()) => {
                 backoff = BACKOFF_MIN;
                 shared.done(Stage::Certificate, describe(&member.credential.borrow()));
+                // By a clock that is weeks ahead, the next renewal is due already.
+                tokio::time::sleep(RENEW_FLOOR).await;
             }
             Err(RenewError::Client(error)) => {
                 let pause = pause(&error, &mut backoff);
@@ -330,18 +421,29 @@ pub(crate) async fn keep_user_credential(member: Arc<Member>, paths: GridPaths, 
         return;
     }
     let mut backoff = BACKOFF_MIN;
+    let mut ends = kept_user_credential(&member, &paths);
     loop {
+        if let Some((renew_at, _)) = ends.filter(|(_, ends)| *ends > now()) {
+            ready.send_if_modified(|ready| !std::mem::replace(ready, true));
+            let wait = renew_at.since(now());
+            if !wait.is_zero() {
+                // Not in one piece: the wall clock may be set, and the machine may sleep.
+                tokio::time::sleep(wait.min(Duration::from_secs(60))).await;
+                continue;
+            }
+        }
         let credential = member.credential.borrow().clone();
         match user_credential(&member, &paths, &credential).await {
-            Ok(lifetime) => {
+            Ok(times) => {
                 backoff = BACKOFF_MIN;
+                ends = Some(times);
                 ready.send_replace(true);
-                tokio::time::sleep(lifetime.mul_f64(2.0 / 3.0)).await;
+                tokio::time::sleep(RENEW_FLOOR).await;
             }
             Err(reason) => {
                 tracing::info!(
                     reason,
-                    "no user credential yet; only root can ask managers on other nodes"
+                    "no new user credential; without one, only root can ask managers on other nodes"
                 );
                 tokio::time::sleep(backoff).await;
                 backoff = (backoff * 2).min(BACKOFF_MAX);
@@ -350,7 +452,31 @@ pub(crate) async fn keep_user_credential(member: Arc<Member>, paths: GridPaths, 
     }
 }
 
-async fn user_credential(member: &Member, paths: &GridPaths, own: &Credential) -> Result<Duration, String> {
+/// When the user credential of an earlier start is to be renewed, and when it ends; if it is there and goes with its key.
+fn kept_user_credential(member: &Member, paths: &GridPaths) -> Option<(WallMillis, WallMillis)> {
+    let condor = paths.condor();
+    let certificate = std::fs::read_to_string(condor.join("user.pem")).ok()?;
+    let key = UserKey::load(&condor.join("user.key")).ok()??;
+    let der = pem_to_der(&certificate)?;
+    let plain = member
+        .trust
+        .read(|verifier| verifier.verify_plain(&der, now()))
+        .ok()
+        .filter(|plain| plain.public == key.public())?;
+    Some((renew_at(plain.not_before, plain.not_after), plain.not_after))
+}
+
+/// Two thirds of the way from one moment to the other.
+fn renew_at(from: WallMillis, to: WallMillis) -> WallMillis {
+    from.plus(to.since(from).mul_f64(2.0 / 3.0))
+}
+
+/// Gets a user credential; gives when it is to be renewed, and when it ends.
+async fn user_credential(
+    member: &Member,
+    paths: &GridPaths,
+    own: &Credential,
+) -> Result<(WallMillis, WallMillis), String> {
     let key = UserKey::generate().map_err(|error| error.to_string())?;
     let request = member
         .keys
@@ -368,7 +494,7 @@ async fn user_credential(member: &Member, paths: &GridPaths, own: &Credential) -
             files::write_atomic(&condor.join("user.pem"), issued.certificate_pem.as_bytes(), 0o644)
         })
         .map_err(|error| error.to_string())?;
-    Ok(issued.not_after.since(now()))
+    Ok((renew_at(issued.not_before, issued.not_after), issued.not_after))
 }
 
 /// Fetches revocation lists from the portal, as the source of what gossip spreads. `apply` takes each.
@@ -389,8 +515,9 @@ pub(crate) async fn poll_revocations<R: Future<Output = ()>>(
             continue;
         }
         fetched = tokio::time::Instant::now();
-        match member.client.revocations().await {
-            Ok(list) => apply(list.encode()).await,
+        match member.client.revocations(member.trust.serial()).await {
+            Ok(Some(list)) => apply(list.encode()).await,
+            Ok(None) => {}
             Err(error) => tracing::debug!(%error, "no revocation list from the portal"),
         }
     }

@@ -2,15 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU16, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::atomic::AtomicU16;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use aerie_condor::Manager;
-use aerie_dht::{Dht, IdentityKeys, LeaseState};
+use aerie_dht::{Dht, IdentityKeys};
 use aerie_overlay::Overlay;
-use aerie_types::{GridId, Role, VirtualAddr, WallMillis};
-use aerie_vpn::{CredentialCheck, Identity, RelayLimits, RemoteIdentity, Vpn, VpnConfig};
+use aerie_types::{GridId, Role};
 use tokio::sync::{Notify, watch};
 
 use super::carry::{self, OverlayTransport};
@@ -19,8 +18,8 @@ use super::host::{self, Obstacle};
 use super::names::{self, Names};
 use super::node::{MANAGERS, Node};
 use super::shared::Shared;
-use super::trust::{self, Trust};
-use super::{known, pool, programs, serve, source};
+use super::trust;
+use super::{address, known, pool, programs, serve, source};
 use crate::cli::UpArgs;
 use crate::error::Error;
 use crate::paths::{self, GridPaths};
@@ -29,21 +28,49 @@ use crate::status::Stage;
 /// How often something is looked at again that another program has to mend.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
+/// How long HTCondor may take to end, with its jobs, before the node leaves without it.
+const LEAVE_POOL: Duration = Duration::from_secs(60);
+
+/// How soon a manager whose lease was not found is judged again.
+const PROVE_AGAIN: Duration = Duration::from_secs(1);
+
 /// How often the overlay is asked for members while there is none.
 const MEMBERS_EVERY: Duration = Duration::from_millis(100);
 
-/// Joins the grid and stays, until somebody asks the node to leave.
+/// Joins the grid and stays, until somebody asks the node to leave. The control socket is there until the end, so that
+/// who asked sees when it is done.
 pub(crate) async fn join(args: &UpArgs, shared: &Arc<Shared>) -> Result<(), Error> {
     let waiting = listen(args, None, shared).await?;
     let spec = tokio::select! {
         spec = source::find(args, shared) => spec?,
         () = shared.leave_asked() => return Ok(()),
     };
-    drop(waiting);
+    let paths = GridPaths::new(&args.state, spec.grid.id());
     let _control = listen(args, Some(spec.grid.id()), shared).await?;
+    drop(waiting);
     tokio::select! {
         ended = bring_up(args, spec, shared) => ended,
-        () = shared.leave_asked() => Ok(()),
+        () = shared.leave_asked() => {
+            leave(&paths, shared).await;
+            Ok(())
+        }
+    }
+}
+
+/// Undoes what joining did, in the reverse of its order: HTCondor, names, address, network.
+async fn leave(paths: &GridPaths, shared: &Shared) {
+    match shared.take_pool() {
+        Some(pool) => {
+            // It has bounds of its own; those of a service manager are added to them.
+            if tokio::time::timeout(LEAVE_POOL, pool).await.is_err() {
+                tracing::warn!("HTCondor did not end in time; the node leaves all the same");
+            }
+        }
+        None => pool::end_left_over(paths).await,
+    }
+    if let Some(node) = shared.node() {
+        node.leave().await;
+        node.shutdown().await;
     }
 }
 
@@ -83,14 +110,14 @@ async fn bring_up(args: &UpArgs, spec: aerie_config::Spec, shared: &Arc<Shared>)
     } else {
         shared.waiting(Stage::Managers, "waits for the address", "");
         shared.waiting(Stage::Pool, "waits for a manager", "");
-        tokio::spawn(pool::run(
+        shared.set_pool(tokio::spawn(pool::run(
             Arc::clone(&node),
             Arc::clone(shared),
             addr_seen,
             managers_seen,
-        ));
+        )));
     }
-    hold_address(&node, &member, &addr, shared).await
+    address::hold(&node, &member, &addr, shared).await
 }
 
 /// Looks at the machine until it can carry the grid.
@@ -171,7 +198,8 @@ async fn start(
         version: programs::version(),
         programs: programs::installed(),
         user_credential,
-        vpn: OnceLock::new(),
+        tunnel: Mutex::new(None),
+        tunnel_ended: Notify::new(),
         data_port: AtomicU16::new(0),
         relays: Mutex::new(BTreeMap::new()),
     });
@@ -248,137 +276,27 @@ async fn meet_members(args: &UpArgs, node: &Node, shared: &Shared) {
     }
 }
 
-/// Claims an address, and follows the lease for as long as the node runs: the tunnel comes up with the first, moves
-/// with each other one, and goes down when this node turns out to be a copy of another.
-async fn hold_address(
-    node: &Arc<Node>,
-    member: &Arc<Member>,
-    held: &watch::Sender<Option<VirtualAddr>>,
-    shared: &Arc<Shared>,
-) -> Result<(), Error> {
-    let mut lease = node.dht.lease();
-    node.dht.acquire().await;
-    let is_manager = member.credential.borrow().roles.contains(Role::Manager);
-    loop {
-        let state = lease.borrow_and_update().clone();
-        match state {
-            LeaseState::Idle => {}
-            LeaseState::Waiting { reason } => shared.waiting(Stage::Address, reason, ""),
-            LeaseState::Held { addr, receipts, .. } => {
-                shared.done(
-                    Stage::Address,
-                    format!("{addr}, signed by {receipts} witness(es)"),
-                );
-                node.names.learn(member.credential.borrow().node.clone(), addr);
-                if let Err(reason) = tunnel(node, member, addr).await {
-                    shared.failed(Stage::Tunnel, reason, "this is tried again");
-                    tokio::time::sleep(LOOK_AGAIN).await;
-                    continue;
-                }
-                shared.done(Stage::Tunnel, format!("{} is up", node.interface));
-                if is_manager {
-                    let announced = node
-                        .dht
-                        .publish_set(MANAGERS, addr.to_string().into_bytes())
-                        .await;
-                    announced.map_err(Error::Register)?;
-                }
-                held.send_if_modified(|before| {
-                    let changed = *before != Some(addr);
-                    *before = Some(addr);
-                    changed
-                });
-            }
-            LeaseState::Failed { reason } => shared.failed(Stage::Address, reason, ""),
-            LeaseState::Lost { reason } => {
-                held.send_replace(None);
-                if let Some(vpn) = node.vpn() {
-                    vpn.shutdown().await;
-                }
-                shared.failed(Stage::Tunnel, "down: the address is not this node's any more", "");
-                shared.failed(
-                    Stage::Address,
-                    reason,
-                    format!(
-                        "if this machine's disk was copied from another node, remove {} and start it with a fresh \
-                         blob; the other node goes on undisturbed",
-                        node.paths.root().display()
-                    ),
-                );
-            }
-        }
-        if lease.changed().await.is_err() {
-            return Ok(());
-        }
-    }
-}
-
-/// Brings the tunnel to an address: starts it, or moves it.
-async fn tunnel(node: &Arc<Node>, member: &Member, addr: VirtualAddr) -> Result<(), String> {
-    if let Some(vpn) = node.vpn() {
-        return vpn.readdress(addr).await.map_err(|error| error.to_string());
-    }
-    let credential = member.credential.borrow().clone();
-    let mut config = VpnConfig::new(node.interface.clone(), addr, node.spec.grid.range);
-    config.port = node.spec.vpn.port;
-    config.mtu = node.spec.vpn.mtu.unwrap_or(config.mtu);
-    config.relay = credential.roles.contains(Role::Relay).then(RelayLimits::default);
-    let identity = Identity {
-        grid: node.spec.grid.id(),
-        peer: credential.peer,
-        noise_secret: member.keys.noise_secret(),
-        credential: credential.der.clone(),
-    };
-    let check = Box::new(TrustCheck(member.trust.clone()));
-    let (vpn, events) =
-        Vpn::start(config, identity, check, &mut rand::rng()).map_err(|error| error.to_string())?;
-    let port = vpn.status().await.map_err(|error| error.to_string())?.port;
-    node.data_port.store(port, Ordering::Relaxed);
-    // Set once in a daemon's life, here.
-    let _ = node.vpn.set(vpn.clone());
-    tokio::spawn(carry::vpn_events(Arc::clone(node), events));
-    node.tell_relays().await;
-    let mut renewed = member.credential.subscribe();
-    renewed.mark_unchanged();
-    tokio::spawn(async move {
-        while renewed.changed().await.is_ok() {
-            let der = renewed.borrow_and_update().der.clone();
-            vpn.set_credential(der).await;
-        }
-    });
-    Ok(())
-}
-
-/// Lets the tunnel judge credentials by what this node trusts at the moment.
-struct TrustCheck(Trust);
-
-impl CredentialCheck for TrustCheck {
-    fn check(&self, der: &[u8], wall: WallMillis) -> Result<RemoteIdentity, String> {
-        let credential = self
-            .0
-            .read(|verifier| verifier.verify(der, wall))
-            .map_err(|rejection| rejection.to_string())?;
-        Ok(RemoteIdentity {
-            peer: credential.peer,
-            noise_public: credential.noise_public,
-            node: credential.node,
-        })
-    }
-}
-
 /// Turns the managers set into what HTCondor's task wants to know.
 async fn follow_managers(node: Arc<Node>, managers: watch::Sender<Vec<Manager>>) {
     let mut entries = node.dht.watch_set(MANAGERS);
     loop {
         let seen = entries.borrow_and_update().clone();
-        let next = node.announced_managers(&seen).await;
+        let before = managers.borrow().clone();
+        let (next, unproved) = node.announced_managers(&seen, &before).await;
         managers.send_if_modified(|before| {
             let changed = *before != next;
             *before = next;
             changed
         });
-        if entries.changed().await.is_err() {
-            return;
+        let again = async {
+            match unproved {
+                0 => std::future::pending().await,
+                _ => tokio::time::sleep(PROVE_AGAIN).await,
+            }
+        };
+        tokio::select! {
+            changed = entries.changed() => if changed.is_err() { return },
+            () = again => {}
         }
     }
 }

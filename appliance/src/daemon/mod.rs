@@ -10,6 +10,7 @@
 //! revocations applied, the lease renewed and the tunnel re-addressed, names learned, HTCondor reconfigured. When
 //! the daemon ends, HTCondor and its jobs go on; `aerie leave` ends them and gives the address back.
 
+mod address;
 mod answer;
 mod carry;
 mod enrol;
@@ -49,9 +50,7 @@ pub(crate) async fn run(args: UpArgs) -> Result<(), Error> {
     };
     watchdog.abort();
     if let Some(node) = shared.node()
-        && tokio::time::timeout(SHUTDOWN, node.shutdown(shared.is_leaving()))
-            .await
-            .is_err()
+        && tokio::time::timeout(SHUTDOWN, node.shutdown()).await.is_err()
     {
         tracing::warn!("parts of the node did not end in time");
     }

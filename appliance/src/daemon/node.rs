@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use aerie_condor::{Manager, Program};
@@ -55,15 +55,31 @@ pub(crate) struct Node {
     pub(crate) version: Program,
     pub(crate) programs: Vec<Program>,
     pub(crate) user_credential: watch::Receiver<bool>,
-    pub(crate) vpn: OnceLock<aerie_vpn::Handle>,
+    /// The tunnel, while there is one.
+    pub(crate) tunnel: Mutex<Option<aerie_vpn::Handle>>,
+    /// Woken when a tunnel has ended.
+    pub(crate) tunnel_ended: Notify,
     /// UDP port of the tunnel's socket; 0 while there is none.
     pub(crate) data_port: AtomicU16,
     pub(crate) relays: Mutex<BTreeMap<PeerId, UnderlayAddr>>,
 }
 
 impl Node {
-    pub(crate) fn vpn(&self) -> Option<&aerie_vpn::Handle> {
-        self.vpn.get()
+    fn tunnel(&self) -> MutexGuard<'_, Option<aerie_vpn::Handle>> {
+        self.tunnel.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn vpn(&self) -> Option<aerie_vpn::Handle> {
+        self.tunnel().clone()
+    }
+
+    pub(crate) fn set_vpn(&self, vpn: aerie_vpn::Handle) {
+        self.tunnel().replace(vpn);
+    }
+
+    /// Takes the tunnel away from who would use it.
+    pub(crate) fn take_vpn(&self) -> Option<aerie_vpn::Handle> {
+        self.tunnel().take()
     }
 
     /// The lease as it stands.
@@ -148,24 +164,26 @@ impl Node {
         self.relays.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a member for a datagram relay, at the underlay address of its connection.
-    pub(crate) async fn learn_relay(&self, peer: PeerId, data_port: u16) {
+    /// Takes a member for a datagram relay, at the underlay address of its connection. Whether that is settled: a
+    /// member that is connected through another relay only has no address yet.
+    pub(crate) async fn learn_relay(&self, peer: PeerId, data_port: u16) -> bool {
         let members = self.overlay.members().await.unwrap_or_default();
         let Some(member) = members.iter().find(|member| member.peer == peer) else {
-            return;
+            return false;
         };
         let direct = member.connections.iter().find(|connection| !connection.relayed);
         let Some(ip) = direct.and_then(|connection| ip_of(&connection.remote)) else {
-            return;
+            return false;
         };
         {
             let mut relays = self.relays();
             if relays.len() >= MAX_RELAYS && !relays.contains_key(&peer) {
-                return;
+                return true;
             }
             relays.insert(peer, UnderlayAddr((ip, data_port).into()));
         }
         self.tell_relays().await;
+        true
     }
 
     pub(crate) async fn forget_relay(&self, peer: PeerId) {
@@ -192,33 +210,49 @@ impl Node {
         *self.user_credential.borrow()
     }
 
-    /// The managers as announced, each checked against the lease of the address that it claims.
-    pub(crate) async fn announced_managers(&self, entries: &[aerie_dht::SetView]) -> Vec<Manager> {
+    /// The managers as announced, of which each is taken once the lease of the address that it claims is its own. Those
+    /// that cannot be judged yet are counted.
+    pub(crate) async fn announced_managers(
+        &self,
+        entries: &[aerie_dht::SetView],
+        before: &[Manager],
+    ) -> (Vec<Manager>, usize) {
         let mut managers = Vec::with_capacity(entries.len());
+        let mut unproved = 0;
         for entry in entries {
-            let Some(addr) = std::str::from_utf8(&entry.value)
+            let addr = std::str::from_utf8(&entry.value)
                 .ok()
-                .and_then(|text| text.parse().ok())
+                .and_then(|text| text.parse().ok());
+            let Some(addr) = addr
+                .map(VirtualAddr)
+                .filter(|addr| self.spec.grid.range.contains(*addr))
             else {
-                tracing::debug!(node = %entry.node, "a manager announced no address");
+                tracing::warn!(node = %entry.node, "a manager announced no address of this grid");
                 continue;
             };
-            let addr = VirtualAddr(addr);
-            if !self.spec.grid.range.contains(addr) {
-                tracing::warn!(node = %entry.node, %addr, "a manager announced an address outside of the grid");
-                continue;
-            }
-            self.names.learn(entry.node.clone(), addr);
-            managers.push(Manager {
+            let manager = Manager {
                 node: entry.node.clone(),
                 addr,
                 group: Some(entry.group.clone()),
-            });
+            };
+            match self.dht.look_up_addr(addr).await {
+                Some(found) if found.holder == entry.publisher => {
+                    self.names.learn(entry.node.clone(), addr);
+                    managers.push(manager);
+                }
+                Some(found) => tracing::warn!(
+                    node = %entry.node, %addr, holder = %found.name,
+                    "a manager announced an address that another node holds"
+                ),
+                None if before.contains(&manager) => managers.push(manager),
+                None => unproved += 1,
+            }
         }
         managers.sort();
-        managers
+        (managers, unproved)
     }
 
+    /// The members with which there is a tunnel, or was one lately.
     pub(crate) async fn tunnel_peers(&self) -> Vec<aerie_vpn::PeerStatus> {
         match self.vpn() {
             Some(vpn) => vpn.peers().await,
@@ -238,18 +272,20 @@ impl Node {
         Ok((pong.rtt, pong.path.to_string()))
     }
 
-    /// Ends the parts in the reverse of their order. `leave` gives the address back as well.
-    pub(crate) async fn shutdown(&self, leave: bool) {
-        if leave {
-            if self.credential.borrow().roles.contains(Role::Manager) {
-                self.dht.withdraw_set(MANAGERS).await;
-            }
-            self.dht.release_all().await;
-            if let Err(error) = names::hosts_file(self.spec.grid.id()).remove() {
-                tracing::warn!(%error, "the grid's names could not be removed from the hosts file");
-            }
+    /// Gives back what this node holds.
+    pub(crate) async fn leave(&self) {
+        if let Err(error) = names::hosts_file(self.spec.grid.id()).remove() {
+            tracing::warn!(%error, "the grid's names could not be removed from the hosts file");
         }
-        if let Some(vpn) = self.vpn() {
+        if self.credential.borrow().roles.contains(Role::Manager) {
+            self.dht.withdraw_set(MANAGERS).await;
+        }
+        self.dht.release_all().await;
+    }
+
+    /// Ends the parts in the reverse of their order.
+    pub(crate) async fn shutdown(&self) {
+        if let Some(vpn) = self.take_vpn() {
             vpn.shutdown().await;
         }
         self.dht.shutdown().await;

@@ -15,8 +15,11 @@ use super::shared::Shared;
 use crate::control::{MAX_REQUEST, Reply, Request};
 use crate::error::Error;
 
-/// Commands served at once. A person and a few scripts ask at a time; more wait in the socket's backlog.
+/// Commands served at once, of root and of all others. A person and a few scripts ask at a time.
 const MAX_CLIENTS: usize = 16;
+
+/// How long a client may be served: a ping may take several seconds to find its path.
+const SERVE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long a client may take to send its line.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
@@ -63,31 +66,37 @@ pub(crate) async fn listen(path: &Path, shared: Arc<Shared>) -> Result<Server, E
 }
 
 async fn accept(listener: UnixListener, shared: Arc<Shared>) {
-    let clients = Arc::new(Semaphore::new(MAX_CLIENTS));
+    // Root's own, so that no other user can keep root out.
+    let roots = Arc::new(Semaphore::new(MAX_CLIENTS));
+    let others = Arc::new(Semaphore::new(MAX_CLIENTS));
     loop {
-        let Ok(permit) = Arc::clone(&clients).acquire_owned().await else {
-            return;
-        };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let shared = Arc::clone(&shared);
-                tokio::spawn(async move {
-                    if let Err(error) = serve(stream, &shared).await {
-                        tracing::debug!(%error, "a control client went away");
-                    }
-                    drop(permit);
-                });
-            }
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
             Err(error) => {
                 tracing::warn!(%error, "the control socket cannot accept");
                 tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
             }
-        }
+        };
+        let is_root = stream.peer_cred().is_ok_and(|peer| peer.uid() == 0);
+        let clients = if is_root { &roots } else { &others };
+        let Ok(permit) = Arc::clone(clients).try_acquire_owned() else {
+            tracing::debug!("too many control clients");
+            continue;
+        };
+        let shared = Arc::clone(&shared);
+        tokio::spawn(async move {
+            match tokio::time::timeout(SERVE_TIMEOUT, serve(stream, is_root, &shared)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(%error, "a control client went away"),
+                Err(_) => tracing::debug!("a control client took too long"),
+            }
+            drop(permit);
+        });
     }
 }
 
-async fn serve(stream: UnixStream, shared: &Shared) -> std::io::Result<()> {
-    let is_root = stream.peer_cred()?.uid() == 0;
+async fn serve(stream: UnixStream, is_root: bool, shared: &Shared) -> std::io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut line = String::new();
     let mut limited = BufReader::new(read).take(MAX_REQUEST as u64);

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use super::node::Node;
 use crate::status::{Stage, State, Tracker};
@@ -14,6 +15,8 @@ pub(crate) struct Shared {
     tracker: Mutex<Tracker>,
     node: OnceLock<Arc<Node>>,
     leave: watch::Sender<bool>,
+    /// The task that owns HTCondor.
+    pool: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Shared {
@@ -23,6 +26,7 @@ impl Shared {
             tracker: Mutex::new(Tracker::new()),
             node: OnceLock::new(),
             leave: watch::Sender::new(false),
+            pool: Mutex::new(None),
         }
     }
 
@@ -82,6 +86,18 @@ impl Shared {
     /// Publishes the running node; there is one in a daemon's life.
     pub(crate) fn set_node(&self, node: Arc<Node>) {
         self.node.get_or_init(|| node);
+    }
+
+    pub(crate) fn set_pool(&self, task: JoinHandle<()>) {
+        self.pool
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .replace(task);
+    }
+
+    /// The task that owns HTCondor, to be waited for.
+    pub(crate) fn take_pool(&self) -> Option<JoinHandle<()>> {
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     pub(crate) fn ask_to_leave(&self) {

@@ -1,10 +1,13 @@
 //! Revocation on this node: the newest list, kept on disk, applied to every live connection and tunnel.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use aerie_identity::{SignedRevocations, Verifier};
 use aerie_overlay::Topic;
+use aerie_types::PeerId;
 use tokio::sync::watch;
 
 use super::node::Node;
@@ -16,6 +19,8 @@ use crate::status::Stage;
 pub(crate) struct Trust {
     verifier: Arc<RwLock<Verifier>>,
     path: PathBuf,
+    /// Whether the newest list is not on the disk yet.
+    unsaved: Arc<AtomicBool>,
     /// Serial of the newest list, for who waits for news.
     news: watch::Sender<u64>,
 }
@@ -40,6 +45,7 @@ impl Trust {
             news: watch::Sender::new(verifier.revocation_serial()),
             verifier: Arc::new(RwLock::new(verifier)),
             path,
+            unsaved: Arc::default(),
         }
     }
 
@@ -66,16 +72,22 @@ impl Trust {
         })
     }
 
-    /// Takes a list from anywhere. `Ok(true)` if it is newer than the one before and was kept.
+    /// Takes a list from anywhere. `Ok(true)` if it is newer than the one before. That it could not be written does
+    /// not keep it from being applied; it is written with the next one, and fetched again after a restart.
     fn take(&self, bytes: &[u8]) -> Result<bool, String> {
         let list = SignedRevocations::decode(bytes).map_err(|error| error.to_string())?;
         let newer = {
             let mut verifier = self.verifier.write().unwrap_or_else(PoisonError::into_inner);
             verifier.apply(list).map_err(|error| error.to_string())?
         };
+        if newer || self.unsaved.load(Ordering::Relaxed) {
+            let written = aerie_identity::files::write_atomic(&self.path, &self.encoded(), 0o644);
+            if let Err(error) = &written {
+                tracing::warn!(%error, path = %self.path.display(), "the revocation list is applied but not kept");
+            }
+            self.unsaved.store(written.is_err(), Ordering::Relaxed);
+        }
         if newer {
-            aerie_identity::files::write_atomic(&self.path, bytes, 0o644)
-                .map_err(|error| error.to_string())?;
             self.news.send_replace(self.serial());
         }
         Ok(newer)
@@ -88,14 +100,33 @@ pub(crate) async fn apply(node: &Node, bytes: &[u8]) -> Result<bool, String> {
         return Ok(false);
     }
     tracing::info!(serial = node.trust.serial(), "new revocation list");
-    let members = node.overlay.members().await.unwrap_or_default();
     let is_revoked = |credential: &_| node.trust.read(|verifier| verifier.is_revoked(credential));
-    for member in members.iter().filter(|member| is_revoked(&member.credential)) {
-        tracing::info!(node = %member.credential.node, "revoked: its tunnel is cut");
-        if let Some(vpn) = node.vpn() {
-            vpn.revoke(member.peer).await;
+    let members = node.overlay.members().await.unwrap_or_default();
+    let revoked = members
+        .iter()
+        .filter(|member| is_revoked(&member.credential))
+        .map(|member| member.peer);
+    let mut cut: BTreeSet<PeerId> = revoked.collect();
+    for peer in &cut {
+        node.dht.forget(*peer).await;
+    }
+    // A tunnel may outlive its member's connection. Who is in good standing builds it up again at once.
+    let unproved = |peer: &PeerId| {
+        let credential = node.overlay.credential(*peer);
+        credential.is_none_or(|credential| is_revoked(&credential))
+    };
+    cut.extend(
+        node.tunnel_peers()
+            .await
+            .into_iter()
+            .map(|tunnel| tunnel.peer)
+            .filter(unproved),
+    );
+    if let Some(vpn) = node.vpn() {
+        for peer in cut {
+            tracing::info!(peer = %peer.short(), "its tunnel is cut");
+            vpn.revoke(peer).await;
         }
-        node.dht.forget(member.peer).await;
     }
     if let Err(error) = node.overlay.publish(Topic::Revocations, bytes.to_vec()) {
         tracing::warn!(%error, "the list was not passed on");
@@ -112,7 +143,7 @@ pub(crate) async fn watch_self(node: Arc<Node>, shared: Arc<Shared>) {
         let credential = node.credential.borrow().clone();
         if node.trust.read(|verifier| verifier.is_revoked(&credential)) {
             tracing::error!(node = %credential.node, "this node is revoked");
-            if let Some(vpn) = node.vpn() {
+            if let Some(vpn) = node.take_vpn() {
                 vpn.shutdown().await;
             }
             shared.failed(Stage::Tunnel, "down: this node is revoked", "");

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 /// Version of the control protocol's messages.
 const VERSION: u8 = 1;
 
-/// The longest message, in bytes: a revocation list with a few thousand entries.
-pub(crate) const MAX_MESSAGE: usize = 256 * 1024;
+/// The longest message, in bytes: the longest revocation list, and the frame around it.
+pub(crate) const MAX_MESSAGE: usize = aerie_identity::MAX_SIGNED_REVOCATIONS + 64;
 
 /// What a member asks another.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

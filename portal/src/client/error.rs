@@ -56,6 +56,18 @@ impl ClientError {
         }
     }
 
+    /// Whether this machine's clock, or the portal's, may be what stands in the way.
+    #[must_use]
+    pub fn is_about_time(&self) -> bool {
+        matches!(
+            self,
+            Self::Rejected {
+                rejection: Rejection::NotYetValid { .. } | Rejection::Expired { .. },
+                ..
+            }
+        )
+    }
+
     /// The portal's word for why it refused, if it did.
     #[must_use]
     pub fn refusal_code(&self) -> Option<&str> {

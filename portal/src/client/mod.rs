@@ -174,13 +174,18 @@ impl EnrolClient {
         })
     }
 
-    /// Gets the newest revocation list. The caller's verifier checks its signature when it applies it.
+    /// Gets the newest revocation list, if it is newer than the one of serial `after` (0 for any). The caller's verifier
+    /// checks its signature when it applies it.
     ///
     /// # Errors
     /// [`ClientError`]; see [`ClientError::is_retryable`].
-    pub async fn revocations(&self) -> Result<SignedRevocations, ClientError> {
-        let (url, answer): (_, RevocationsAnswer) = self.ask(Method::GET, REVOCATIONS, None::<&()>).await?;
-        decode_revocations(&url, &answer.revocations)
+    pub async fn revocations(&self, after: u64) -> Result<Option<SignedRevocations>, ClientError> {
+        let path = format!("{REVOCATIONS}?after={after}");
+        let (url, answer): (_, RevocationsAnswer) = self.ask(Method::GET, &path, None::<&()>).await?;
+        answer
+            .revocations
+            .map(|text| decode_revocations(&url, &text))
+            .transpose()
     }
 
     /// Asks whether the portal works; gives its version.

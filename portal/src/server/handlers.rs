@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use aerie_identity::{EnrolRequest, JoinToken, RenewRequest, UserRequest};
 use aerie_types::WallMillis;
 use axum::body::Bytes;
-use axum::extract::{ConnectInfo, DefaultBodyLimit, Request};
+use axum::extract::{ConnectInfo, DefaultBodyLimit, Query, Request};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -21,7 +21,7 @@ use super::Clock;
 use super::rate::RateLimit;
 use crate::wire::{
     ENROL, EnrolBody, ErrorAnswer, HEALTH, HealthAnswer, MAX_BODY, MemberAnswer, RENEW, REVOCATIONS,
-    RevocationsAnswer, SignedBody, USER_CREDENTIAL, UserAnswer,
+    RevocationsAnswer, RevocationsQuery, SignedBody, USER_CREDENTIAL, UserAnswer,
 };
 use crate::{Denied, Enrolled, Portal, Refusal};
 
@@ -150,10 +150,15 @@ async fn user_credential(
     }))
 }
 
-async fn revocations(axum::extract::State(state): Shared) -> Result<Json<RevocationsAnswer>, Failure> {
-    let signed = state.decide(|portal, _| Ok(portal.revocations()?)).await?;
+async fn revocations(
+    axum::extract::State(state): Shared,
+    Query(query): Query<RevocationsQuery>,
+) -> Result<Json<RevocationsAnswer>, Failure> {
+    let newer = state
+        .decide(move |portal, _| Ok(portal.revocations_after(query.after)?))
+        .await?;
     Ok(Json(RevocationsAnswer {
-        revocations: hex::encode(signed.encode()),
+        revocations: newer.map(|list| hex::encode(list.encode())),
     }))
 }
 

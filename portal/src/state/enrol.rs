@@ -30,8 +30,27 @@ pub const USER_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 const MAX_SUFFIX: u32 = 99_999;
 
 /// Names that no node gets: a certificate's identity is `name@role.<grid>.grid` and a local account's is
-/// `account@<node>.<grid>.grid`, and neither must pass for the other.
-const RESERVED: [&str; 6] = ["manager", "submit", "worker", "client", "relay", "user"];
+/// `account@<node>.<grid>.grid`, and neither must pass for the other. Nor does any get a name that every machine has
+/// for itself.
+const RESERVED: [&str; 9] = [
+    "manager",
+    "submit",
+    "worker",
+    "client",
+    "relay",
+    "user",
+    "localhost",
+    "broadcasthost",
+    "wpad",
+];
+
+/// Whether no node gets this name. The Grid Appliance's names, `C` and nine digits, are those of addresses.
+fn is_reserved(name: &str) -> bool {
+    let of_an_address = name
+        .strip_prefix('c')
+        .is_some_and(|digits| digits.len() == 9 && digits.bytes().all(|byte| byte.is_ascii_digit()));
+    RESERVED.contains(&name) || name.starts_with("ip6-") || of_an_address
+}
 
 /// The room that the longest suffix takes: a hyphen and five digits.
 const SUFFIX_ROOM: usize = 6;
@@ -331,7 +350,7 @@ fn free_name(tx: &Transaction<'_>, wish: &NodeName, exact: bool) -> Result<NodeN
                 .collect()
         })
         .map_err(Error::database("look for a name"))?;
-    let reserved = RESERVED.contains(&wish.as_str());
+    let reserved = is_reserved(wish.as_str());
     if !reserved && !taken.contains(wish.as_str()) {
         return Ok(wish.clone());
     }
@@ -347,7 +366,7 @@ fn free_name(tx: &Transaction<'_>, wish: &NodeName, exact: bool) -> Result<NodeN
             let stem: String = wish.as_str().chars().take(NodeName::MAX - suffix.len()).collect();
             format!("{}{suffix}", stem.trim_end_matches('-'))
         })
-        .find(|name| !taken.contains(name))
+        .find(|name| !taken.contains(name) && !is_reserved(name))
         .and_then(|name| name.parse().ok())
         .ok_or_else(|| Refusal::NameTaken(wish.clone()).into())
 }

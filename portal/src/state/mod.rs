@@ -257,6 +257,19 @@ impl Portal {
         Ok(SignedRevocations::decode(&bytes)?)
     }
 
+    /// The newest signed revocation list, if its serial is beyond `after`.
+    ///
+    /// # Errors
+    /// What the database refuses.
+    pub fn revocations_after(&self, after: u64) -> Result<Option<SignedRevocations>, Error> {
+        let newest: u64 = self
+            .store
+            .read(|conn| conn.query_row("SELECT last_list FROM grid", [], |row| row.get::<_, i64>(0)))
+            .map_err(Error::database("read the revocation list's serial"))?
+            .unsigned_abs();
+        (newest > after).then(|| self.revocations()).transpose()
+    }
+
     /// Issues a TLS certificate for the portal's own server.
     ///
     /// # Errors

@@ -148,20 +148,33 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
     temporary.push(".aerie-new");
     let temporary = PathBuf::from(temporary);
     let replaced = stage(&temporary, &path, text).and_then(|()| fs::rename(&temporary, &path));
-    match replaced {
-        Ok(()) => Ok(()),
-        Err(_) => {
-            // What is left of a try that failed; it may not exist.
-            let _ = fs::remove_file(&temporary);
-            let mut file = fs::OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .open(&path)?;
-            file.write_all(text.as_bytes())?;
-            file.sync_all()
-        }
+    let Err(error) = replaced else {
+        return Ok(());
+    };
+    // What is left of a try that failed; it may not exist.
+    let _ = fs::remove_file(&temporary);
+    if !only_in_place(&error) {
+        return Err(error);
     }
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(&path)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
+}
+
+/// Whether a file may still be written in place where it cannot be replaced: it is a mount of its own, or its folder
+/// is not writable. Anything else, such as a full disk, would empty the file.
+fn only_in_place(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::ResourceBusy
+            | ErrorKind::CrossesDevices
+            | ErrorKind::ReadOnlyFilesystem
+            | ErrorKind::PermissionDenied
+    )
 }
 
 fn stage(temporary: &Path, path: &Path, text: &str) -> io::Result<()> {
@@ -186,6 +199,21 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
+
+    #[test]
+    fn a_full_disk_leaves_the_file_as_it_is() {
+        assert!(
+            only_in_place(&io::Error::from_raw_os_error(16)),
+            "a mount of its own"
+        );
+        assert!(
+            only_in_place(&io::Error::from_raw_os_error(30)),
+            "a read-only folder"
+        );
+        for other in [28, 122, 5] {
+            assert!(!only_in_place(&io::Error::from_raw_os_error(other)), "{other}");
+        }
+    }
 
     fn line(last: u8, name: &str) -> HostsLine {
         HostsLine {

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 /// How long a name is believed before it is looked up again: a lease may change hands.
 const FRESH: Duration = Duration::from_secs(60);
 
-/// Names kept. A grid's members beyond these still resolve, by a look-up each time.
+/// Names kept, those learned last. A grid's other members still resolve, by a look-up each time.
 const MAX_NAMES: usize = 1024;
 
 pub(crate) struct Names {
@@ -44,7 +44,10 @@ impl Names {
     pub(crate) fn learn(&self, name: NodeName, addr: VirtualAddr) {
         let mut known = self.known();
         if known.len() >= MAX_NAMES && !known.contains_key(&name) {
-            return;
+            let oldest = known.iter().min_by_key(|(_, entry)| entry.learned);
+            if let Some(oldest) = oldest.map(|(name, _)| name.clone()) {
+                known.remove(&oldest);
+            }
         }
         let learned = Instant::now();
         known.retain(|other, entry| *other == name || entry.addr != addr);
@@ -88,7 +91,8 @@ impl Names {
         self.known()
             .iter()
             .map(|(name, Known { addr, .. })| {
-                let mut names = vec![name.fqdn(&self.grid), name.to_string()];
+                // Never the bare name: whoever names a node could name it after a machine of the local network.
+                let mut names = vec![name.fqdn(&self.grid)];
                 names.extend(addr.appliance_name());
                 HostsLine { addr: *addr, names }
             })
@@ -155,6 +159,33 @@ mod tests {
         assert_eq!(names.addr_of(&"w1".parse().unwrap()), None);
         let lines = names.lines();
         assert_eq!(lines.len(), 1);
-        assert_eq!(lines[0].names, ["w2.lab.grid", "w2", "C096003045"]);
+        assert_eq!(lines[0].names, ["w2.lab.grid", "C096003045"]);
+    }
+
+    #[test]
+    fn no_line_has_a_bare_name_that_a_member_has_chosen() {
+        let names = names();
+        names.learn("ldap".parse().unwrap(), Ipv4Addr::new(100, 96, 3, 46).into());
+        let lines = names.lines();
+        assert!(
+            lines
+                .iter()
+                .all(|line| line.names.iter().all(|name| name != "ldap")),
+            "{lines:?}"
+        );
+    }
+
+    #[test]
+    fn the_name_learned_first_makes_room_for_a_new_one() {
+        let names = Names::new("lab".parse().unwrap());
+        let addr = |i: usize| Ipv4Addr::from(0x6460_0000 + u32::try_from(i).unwrap()).into();
+        for i in 0..=MAX_NAMES {
+            names.learn(format!("w{i}").parse().unwrap(), addr(i));
+        }
+        assert_eq!(names.lines().len(), MAX_NAMES);
+        assert_eq!(
+            names.addr_of(&format!("w{MAX_NAMES}").parse().unwrap()),
+            Some(addr(MAX_NAMES))
+        );
     }
 }

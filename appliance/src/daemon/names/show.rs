@@ -1,10 +1,11 @@
 //! What was learned, shown to the programs of this machine.
 
+use std::collections::BTreeMap;
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use aerie_types::{GridId, NodeName, VirtualAddr};
+use aerie_types::{GridId, NodeName, PeerId, VirtualAddr};
 use aerie_vpn::names::{HostsFile, HostsLine, NameSource, Resolver};
 use futures::future::BoxFuture;
 use tokio::sync::watch;
@@ -130,20 +131,37 @@ impl NameSource for Register {
     }
 }
 
-/// How often members without a known address are looked up, while there are any; and how often otherwise.
-const LEARN_SOON: Duration = Duration::from_secs(1);
-const LEARN_LATER: Duration = Duration::from_secs(10);
+/// How often connected members are looked at, and at first and at most how long one that holds no address is left
+/// alone: it may have just come up, or never hold one.
+const LEARN_EVERY: Duration = Duration::from_secs(1);
+const LEARN_SELDOM: Duration = Duration::from_secs(60);
 
-/// Learns the names of connected members: one that has just come up may not hold its address yet.
+/// Learns the names of connected members, and keeps up with their addresses.
 pub(crate) async fn learn_members(node: Arc<Node>) {
+    let mut wanting: BTreeMap<PeerId, (Instant, Duration)> = BTreeMap::new();
     loop {
+        tokio::time::sleep(LEARN_EVERY).await;
         let members = node.overlay.members().await.unwrap_or_default();
-        let mut unknown = false;
+        wanting.retain(|peer, _| members.iter().any(|member| member.peer == *peer));
         for member in members {
             let name = &member.credential.node;
-            unknown |= node.names.addr_of(name).is_none() && node.addr_of(name).await.is_none();
+            let due = wanting
+                .get(&member.peer)
+                .is_none_or(|(due, _)| *due <= Instant::now());
+            if node.names.fresh_addr_of(name).is_some() || !due {
+                continue;
+            }
+            let known = node.addr_of(name).await.is_some() && node.names.fresh_addr_of(name).is_some();
+            if known {
+                wanting.remove(&member.peer);
+            } else {
+                let (_, pause) = wanting
+                    .remove(&member.peer)
+                    .unwrap_or((Instant::now(), LEARN_EVERY));
+                let pause = (pause * 2).min(LEARN_SELDOM);
+                wanting.insert(member.peer, (Instant::now() + pause, pause));
+            }
         }
-        tokio::time::sleep(if unknown { LEARN_SOON } else { LEARN_LATER }).await;
     }
 }
 
@@ -180,6 +198,6 @@ mod tests {
         let own = Ipv4Addr::new(100, 96, 3, 46).into();
         let lines = with_host_name(names.lines(), Some(own), "rack7");
         assert!(!lines[0].names.contains(&"rack7".to_owned()));
-        assert_eq!(lines[1].names, ["w2.lab.grid", "w2", "C096003046", "rack7"]);
+        assert_eq!(lines[1].names, ["w2.lab.grid", "C096003046", "rack7"]);
     }
 }
