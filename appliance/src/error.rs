@@ -11,7 +11,7 @@ pub(crate) enum Error {
         "a daemon for this grid runs already (it answers at {path}); stop it first, or ask it: aerie status"
     )]
     AlreadyRunning { path: PathBuf },
-    #[error("{path} cannot be written: {source}; check its owner and the space left on its disk")]
+    #[error("{path} is not usable: {source}")]
     Files {
         path: PathBuf,
         source: aerie_identity::Error,

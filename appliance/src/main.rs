@@ -25,8 +25,37 @@ fn main() -> ExitCode {
     match cli::run(args) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("aerie: {error:#}");
+            eprintln!("aerie: {}", told(&error));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// An error with its causes, of which those are left out that it has told already.
+fn told(error: &anyhow::Error) -> String {
+    error
+        .chain()
+        .map(ToString::to_string)
+        .fold(String::new(), |told, cause| {
+            if told.contains(&cause) {
+                told
+            } else if told.is_empty() {
+                cause
+            } else {
+                format!("{told}: {cause}")
+            }
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let error = anyhow!("disk full")
+            .context("cannot write x: disk full")
+            .context("cannot start");
+        assert_eq!(super::told(&error), "cannot start: cannot write x: disk full");
     }
 }

@@ -1,5 +1,6 @@
-//! The project's own commands: `cargo xtask test`, `tidy`, `prepush`, `demo`.
+//! The project's own commands: `cargo xtask test`, `tidy`, `prepush`, `demo`, `bench`.
 
+mod bench;
 mod demo;
 mod steps;
 mod test;
@@ -27,6 +28,8 @@ enum Command {
     Prepush,
     /// Show a whole grid: sites behind NATs, nodes that join by themselves, jobs, a manager that dies.
     Demo(demo::Args),
+    /// Measure what is promised, on real nodes in the lab.
+    Bench(bench::Args),
     /// Check the structure: directions of dependencies, purity of the protocol crates, lengths of files.
     Tidy,
 }
@@ -46,6 +49,7 @@ fn run(command: Command) -> Result<()> {
         Command::Test(args) => test::run(&args),
         Command::Prepush => test::prepush(),
         Command::Demo(args) => demo::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Tidy => tidy::run(),
     }
 }

@@ -4,10 +4,13 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::node::Node;
 use crate::wait::wait_until;
+
+/// How long the schedd may take to write a job's history.
+const HISTORY: Duration = Duration::from_secs(30);
 
 /// A job to submit: a shell script with one input file and one output file, both transferred.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -66,8 +69,10 @@ pub struct Done {
     pub out: String,
     /// The content of its file `result`.
     pub result: String,
-    /// How often it was started.
+    /// How often it was started (NumJobStarts).
     pub starts: usize,
+    /// How often a shadow was started for it (NumShadowStarts).
+    pub shadows: usize,
     /// From submission until it was seen to be done.
     pub took: Duration,
 }
@@ -145,12 +150,49 @@ impl Job {
         let read = |file: &str| -> Result<String> {
             Ok(String::from_utf8_lossy(&self.node.get(&format!("{}/{file}", self.dir))?).into_owned())
         };
+        let (starts, shadows) = self.counted()?;
+        ensure!(
+            starts == count(&log, EXECUTES),
+            "the schedd counts {starts} starts of job {}, its log tells another story:\n{log}",
+            self.cluster
+        );
         Ok(Done {
             out: read("out")?,
             result: read("result")?,
-            starts: count(&log, EXECUTES),
+            starts,
+            shadows,
             took,
         })
+    }
+
+    /// What the schedd has counted: NumJobStarts and NumShadowStarts. The job has left the queue; its history is
+    /// written a moment later.
+    fn counted(&self) -> Result<(usize, usize)> {
+        let what = format!("job {} in the history", self.cluster);
+        let cluster = self.cluster.to_string();
+        let line = wait_until(HISTORY, &what, || {
+            let line = self.node.run(
+                &self.user,
+                &[
+                    "condor_history",
+                    &cluster,
+                    "-limit",
+                    "1",
+                    "-af",
+                    "NumJobStarts",
+                    "NumShadowStarts",
+                ],
+            )?;
+            Ok(Some(line).filter(|line| !line.trim().is_empty()))
+        })?;
+        let numbers: Vec<usize> = line
+            .split_whitespace()
+            .filter_map(|word| word.parse().ok())
+            .collect();
+        match numbers[..] {
+            [starts, shadows] => Ok((starts, shadows)),
+            _ => bail!("the history of job {} says '{}'", self.cluster, line.trim()),
+        }
     }
 
     fn wait_for<T>(&self, limit: Duration, what: &str, found: impl Fn(&str) -> Option<T>) -> Result<T> {

@@ -29,6 +29,36 @@ pub struct Process {
     pub start: u64,
 }
 
+/// What a process uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// Processor time since its start, its own and the kernel's for it.
+    pub cpu: std::time::Duration,
+    /// Resident memory in bytes, with what it shares: its program and libraries.
+    pub rss: u64,
+    /// Resident memory in bytes that is no file's.
+    pub private: u64,
+}
+
+impl Usage {
+    /// From the texts of `/proc/PID/stat` and `/proc/PID/status`, and the clock's ticks per second.
+    fn parse(stat: &str, status: &str, ticks: u64) -> Option<Self> {
+        // The name in brackets may hold anything; user and system time are the twelfth and thirteenth after it.
+        let (_, rest) = stat.rsplit_once(')')?;
+        let mut times = rest.split_whitespace().skip(11).map(str::parse::<u64>);
+        let (user, system) = (times.next()?.ok()?, times.next()?.ok()?);
+        let kilobytes = |key: &str| -> Option<u64> {
+            let line = status.lines().find_map(|line| line.strip_prefix(key))?;
+            line.trim().strip_suffix("kB")?.trim().parse().ok()
+        };
+        Some(Self {
+            cpu: std::time::Duration::from_millis((user + system) * 1000 / ticks),
+            rss: kilobytes("VmRSS:")? * 1024,
+            private: kilobytes("RssAnon:")? * 1024,
+        })
+    }
+}
+
 impl Process {
     /// The process with this id. `None` if there is none.
     #[must_use]
@@ -51,6 +81,18 @@ impl Process {
     #[must_use]
     pub fn alive(self) -> bool {
         Stat::read(self.pid).is_some_and(|stat| stat.start == self.start && stat.state != "Z")
+    }
+
+    /// What it uses. `None` if it has ended.
+    #[must_use]
+    pub fn usage(self) -> Option<Usage> {
+        if !self.alive() {
+            return None;
+        }
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).ok()?;
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
+        let ticks = u64::try_from(nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok()??).ok()?;
+        Usage::parse(&stat, &status, ticks)
     }
 
     /// Sends a signal; nothing happens if the process is gone.
@@ -171,6 +213,16 @@ impl Drop for Holder {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn usage_is_read_off_a_process_with_any_name() {
+        let stat = "7 (a) b) S 1 7 7 0 -1 4194560 2513 0 0 0 150 50 0 0 20 0 3 0 99";
+        let status = "VmPeak:\t 9 kB\nVmRSS:\t  2048 kB\nRssAnon:\t  1024 kB\n";
+        let usage = Usage::parse(stat, status, 100).unwrap();
+        assert_eq!(usage.cpu, std::time::Duration::from_secs(2));
+        assert_eq!((usage.rss, usage.private), (2 << 20, 1 << 20));
+        assert!(Process::own().usage().is_some());
+    }
 
     #[test]
     fn a_process_is_told_apart_from_a_later_one_with_its_id() {

@@ -6,6 +6,7 @@
 //! - `tests/faults.rs`: daemons and managers die, the enrolment service is away
 //! - `tests/trust.rs`: credentials are revoked
 //! - `tests/names.rs`: names resolve, and a node leaves
+//! - `tests/refusals.rs`: tokens, devices, programs, disks and clocks that are not as they should be
 //! - `tests/hosts.rs`: machines that are not as they should be
 
 use std::time::Duration;

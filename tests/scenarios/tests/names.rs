@@ -39,7 +39,12 @@ fn names_resolve_both_ways_by_the_hosts_file_and_leave_it_with_the_node() {
     let hosts = one.node.run("root", &["cat", "/etc/hosts"]).unwrap();
     assert!(!hosts.contains("lab.grid"), "{hosts}");
     assert_eq!(getent(&one, "m1.lab.grid"), "");
-    assert!(!one.node.exec("root", &["pgrep", "condor_master"]).unwrap().success());
+    assert!(
+        !one.node
+            .exec("root", &["pgrep", "condor_master"])
+            .unwrap()
+            .success()
+    );
     // Its address is free at once: the node that comes back under its name needs to wait for nothing.
     let links = one.node.run("root", &["ip", "-brief", "link"]).unwrap();
     assert!(!links.contains("aerie-"), "{links}");

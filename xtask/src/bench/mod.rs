@@ -1,0 +1,68 @@
+//! `cargo xtask bench`: figures that are promised, measured on real nodes in the lab.
+
+mod idle;
+mod pool;
+
+use aerie_lab::campus::{Campus, Progress};
+use aerie_lab::grid::AERIE;
+use aerie_lab::{Lab, rootfs};
+use anyhow::{Result, ensure};
+
+use crate::test;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Sub,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Sub {
+    /// Memory and processor time of the daemons of a grid in which nothing happens.
+    Idle(idle::Args),
+    /// Times from the blob to a listed slot, and jobs pinned to each worker, run after run.
+    Pool(pool::Args),
+}
+
+/// What every measurement can be asked for.
+#[derive(Debug, Clone, Copy, clap::Args)]
+struct Common {
+    /// Print the figures as JSON.
+    #[arg(long)]
+    json: bool,
+    /// Measure the debug build of aerie; its figures are no promise.
+    #[arg(long)]
+    debug: bool,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "the lab makes network namespaces: run it as root (sudo -E cargo xtask bench ...)"
+    );
+    match &args.command {
+        Sub::Idle(args) => idle::run(args),
+        Sub::Pool(args) => pool::run(args),
+    }
+}
+
+/// A campus with all of its nodes ready, given to `measure` and removed afterwards.
+fn on_campus<T>(common: Common, measure: impl FnOnce(&Campus<'_>) -> Result<T>) -> Result<T> {
+    let aerie = test::build_aerie(!common.debug)?;
+    rootfs::prepare(&mut |step| eprintln!("   {step}"))?;
+    let lab = Lab::builder("bench").bind(aerie, AERIE).start()?;
+    let measured = assembled(&lab).and_then(|campus| measure(&campus));
+    lab.destroy()?;
+    measured
+}
+
+fn assembled(lab: &Lab) -> Result<Campus<'_>> {
+    eprintln!("── nine nodes become a grid");
+    let mut campus = Campus::found(lab)?;
+    campus.assemble(&|name, progress| {
+        if let Progress::Ready(took) = progress {
+            eprintln!("   {name}: ready after {:.1} s", took.as_secs_f64());
+        }
+    })?;
+    Ok(campus)
+}
