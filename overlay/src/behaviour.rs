@@ -110,7 +110,10 @@ impl Behaviour {
                 .then(|| relay::Behaviour::new(local, relay_limits()))
                 .into(),
             dcutr: dcutr::Behaviour::new(local),
-            autonat_client: autonat::v2::client::Behaviour::default(),
+            autonat_client: autonat::v2::client::Behaviour::new(
+                rand::make_rng::<rand::rngs::StdRng>(),
+                autonat::v2::client::Config::default().with_probe_interval(AUTONAT_EVERY),
+            ),
             autonat_server: config.relay.then(autonat::v2::server::Behaviour::default).into(),
             mdns: mdns.into(),
             upnp: config.upnp.then(upnp::tokio::Behaviour::default).into(),
@@ -138,6 +141,10 @@ fn setup(what: &'static str, reason: &dyn std::fmt::Display) -> Error {
         reason: reason.to_string(),
     }
 }
+
+/// How often a member asks relays to dial it back. A dial into a NAT ends by a timeout only, after which it is tried
+/// again; and whether a member can be dialled changes seldom.
+const AUTONAT_EVERY: Duration = Duration::from_secs(60);
 
 fn limits(config: &Config) -> connection_limits::Behaviour {
     // A relay serves everybody, whoever it keeps as its own neighbours.

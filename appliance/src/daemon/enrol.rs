@@ -37,6 +37,9 @@ const BACKOFF_MAX: Duration = Duration::from_secs(60);
 /// Pause after a portal said no: only a person can change that.
 const REFUSED_PAUSE: Duration = Duration::from_secs(30);
 
+/// How long a wait for a time of day goes on in one piece: the clock may be set, and the machine may sleep.
+const WALL_CLOCK: Duration = Duration::from_secs(15);
+
 /// How soon a clock that was wrong is looked at again.
 const CLOCK_AGAIN: Duration = Duration::from_secs(5);
 
@@ -360,8 +363,7 @@ pub(crate) async fn keep_renewed(member: Arc<Member>, paths: GridPaths, shared: 
         let current = member.credential.borrow().clone();
         let wait = current.renew_at().since(now());
         if !wait.is_zero() {
-            // Not in one piece: the wall clock may be set meanwhile.
-            tokio::time::sleep(wait.min(Duration::from_secs(60))).await;
+            tokio::time::sleep(wait.min(WALL_CLOCK)).await;
             continue;
         }
         match renew(&member, &paths, &current).await {
@@ -427,8 +429,7 @@ pub(crate) async fn keep_user_credential(member: Arc<Member>, paths: GridPaths, 
             ready.send_if_modified(|ready| !std::mem::replace(ready, true));
             let wait = renew_at.since(now());
             if !wait.is_zero() {
-                // Not in one piece: the wall clock may be set, and the machine may sleep.
-                tokio::time::sleep(wait.min(Duration::from_secs(60))).await;
+                tokio::time::sleep(wait.min(WALL_CLOCK)).await;
                 continue;
             }
         }

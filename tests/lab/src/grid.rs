@@ -122,12 +122,22 @@ impl Join {
 
     /// With its clock off by so much, such as `+1d` (libfaketime's notation). Monotonic time is right.
     #[must_use]
-    pub fn clock(mut self, offset: &str) -> Self {
-        let library = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1".to_owned();
-        self.env.push(("LD_PRELOAD".to_owned(), library));
-        self.env.push(("FAKETIME".to_owned(), offset.to_owned()));
+    pub fn clock(self, offset: &str) -> Self {
+        self.faketime(&[("FAKETIME", offset)])
+    }
+
+    /// With its clock off by what a file on the node says at each moment, in the same notation.
+    #[must_use]
+    pub fn clock_file(self, path: &str) -> Self {
+        self.faketime(&[("FAKETIME_TIMESTAMP_FILE", path), ("FAKETIME_NO_CACHE", "1")])
+    }
+
+    fn faketime(mut self, settings: &[(&str, &str)]) -> Self {
+        let library = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
+        let always = [("LD_PRELOAD", library), ("FAKETIME_DONT_FAKE_MONOTONIC", "1")];
+        let all = always.iter().chain(settings);
         self.env
-            .push(("FAKETIME_DONT_FAKE_MONOTONIC".to_owned(), "1".to_owned()));
+            .extend(all.map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
         self
     }
 }
@@ -507,6 +517,12 @@ impl<'a> Grid<'a> {
             &[AERIE, "grid", "revoke", "node", name, "--dir", PORTAL_DIR],
         )?;
         Ok(())
+    }
+
+    /// What the enrolment service has logged since its last start.
+    #[must_use]
+    pub fn portal_log(&self) -> String {
+        self.portal.lock().unwrap_or_else(PoisonError::into_inner).log()
     }
 
     /// Ends the enrolment service.

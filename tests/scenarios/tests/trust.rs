@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use aerie_lab::grid::Member;
+use aerie_lab::grid::{Join, Member};
 use aerie_lab::wait::wait_until;
 use aerie_lab::{Nat, Place};
-use aerie_scenarios::{SOON, join_all, lab, small_grid};
+use aerie_scenarios::{GROUP, SOON, join_all, lab, small_grid};
 use anyhow::Context;
 
 #[test]
@@ -38,6 +38,31 @@ fn revoked_node_is_cut_off() {
     worker.start().unwrap();
     says_so(&worker).unwrap();
     assert!(submitter.ping(&addr).is_err());
+}
+
+#[test]
+fn credentials_are_renewed_in_time_without_a_restart() {
+    let lab = lab("renew").unwrap();
+    let grid = small_grid(&lab).unwrap();
+    let node = lab.node("c1", Place::Internet).unwrap();
+    node.put("/root/clock", b"+0").unwrap();
+    let join = Join::new("c1", Place::Internet, GROUP, "client")
+        .option("--no-condor")
+        .clock_file("/root/clock");
+    let member = grid.join_node(node, &join).unwrap();
+    grid.wait_ready([&member]).unwrap();
+    let before = member.status().unwrap();
+    let process = member.daemon().unwrap().process();
+
+    // Two thirds of a life of thirty days later.
+    member.node.put("/root/clock", b"+21d").unwrap();
+    let portal = || Ok(grid.portal_log().contains("credentials renewed").then_some(()));
+    wait_until(SOON, "the portal to renew the credentials", portal).unwrap();
+    member.node.put("/root/clock", b"+0").unwrap();
+    assert_eq!(member.daemon().unwrap().process(), process);
+    assert_eq!(member.status().unwrap().addr, before.addr);
+    // The tunnel speaks with the new one.
+    grid.hub.ping(&before.addr.unwrap()).unwrap();
 }
 
 /// Waits until a node says that it is revoked. It may have to ask the enrolment service, since nobody else talks to it.
