@@ -2,31 +2,32 @@
 //!
 //! Each turn of the loop, in this order:
 //!
-//! 1. wait for the first of: a datagram, a packet of the host, a command, the core's timer, room for events
-//! 2. take what is there: one command, or one batch of datagrams, or one batch of packets
+//! 1. wait for the first of: a datagram, a frame of the host, a command, the core's timer, room for events
+//! 2. take what is there: one command, or one batch of datagrams and one batch of frames, whichever edge woke it,
+//!    so that neither direction starves the other. What was opened is written to the device before anything else,
+//!    from where it lies
 //! 3. `handle_timeout`, if the core's timer is due
 //! 4. send the core's own datagrams (`poll_transmits`): probes and handshakes never wait behind bulk data
 //! 5. send the sealed batch of step 2; if the socket is full, wait: the host's queue then slows its senders
 //! 6. deliver what the core has kept back (`poll_inner`)
 //! 7. hand out events (`poll_event`) as far as their channel has room
 //!
-//! Packets that were opened in step 2 are written to the device before anything else, from where they lie.
-//! Nothing else touches the core, so that there is no lock.
+//! Steps 2, 4, 5 and 6 are in `traffic`. Nothing else touches the core, so that there is no lock.
 
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
 use std::time::{Duration, Instant, SystemTime};
 
 use aerie_types::{VirtualAddr, VirtualRange, WallMillis};
 use aerie_vpn_proto as proto;
-use aerie_vpn_proto::{Config, CredentialCheck, Identity, Now, RelayLimits, Suite, Transmits, Tunnels};
+use aerie_vpn_proto::{Config, CredentialCheck, Identity, Now, RelayLimits, Suite, Tunnels};
 use rand::CryptoRng;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::Error;
 use crate::handle::{Command, Event, Handle, Pong, Status};
-use crate::io::{Received, Tun, TunDevice, Udp, UdpSocket};
+use crate::io::{Offloads, Tun, TunDevice, Udp, UdpSocket};
+use crate::traffic::Traffic;
 
 /// The data socket's port unless configured.
 pub const DEFAULT_PORT: u16 = 4242;
@@ -37,12 +38,10 @@ pub const DEFAULT_MTU: u16 = 1420;
 const COMMANDS: usize = 256;
 /// Events that wait for the daemon. Beyond that they stay in the core, which bounds them too.
 const EVENTS: usize = 1024;
-/// Packets read from the device for one turn: a few round trips of sealing, 1 ms at a gigabit.
-const PACKETS: usize = 64;
 /// How often the interfaces' addresses are looked at.
 const HOSTS_EVERY: Duration = Duration::from_secs(5);
-/// The longest wait for a full socket before the rest of a batch is dropped, as a full link drops it.
-const SEND_PATIENCE: Duration = Duration::from_millis(100);
+/// The pause after an edge has failed.
+const FAILURE_PAUSE: Duration = Duration::from_millis(100);
 
 /// How the virtual network is set up on this host.
 #[derive(Debug, Clone)]
@@ -61,6 +60,9 @@ pub struct VpnConfig {
     pub relay: Option<RelayLimits>,
     /// Ciphers in order of preference; empty for what suits the processor.
     pub suites: Vec<Suite>,
+    /// Whether the kernel's offloads are used where they are found. Without them everything goes packet by packet:
+    /// for comparison, and for a device whose offload is broken.
+    pub offload: bool,
 }
 
 impl VpnConfig {
@@ -75,6 +77,7 @@ impl VpnConfig {
             port: DEFAULT_PORT,
             relay: None,
             suites: Vec::new(),
+            offload: true,
         }
     }
 }
@@ -97,8 +100,14 @@ impl Vpn {
         if !(576..=9000).contains(&config.mtu) {
             return Err(Error::Mtu { mtu: config.mtu });
         }
-        let udp = UdpSocket::bind(config.port)?;
-        let tun = TunDevice::create(&config.interface, config.addr, config.range, config.mtu)?;
+        let udp = UdpSocket::bind(config.port, config.offload)?;
+        let tun = TunDevice::create(
+            &config.interface,
+            config.addr,
+            config.range,
+            config.mtu,
+            config.offload,
+        )?;
         let (handle, events, _) = Self::start_with(config, identity, check, rng, tun, udp)?;
         Ok((handle, events))
     }
@@ -135,8 +144,13 @@ impl Vpn {
         core.set_hosts(udp.hosts(config.range, &config.interface)?, now());
         let (commands, receive_commands) = mpsc::channel(COMMANDS);
         let (events, receive_events) = mpsc::channel(EVENTS);
+        let offloads = Offloads {
+            tun: tun.offloads(),
+            udp: udp.offloads(),
+        };
+        tracing::info!(interface = config.interface, %offloads, "offloads");
         let driver = Driver {
-            packets: vec![vec![0; usize::from(config.mtu) + 128]; PACKETS],
+            traffic: Traffic::new(&tun, config.mtu),
             config,
             port,
             core,
@@ -148,9 +162,7 @@ impl Vpn {
             next_ping: 0,
             next_hosts: Instant::now() + HOSTS_EVERY,
             waiting_event: None,
-            received: Received::default(),
-            control: Transmits::new(),
-            bulk: Transmits::new(),
+            offloads,
         };
         let task = tokio::spawn(driver.run());
         Ok((Handle::new(commands), receive_events, task))
@@ -170,16 +182,13 @@ struct Driver<T, U> {
     next_hosts: Instant,
     /// An event for which the channel had no room.
     waiting_event: Option<Event>,
-    received: Received,
-    packets: Vec<Vec<u8>>,
-    control: Transmits,
-    bulk: Transmits,
+    traffic: Traffic,
+    offloads: Offloads,
 }
 
 /// What woke the driver.
 enum Wake {
-    Datagrams,
-    Packets,
+    Edge,
     Command(Option<Command>),
     Timer,
     EventRoom,
@@ -189,8 +198,18 @@ impl<T: Tun, U: Udp> Driver<T, U> {
     async fn run(mut self) {
         loop {
             match self.wait().await {
-                Wake::Datagrams => self.take_datagrams(),
-                Wake::Packets => self.take_packets(),
+                Wake::Edge => {
+                    let Self {
+                        traffic,
+                        core,
+                        tun,
+                        udp,
+                        ..
+                    } = &mut self;
+                    let moment = now();
+                    traffic.take_datagrams(udp, tun, core, moment);
+                    traffic.take_frames(tun, core, moment);
+                }
                 Wake::Command(None) => break,
                 Wake::Command(Some(Command::Shutdown(done))) => {
                     drop(self);
@@ -202,9 +221,9 @@ impl<T: Tun, U: Udp> Driver<T, U> {
                 Wake::Timer | Wake::EventRoom => {}
             }
             self.look_at_clock();
-            self.send().await;
+            self.traffic.send(&self.udp, &mut self.core).await;
             while let Some(packet) = self.core.poll_inner() {
-                self.deliver(&packet);
+                self.traffic.deliver(&self.tun, &packet);
             }
             self.hand_out_events();
         }
@@ -227,8 +246,8 @@ impl<T: Tun, U: Udp> Driver<T, U> {
             command = self.commands.recv() => Wake::Command(command),
             () = tokio::time::sleep_until(timer.into()) => Wake::Timer,
             () = room => Wake::EventRoom,
-            () = ready(self.udp.readable()) => Wake::Datagrams,
-            () = ready(self.tun.readable()) => Wake::Packets,
+            () = ready(self.udp.readable()) => Wake::Edge,
+            () = ready(self.tun.readable()) => Wake::Edge,
         }
     }
 
@@ -246,71 +265,6 @@ impl<T: Tun, U: Udp> Driver<T, U> {
         if self.core.poll_timeout().is_some_and(|at| at <= moment.instant) {
             self.core.handle_timeout(moment);
         }
-    }
-
-    fn take_datagrams(&mut self) {
-        match self.udp.try_recv(&mut self.received) {
-            Ok(()) => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return,
-            // An ICMP error of some earlier datagram, for example; the path agent finds out by itself.
-            Err(error) => {
-                tracing::trace!(%error, "receive");
-                return;
-            }
-        }
-        let mut inner = Vec::new();
-        let mut datagrams = self.received.datagrams();
-        self.core.handle_datagrams(&mut datagrams, now(), &mut inner);
-        for slice in inner {
-            let packet = datagrams
-                .get(slice.datagram)
-                .and_then(|datagram| datagram.bytes.get(slice.start..slice.start + slice.len));
-            if let Some(packet) = packet {
-                write(&self.tun, packet);
-            }
-        }
-    }
-
-    fn take_packets(&mut self) {
-        let mut lengths = [0; PACKETS];
-        let mut count = 0;
-        for (buffer, length) in self.packets.iter_mut().zip(&mut lengths) {
-            match self.tun.try_recv(buffer) {
-                Ok(len) => *length = len,
-                Err(error) => {
-                    if error.kind() != ErrorKind::WouldBlock {
-                        tracing::debug!(%error, "the interface cannot be read; is it down?");
-                    }
-                    break;
-                }
-            }
-            count += 1;
-        }
-        let batch: Vec<&[u8]> = self
-            .packets
-            .iter()
-            .zip(lengths)
-            .take(count)
-            .map(|(buffer, len)| &buffer[..len])
-            .collect();
-        self.core.handle_inner(&batch, now(), &mut self.bulk);
-    }
-
-    async fn send(&mut self) {
-        self.core.poll_transmits(&mut self.control);
-        let Self {
-            udp, control, bulk, ..
-        } = self;
-        for batch in [control, bulk] {
-            for run in batch.runs(udp.max_segments().max(1)) {
-                transmit(udp, run).await;
-            }
-            batch.clear();
-        }
-    }
-
-    fn deliver(&self, packet: &[u8]) {
-        write(&self.tun, packet);
     }
 
     fn obey(&mut self, command: Command) {
@@ -343,6 +297,7 @@ impl<T: Tun, U: Udp> Driver<T, U> {
                     reflexive,
                     counters: self.core.counters(),
                     relayed_sessions: self.core.relayed_sessions(),
+                    offloads: self.offloads,
                 });
             }
             Command::Ping(addr, answer) => {
@@ -416,38 +371,12 @@ impl<T: Tun, U: Udp> Driver<T, U> {
     }
 }
 
-fn write(tun: &impl Tun, packet: &[u8]) {
-    if let Err(error) = tun.try_send(packet) {
-        // A full queue drops, as every link does.
-        tracing::trace!(%error, "a packet was not delivered");
-    }
-}
-
-async fn transmit(udp: &impl Udp, run: proto::Run<'_>) {
-    loop {
-        match udp.try_send(run) {
-            Ok(()) => return,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                let room = tokio::time::timeout(SEND_PATIENCE, udp.writable()).await;
-                if !matches!(room, Ok(Ok(()))) {
-                    return;
-                }
-            }
-            // No route, for example: the path agent finds out by itself.
-            Err(error) => {
-                tracing::trace!(%error, to = %run.to, "send");
-                return;
-            }
-        }
-    }
-}
-
 /// Completes when an edge is ready. An edge that fails is looked at again after a pause, so that a device that is
 /// down does not keep the driver busy.
 async fn ready(edge: impl Future<Output = std::io::Result<()>>) {
     if let Err(error) = edge.await {
         tracing::debug!(%error, "an edge failed");
-        tokio::time::sleep(SEND_PATIENCE).await;
+        tokio::time::sleep(FAILURE_PAUSE).await;
     }
 }
 

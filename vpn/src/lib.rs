@@ -6,6 +6,8 @@
 //!
 //! - [`io`]: the two edges, [`io::Tun`] and [`io::Udp`], real and in memory
 //! - `driver`: the loop; its order of calls is documented there
+//! - `traffic`: its fast path, whole batches between the edges
+//! - `offload`: what the kernel and the driver hand each other in super-packets, split and put together
 //! - [`routes`]: whether a range is free on this host
 //! - [`names`]: a resolver for the grid's names, and a block in the hosts file
 
@@ -15,7 +17,9 @@ mod handle;
 mod hosts;
 pub mod io;
 pub mod names;
+mod offload;
 pub mod routes;
+mod traffic;
 
 pub use aerie_vpn_proto::{
     Candidate, Counters, CredentialCheck, Identity, Mapping, PathKind, PeerStatus, RelayInfo, RelayLimits,
