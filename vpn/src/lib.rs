@@ -1,6 +1,6 @@
 //! The grid's virtual network on this host: a TUN device, a UDP socket, and the tunnels between them.
 //!
-//! [`Vpn::start`] opens both and runs one task, the driver, which owns the protocol core
+//! [`Vpn::start`] opens both and runs one task, the driver, on a thread of its own; it owns the protocol core
 //! ([`aerie_vpn_proto::Tunnels`]) and moves packets in batches. Others hold a [`Handle`] and receive [`Event`]s;
 //! what the core asks for ([`Event::Resolve`], [`Event::Signal`]) is answered through the handle.
 //!

@@ -4,15 +4,39 @@
 
 mod common;
 
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::thread;
 use std::time::Duration;
 
 use common::netns::{Namespace, block_on};
 use common::{Switchboard, addr};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike;
 
 /// Seconds of each run.
 const SECONDS: u32 = 5;
+/// Seconds before that which do not count.
+const WARM_UP: u32 = 1;
+
+/// Ends with the test, however that ends.
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended already; then there is nothing left to do.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Seconds of processor time that this process, in which both nodes run, has taken.
+fn cpu_time() -> f64 {
+    let usage = getrusage(UsageWho::RUSAGE_SELF).unwrap();
+    [usage.user_time(), usage.system_time()]
+        .map(|time| time.num_microseconds() as f64 / 1e6)
+        .iter()
+        .sum()
+}
 
 #[test]
 #[ignore = "a measurement"]
@@ -22,7 +46,7 @@ fn iperf3_between_two_hosts() {
     let board = Switchboard::default();
     let (node_a, node_b) = (a.node(1, &board, None), b.node(2, &board, None));
     a.ping(2);
-    let mut server = b.command("iperf3 -s").stdout(Stdio::null()).spawn().unwrap();
+    let _server = Server(b.command("iperf3 -s").stdout(Stdio::null()).spawn().unwrap());
     thread::sleep(Duration::from_millis(500));
     let to = addr(2).v4().unwrap();
     for (name, options) in [
@@ -32,8 +56,11 @@ fn iperf3_between_two_hosts() {
         ("one stream", ""),
         ("UDP of 1,200 bytes", "-u -b 0 -l 1200"),
     ] {
+        let before = cpu_time();
         let output = a
-            .command(&format!("iperf3 -c {to} -t {SECONDS} -O 1 -f m {options}"))
+            .command(&format!(
+                "iperf3 -c {to} -t {SECONDS} -O {WARM_UP} -f m {options}"
+            ))
             .output()
             .unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -41,15 +68,22 @@ fn iperf3_between_two_hosts() {
         let line = text
             .lines()
             .rfind(|line| line.contains("receiver") && line.starts_with(sum));
-        eprintln!("{name}: {}", line.unwrap_or(&text));
+        let Some((rate, rest)) = line.and_then(|line| line.split_once(" Mbits/sec")) else {
+            panic!("{name}: {text}");
+        };
+        let rate: f64 = rate.split_whitespace().last().unwrap().parse().unwrap();
+        let gibibytes = rate * 1e6 / 8.0 * f64::from(SECONDS + WARM_UP) / f64::from(1 << 30);
+        let cost = (cpu_time() - before) / gibibytes;
+        eprintln!(
+            "{name}: {rate:.0} Mb/s {}, {cost:.2} s/GiB in both nodes",
+            rest.trim_end_matches("receiver").trim()
+        );
     }
     let ping = a
         .command(&format!("ping -c 200 -i 0.005 -q {to}"))
         .output()
         .unwrap();
     eprintln!("{}", String::from_utf8_lossy(&ping.stdout));
-    server.kill().unwrap();
-    server.wait().unwrap();
     block_on(node_a.shutdown());
     block_on(node_b.shutdown());
 }

@@ -71,6 +71,24 @@ fn offloads_on_or_off_on_either_side_change_no_byte() {
     }
 }
 
+/// The link takes less than a full packet of the tunnel, which the kernel then refuses to send in runs.
+#[test]
+fn a_link_with_a_small_mtu_is_no_black_hole() {
+    let (a, b) = (Namespace::new(), Namespace::new());
+    a.link("eth0", "10.1.0.1/24", &b, "eth0", "10.1.0.2/24");
+    for side in [&a, &b] {
+        side.run("ip link set eth0 mtu 1300");
+    }
+    let board = Switchboard::default();
+    let nodes = [a.node(1, &board, None), b.node(2, &board, None)];
+    a.ping(2);
+    transfer(&a, &b, addr(2).v4().unwrap(), 20);
+    transfer(&b, &a, addr(1).v4().unwrap(), 20);
+    for node in nodes {
+        block_on(node.shutdown());
+    }
+}
+
 /// Sends datagrams of several lengths, the longest in fragments, and compares each.
 fn datagrams(from: &Namespace, to: &Namespace, to_addr: Ipv4Addr) {
     let lengths = [1, 2, 100, 101, 1200, 1391, 1392, 3000];
