@@ -89,6 +89,33 @@ fn a_link_with_a_small_mtu_is_no_black_hole() {
     }
 }
 
+/// The kernel takes our word for the checksum of what was put together: only a comparison finds a fault of ours, and
+/// loss is what makes runs end in odd places.
+#[test]
+fn a_lossy_link_loses_no_byte_of_a_stream() {
+    let (a, b) = (Namespace::new(), Namespace::new());
+    a.link("eth0", "10.1.0.1/24", &b, "eth0", "10.1.0.2/24");
+    let board = Switchboard::default();
+    let nodes = [a.node(1, &board, None), b.node(2, &board, None)];
+    a.ping(2);
+    for side in [&a, &b] {
+        side.rules(
+            "table ip loss {
+                chain input { type filter hook input priority 0;
+                    udp dport 4242 numgen random mod 1000 < 10 drop
+                }
+            }\n",
+        );
+    }
+    thread::scope(|scope| {
+        scope.spawn(|| transfer(&a, &b, addr(2).v4().unwrap(), 50));
+        scope.spawn(|| transfer(&b, &a, addr(1).v4().unwrap(), 50));
+    });
+    for node in nodes {
+        block_on(node.shutdown());
+    }
+}
+
 /// Sends datagrams of several lengths, the longest in fragments, and compares each.
 fn datagrams(from: &Namespace, to: &Namespace, to_addr: Ipv4Addr) {
     let lengths = [1, 2, 100, 101, 1200, 1391, 1392, 3000];
