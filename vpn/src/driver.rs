@@ -42,7 +42,7 @@ const COMMANDS: usize = 256;
 const EVENTS: usize = 1024;
 /// How often the interfaces' addresses are looked at.
 const HOSTS_EVERY: Duration = Duration::from_secs(5);
-/// The pause after an edge has failed.
+/// The pause after an edge has failed: a device that was removed must not keep the driver busy.
 const FAILURE_PAUSE: Duration = Duration::from_millis(100);
 
 /// How the virtual network is set up on this host.
@@ -177,6 +177,8 @@ struct Driver<T, U> {
     waiting_event: Option<Event>,
     traffic: Traffic,
     offloads: Offloads,
+    /// The device has failed and is not asked again before then.
+    tun_rests_until: Option<Instant>,
 }
 
 /// What woke the driver.
@@ -235,6 +237,7 @@ impl<T: Tun, U: Udp> Driver<T, U> {
             next_hosts: Instant::now() + HOSTS_EVERY,
             waiting_event: None,
             offloads,
+            tun_rests_until: None,
         };
         Ok((driver, Handle::new(commands), receive_events))
     }
@@ -242,18 +245,7 @@ impl<T: Tun, U: Udp> Driver<T, U> {
     async fn run(mut self) {
         loop {
             match self.wait().await {
-                Wake::Edge => {
-                    let Self {
-                        traffic,
-                        core,
-                        tun,
-                        udp,
-                        ..
-                    } = &mut self;
-                    let moment = now();
-                    traffic.take_datagrams(udp, tun, core, moment);
-                    traffic.take_frames(tun, core, moment);
-                }
+                Wake::Edge => self.take_batches(),
                 Wake::Command(None) => break,
                 Wake::Command(Some(Command::Shutdown(done))) => {
                     drop(self);
@@ -274,10 +266,10 @@ impl<T: Tun, U: Udp> Driver<T, U> {
     }
 
     async fn wait(&mut self) -> Wake {
-        let timer = self
-            .core
-            .poll_timeout()
-            .map_or(self.next_hosts, |at| at.min(self.next_hosts));
+        let timer = [self.core.poll_timeout(), self.tun_rests_until]
+            .into_iter()
+            .flatten()
+            .fold(self.next_hosts, Instant::min);
         let room = async {
             match &self.waiting_event {
                 // A closed channel is noticed when the event is handed out.
@@ -291,12 +283,13 @@ impl<T: Tun, U: Udp> Driver<T, U> {
             () = tokio::time::sleep_until(timer.into()) => Wake::Timer,
             () = room => Wake::EventRoom,
             () = ready(self.udp.readable()) => Wake::Edge,
-            () = ready(self.tun.readable()) => Wake::Edge,
+            () = ready(self.tun.readable()), if self.tun_rests_until.is_none() => Wake::Edge,
         }
     }
 
     fn look_at_clock(&mut self) {
         let moment = now();
+        self.tun_rests_until = self.tun_rests_until.filter(|until| *until > moment.instant);
         if moment.instant >= self.next_hosts {
             self.next_hosts = moment.instant + HOSTS_EVERY;
             match self.udp.hosts(self.config.range, &self.config.interface) {
@@ -308,6 +301,25 @@ impl<T: Tun, U: Udp> Driver<T, U> {
         }
         if self.core.poll_timeout().is_some_and(|at| at <= moment.instant) {
             self.core.handle_timeout(moment);
+        }
+    }
+
+    fn take_batches(&mut self) {
+        let Self {
+            traffic,
+            core,
+            tun,
+            udp,
+            ..
+        } = self;
+        let moment = now();
+        traffic.take_datagrams(udp, tun, core, moment);
+        if self.tun_rests_until.is_some() {
+            return;
+        }
+        if let Err(error) = traffic.take_frames(tun, core, moment) {
+            tracing::debug!(%error, "the interface cannot be read; was it removed?");
+            self.tun_rests_until = Some(moment.instant + FAILURE_PAUSE);
         }
     }
 

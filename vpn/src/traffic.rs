@@ -7,7 +7,7 @@
 //!
 //! All memory here is of fixed size or bounded by a batch, and is used again.
 
-use std::io::{ErrorKind, IoSlice};
+use std::io::{self, ErrorKind, IoSlice};
 use std::time::Duration;
 
 use aerie_vpn_proto::{Now, Run, Transmits, Tunnels};
@@ -79,16 +79,15 @@ impl Traffic {
     }
 
     /// Reads a batch of frames, if there are any, and seals what is inside.
-    pub(crate) fn take_frames(&mut self, tun: &impl Tun, core: &mut Tunnels, now: Now) {
+    ///
+    /// # Errors
+    /// The device cannot be read. Asking again at once would only fail again.
+    pub(crate) fn take_frames(&mut self, tun: &impl Tun, core: &mut Tunnels, now: Now) -> io::Result<()> {
         for _ in 0..FRAMES {
             let frame = match tun.try_recv(&mut self.frame) {
                 Ok(len) => &mut self.frame[..len],
-                Err(error) => {
-                    if error.kind() != ErrorKind::WouldBlock {
-                        tracing::debug!(%error, "the interface cannot be read; is it down?");
-                    }
-                    return;
-                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
             };
             let bulk = &mut self.bulk;
             let mut seal = |packet: &[u8]| core.handle_inner(packet, now, bulk);
@@ -100,9 +99,10 @@ impl Traffic {
                 tracing::debug!("the interface gave a frame that makes no sense; it is dropped");
             }
             if self.bulk.bytes() >= BATCH {
-                return;
+                break;
             }
         }
+        Ok(())
     }
 
     /// Sends what the core has to say, then what was sealed. If the socket is full, waits: the device's queue then

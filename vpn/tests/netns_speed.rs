@@ -8,10 +8,8 @@ use std::process::{Child, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use common::netns::{Namespace, block_on};
+use common::netns::{Namespace, block_on, cpu_time};
 use common::{Switchboard, addr};
-use nix::sys::resource::{UsageWho, getrusage};
-use nix::sys::time::TimeValLike;
 
 /// Seconds of each run.
 const SECONDS: u32 = 5;
@@ -27,15 +25,6 @@ impl Drop for Server {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-/// Seconds of processor time that this process, in which both nodes run, has taken.
-fn cpu_time() -> f64 {
-    let usage = getrusage(UsageWho::RUSAGE_SELF).unwrap();
-    [usage.user_time(), usage.system_time()]
-        .map(|time| time.num_microseconds() as f64 / 1e6)
-        .iter()
-        .sum()
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use aerie_types::UnderlayAddr;
 use aerie_vpn::io::Offloads;
 use aerie_vpn::{Handle, Mapping, PathKind, RelayInfo, RelayLimits};
-use common::netns::{Namespace, block_on, transfer};
+use common::netns::{Namespace, block_on, cpu_time, transfer};
 use common::{Switchboard, addr, config, peer};
 
 #[test]
@@ -114,6 +114,19 @@ fn a_lossy_link_loses_no_byte_of_a_stream() {
     for node in nodes {
         block_on(node.shutdown());
     }
+}
+
+#[test]
+fn a_node_whose_interface_was_removed_stays_calm_and_can_be_asked() {
+    let a = Namespace::new();
+    let node = a.node(1, &Switchboard::default(), None);
+    a.run("ip link del aerie-t1");
+    let before = cpu_time();
+    thread::sleep(Duration::from_secs(1));
+    let taken = cpu_time() - before;
+    assert!(taken < 0.3, "{taken} s of processor time");
+    assert_eq!(block_on(node.status()).unwrap().addr, addr(1));
+    block_on(node.shutdown());
 }
 
 /// Sends datagrams of several lengths, the longest in fragments, and compares each.

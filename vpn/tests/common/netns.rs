@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use aerie_vpn::{Handle, RelayLimits, Vpn, VpnConfig};
 use nix::sched::{CloneFlags, setns};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike;
 
 use super::{Switchboard, addr, check, config, identity, peer};
 
@@ -168,4 +170,13 @@ fn pattern() -> Vec<u8> {
     (0..1u32 << 20)
         .map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8)
         .collect()
+}
+
+/// Seconds of processor time that this process, in which all nodes run, has taken.
+pub(crate) fn cpu_time() -> f64 {
+    let usage = getrusage(UsageWho::RUSAGE_SELF).unwrap();
+    [usage.user_time(), usage.system_time()]
+        .map(|time| time.num_microseconds() as f64 / 1e6)
+        .iter()
+        .sum()
 }
