@@ -2,31 +2,34 @@
 //!
 //! Each turn of the loop, in this order:
 //!
-//! 1. wait for the first of: a datagram, a packet of the host, a command, the core's timer, room for events
-//! 2. take what is there: one command, or one batch of datagrams, or one batch of packets
+//! 1. wait for the first of: a datagram, a frame of the host, a command, the core's timer, room for events
+//! 2. take what is there: one command, or one batch of datagrams and one batch of frames, whichever edge woke it,
+//!    so that neither direction starves the other. What was opened is written to the device before anything else,
+//!    from where it lies
 //! 3. `handle_timeout`, if the core's timer is due
 //! 4. send the core's own datagrams (`poll_transmits`): probes and handshakes never wait behind bulk data
 //! 5. send the sealed batch of step 2; if the socket is full, wait: the host's queue then slows its senders
 //! 6. deliver what the core has kept back (`poll_inner`)
 //! 7. hand out events (`poll_event`) as far as their channel has room
 //!
-//! Packets that were opened in step 2 are written to the device before anything else, from where they lie.
-//! Nothing else touches the core, so that there is no lock.
+//! Steps 2, 4, 5 and 6 are in `traffic`. Nothing else touches the core, so that there is no lock.
 
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
+use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use aerie_types::{VirtualAddr, VirtualRange, WallMillis};
 use aerie_vpn_proto as proto;
-use aerie_vpn_proto::{Config, CredentialCheck, Identity, Now, RelayLimits, Suite, Transmits, Tunnels};
+use aerie_vpn_proto::{Config, CredentialCheck, Identity, Now, RelayLimits, Suite, Tunnels};
 use rand::CryptoRng;
+use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::Error;
 use crate::handle::{Command, Event, Handle, Pong, Status};
-use crate::io::{Received, Tun, TunDevice, Udp, UdpSocket};
+use crate::io::{Offloads, Tun, TunDevice, Udp, UdpSocket};
+use crate::traffic::Traffic;
 
 /// The data socket's port unless configured.
 pub const DEFAULT_PORT: u16 = 4242;
@@ -37,12 +40,10 @@ pub const DEFAULT_MTU: u16 = 1420;
 const COMMANDS: usize = 256;
 /// Events that wait for the daemon. Beyond that they stay in the core, which bounds them too.
 const EVENTS: usize = 1024;
-/// Packets read from the device for one turn: a few round trips of sealing, 1 ms at a gigabit.
-const PACKETS: usize = 64;
 /// How often the interfaces' addresses are looked at.
 const HOSTS_EVERY: Duration = Duration::from_secs(5);
-/// The longest wait for a full socket before the rest of a batch is dropped, as a full link drops it.
-const SEND_PATIENCE: Duration = Duration::from_millis(100);
+/// The pause after an edge has failed: a device that was removed must not keep the driver busy.
+const FAILURE_PAUSE: Duration = Duration::from_millis(100);
 
 /// How the virtual network is set up on this host.
 #[derive(Debug, Clone)]
@@ -61,6 +62,9 @@ pub struct VpnConfig {
     pub relay: Option<RelayLimits>,
     /// Ciphers in order of preference; empty for what suits the processor.
     pub suites: Vec<Suite>,
+    /// Whether the kernel's offloads are used where they are found. Without them everything goes packet by packet:
+    /// for comparison, and for a device whose offload is broken.
+    pub offload: bool,
 }
 
 impl VpnConfig {
@@ -75,6 +79,7 @@ impl VpnConfig {
             port: DEFAULT_PORT,
             relay: None,
             suites: Vec::new(),
+            offload: true,
         }
     }
 }
@@ -84,10 +89,11 @@ impl VpnConfig {
 pub struct Vpn;
 
 impl Vpn {
-    /// Makes the interface and the socket and starts the driver on the current tokio runtime.
+    /// Makes the interface and the socket and starts the driver on a thread of its own: the bulk of a tunnel and the
+    /// rest of the daemon then keep out of each other's way, and the fast path stays with one core's cache.
     ///
     /// # Errors
-    /// Whatever stands in the way of the interface or the socket, and what to do about it.
+    /// Whatever stands in the way of the interface, the socket or the thread, and what to do about it.
     pub fn start<R: CryptoRng>(
         config: VpnConfig,
         identity: Identity,
@@ -97,13 +103,49 @@ impl Vpn {
         if !(576..=9000).contains(&config.mtu) {
             return Err(Error::Mtu { mtu: config.mtu });
         }
-        let udp = UdpSocket::bind(config.port)?;
-        let tun = TunDevice::create(&config.interface, config.addr, config.range, config.mtu)?;
-        let (handle, events, _) = Self::start_with(config, identity, check, rng, tun, udp)?;
-        Ok((handle, events))
+        // The thread comes first: a runtime must not be dropped here, in case this is a task of another one.
+        let (hand_over, receive) =
+            std::sync::mpsc::sync_channel::<(Runtime, Driver<TunDevice, UdpSocket>)>(1);
+        thread::Builder::new()
+            .name("aerie-vpn".to_owned())
+            .spawn(move || {
+                if let Ok((runtime, driver)) = receive.recv() {
+                    runtime.block_on(driver.run());
+                }
+            })
+            .map_err(Error::Worker)?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(Error::Worker)?;
+        let made = {
+            let _registered_there = runtime.enter();
+            let edges = UdpSocket::bind(config.port, config.offload).and_then(|udp| {
+                let tun = TunDevice::create(
+                    &config.interface,
+                    config.addr,
+                    config.range,
+                    config.mtu,
+                    config.offload,
+                )?;
+                Ok((tun, udp))
+            });
+            edges.and_then(|(tun, udp)| Driver::new(config, identity, check, rng, tun, udp))
+        };
+        match made {
+            Ok((driver, handle, events)) => {
+                // The thread waits for nothing else.
+                let _ = hand_over.send((runtime, driver));
+                Ok((handle, events))
+            }
+            Err(error) => {
+                runtime.shutdown_background();
+                Err(error)
+            }
+        }
     }
 
-    /// Starts the driver on given edges, such as those in memory.
+    /// Starts the driver on given edges, such as those in memory, on the current tokio runtime.
     ///
     /// # Errors
     /// [`Error::Protocol`], [`Error::Interfaces`], [`Error::Udp`].
@@ -115,6 +157,47 @@ impl Vpn {
         tun: T,
         udp: U,
     ) -> Result<(Handle, mpsc::Receiver<Event>, JoinHandle<()>), Error> {
+        let (driver, handle, events) = Driver::new(config, identity, check, rng, tun, udp)?;
+        Ok((handle, events, tokio::spawn(driver.run())))
+    }
+}
+
+struct Driver<T, U> {
+    config: VpnConfig,
+    port: u16,
+    core: Tunnels,
+    tun: T,
+    udp: U,
+    commands: mpsc::Receiver<Command>,
+    events: mpsc::Sender<Event>,
+    pings: BTreeMap<u64, oneshot::Sender<Result<Pong, String>>>,
+    next_ping: u64,
+    next_hosts: Instant,
+    /// An event for which the channel had no room.
+    waiting_event: Option<Event>,
+    traffic: Traffic,
+    offloads: Offloads,
+    /// The device has failed and is not asked again before then.
+    tun_rests_until: Option<Instant>,
+}
+
+/// What woke the driver.
+enum Wake {
+    Edge,
+    Command(Option<Command>),
+    Timer,
+    EventRoom,
+}
+
+impl<T: Tun, U: Udp> Driver<T, U> {
+    fn new<R: CryptoRng>(
+        config: VpnConfig,
+        identity: Identity,
+        check: Box<dyn CredentialCheck>,
+        rng: &mut R,
+        tun: T,
+        udp: U,
+    ) -> Result<(Self, Handle, mpsc::Receiver<Event>), Error> {
         let port = udp.port().map_err(|source| Error::Udp {
             port: config.port,
             source,
@@ -135,8 +218,13 @@ impl Vpn {
         core.set_hosts(udp.hosts(config.range, &config.interface)?, now());
         let (commands, receive_commands) = mpsc::channel(COMMANDS);
         let (events, receive_events) = mpsc::channel(EVENTS);
+        let offloads = Offloads {
+            tun: tun.offloads(),
+            udp: udp.offloads(),
+        };
+        tracing::info!(interface = config.interface, %offloads, "offloads");
         let driver = Driver {
-            packets: vec![vec![0; usize::from(config.mtu) + 128]; PACKETS],
+            traffic: Traffic::new(&tun, config.mtu),
             config,
             port,
             core,
@@ -148,49 +236,16 @@ impl Vpn {
             next_ping: 0,
             next_hosts: Instant::now() + HOSTS_EVERY,
             waiting_event: None,
-            received: Received::default(),
-            control: Transmits::new(),
-            bulk: Transmits::new(),
+            offloads,
+            tun_rests_until: None,
         };
-        let task = tokio::spawn(driver.run());
-        Ok((Handle::new(commands), receive_events, task))
+        Ok((driver, Handle::new(commands), receive_events))
     }
-}
 
-struct Driver<T, U> {
-    config: VpnConfig,
-    port: u16,
-    core: Tunnels,
-    tun: T,
-    udp: U,
-    commands: mpsc::Receiver<Command>,
-    events: mpsc::Sender<Event>,
-    pings: BTreeMap<u64, oneshot::Sender<Result<Pong, String>>>,
-    next_ping: u64,
-    next_hosts: Instant,
-    /// An event for which the channel had no room.
-    waiting_event: Option<Event>,
-    received: Received,
-    packets: Vec<Vec<u8>>,
-    control: Transmits,
-    bulk: Transmits,
-}
-
-/// What woke the driver.
-enum Wake {
-    Datagrams,
-    Packets,
-    Command(Option<Command>),
-    Timer,
-    EventRoom,
-}
-
-impl<T: Tun, U: Udp> Driver<T, U> {
     async fn run(mut self) {
         loop {
             match self.wait().await {
-                Wake::Datagrams => self.take_datagrams(),
-                Wake::Packets => self.take_packets(),
+                Wake::Edge => self.take_batches(),
                 Wake::Command(None) => break,
                 Wake::Command(Some(Command::Shutdown(done))) => {
                     drop(self);
@@ -202,19 +257,19 @@ impl<T: Tun, U: Udp> Driver<T, U> {
                 Wake::Timer | Wake::EventRoom => {}
             }
             self.look_at_clock();
-            self.send().await;
+            self.traffic.send(&self.udp, &mut self.core).await;
             while let Some(packet) = self.core.poll_inner() {
-                self.deliver(&packet);
+                self.traffic.deliver(&self.tun, &packet);
             }
             self.hand_out_events();
         }
     }
 
     async fn wait(&mut self) -> Wake {
-        let timer = self
-            .core
-            .poll_timeout()
-            .map_or(self.next_hosts, |at| at.min(self.next_hosts));
+        let timer = [self.core.poll_timeout(), self.tun_rests_until]
+            .into_iter()
+            .flatten()
+            .fold(self.next_hosts, Instant::min);
         let room = async {
             match &self.waiting_event {
                 // A closed channel is noticed when the event is handed out.
@@ -227,13 +282,14 @@ impl<T: Tun, U: Udp> Driver<T, U> {
             command = self.commands.recv() => Wake::Command(command),
             () = tokio::time::sleep_until(timer.into()) => Wake::Timer,
             () = room => Wake::EventRoom,
-            () = ready(self.udp.readable()) => Wake::Datagrams,
-            () = ready(self.tun.readable()) => Wake::Packets,
+            () = ready(self.udp.readable()) => Wake::Edge,
+            () = ready(self.tun.readable()), if self.tun_rests_until.is_none() => Wake::Edge,
         }
     }
 
     fn look_at_clock(&mut self) {
         let moment = now();
+        self.tun_rests_until = self.tun_rests_until.filter(|until| *until > moment.instant);
         if moment.instant >= self.next_hosts {
             self.next_hosts = moment.instant + HOSTS_EVERY;
             match self.udp.hosts(self.config.range, &self.config.interface) {
@@ -248,69 +304,23 @@ impl<T: Tun, U: Udp> Driver<T, U> {
         }
     }
 
-    fn take_datagrams(&mut self) {
-        match self.udp.try_recv(&mut self.received) {
-            Ok(()) => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return,
-            // An ICMP error of some earlier datagram, for example; the path agent finds out by itself.
-            Err(error) => {
-                tracing::trace!(%error, "receive");
-                return;
-            }
-        }
-        let mut inner = Vec::new();
-        let mut datagrams = self.received.datagrams();
-        self.core.handle_datagrams(&mut datagrams, now(), &mut inner);
-        for slice in inner {
-            let packet = datagrams
-                .get(slice.datagram)
-                .and_then(|datagram| datagram.bytes.get(slice.start..slice.start + slice.len));
-            if let Some(packet) = packet {
-                write(&self.tun, packet);
-            }
-        }
-    }
-
-    fn take_packets(&mut self) {
-        let mut lengths = [0; PACKETS];
-        let mut count = 0;
-        for (buffer, length) in self.packets.iter_mut().zip(&mut lengths) {
-            match self.tun.try_recv(buffer) {
-                Ok(len) => *length = len,
-                Err(error) => {
-                    if error.kind() != ErrorKind::WouldBlock {
-                        tracing::debug!(%error, "the interface cannot be read; is it down?");
-                    }
-                    break;
-                }
-            }
-            count += 1;
-        }
-        let batch: Vec<&[u8]> = self
-            .packets
-            .iter()
-            .zip(lengths)
-            .take(count)
-            .map(|(buffer, len)| &buffer[..len])
-            .collect();
-        self.core.handle_inner(&batch, now(), &mut self.bulk);
-    }
-
-    async fn send(&mut self) {
-        self.core.poll_transmits(&mut self.control);
+    fn take_batches(&mut self) {
         let Self {
-            udp, control, bulk, ..
+            traffic,
+            core,
+            tun,
+            udp,
+            ..
         } = self;
-        for batch in [control, bulk] {
-            for run in batch.runs(udp.max_segments().max(1)) {
-                transmit(udp, run).await;
-            }
-            batch.clear();
+        let moment = now();
+        traffic.take_datagrams(udp, tun, core, moment);
+        if self.tun_rests_until.is_some() {
+            return;
         }
-    }
-
-    fn deliver(&self, packet: &[u8]) {
-        write(&self.tun, packet);
+        if let Err(error) = traffic.take_frames(tun, core, moment) {
+            tracing::debug!(%error, "the interface cannot be read; was it removed?");
+            self.tun_rests_until = Some(moment.instant + FAILURE_PAUSE);
+        }
     }
 
     fn obey(&mut self, command: Command) {
@@ -343,6 +353,7 @@ impl<T: Tun, U: Udp> Driver<T, U> {
                     reflexive,
                     counters: self.core.counters(),
                     relayed_sessions: self.core.relayed_sessions(),
+                    offloads: self.offloads,
                 });
             }
             Command::Ping(addr, answer) => {
@@ -416,38 +427,12 @@ impl<T: Tun, U: Udp> Driver<T, U> {
     }
 }
 
-fn write(tun: &impl Tun, packet: &[u8]) {
-    if let Err(error) = tun.try_send(packet) {
-        // A full queue drops, as every link does.
-        tracing::trace!(%error, "a packet was not delivered");
-    }
-}
-
-async fn transmit(udp: &impl Udp, run: proto::Run<'_>) {
-    loop {
-        match udp.try_send(run) {
-            Ok(()) => return,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                let room = tokio::time::timeout(SEND_PATIENCE, udp.writable()).await;
-                if !matches!(room, Ok(Ok(()))) {
-                    return;
-                }
-            }
-            // No route, for example: the path agent finds out by itself.
-            Err(error) => {
-                tracing::trace!(%error, to = %run.to, "send");
-                return;
-            }
-        }
-    }
-}
-
 /// Completes when an edge is ready. An edge that fails is looked at again after a pause, so that a device that is
 /// down does not keep the driver busy.
 async fn ready(edge: impl Future<Output = std::io::Result<()>>) {
     if let Err(error) = edge.await {
         tracing::debug!(%error, "an edge failed");
-        tokio::time::sleep(SEND_PATIENCE).await;
+        tokio::time::sleep(FAILURE_PAUSE).await;
     }
 }
 

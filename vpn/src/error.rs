@@ -67,6 +67,11 @@ pub enum Error {
         /// The MTU.
         mtu: u16,
     },
+    /// The driver's thread could not be started.
+    #[error(
+        "the tunnel's thread cannot be started; look at the limits of threads and open files ('ulimit -a')"
+    )]
+    Worker(#[source] io::Error),
     /// The core refused a call.
     #[error(transparent)]
     Protocol(#[from] aerie_vpn_proto::Error),

@@ -7,6 +7,7 @@ use aerie_types::{PeerId, UnderlayAddr, VirtualAddr};
 use aerie_vpn_proto::{Counters, Mapping, PathKind, PeerStatus, RelayInfo, RemotePeer};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::io::Offloads;
 use crate::{Error, PingError};
 
 /// What the driver asks and tells.
@@ -58,6 +59,8 @@ pub struct Status {
     pub counters: Counters,
     /// Sessions relayed for others.
     pub relayed_sessions: usize,
+    /// What the kernel was found to do for the driver.
+    pub offloads: Offloads,
 }
 
 pub(crate) enum Command {

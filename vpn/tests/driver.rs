@@ -25,7 +25,10 @@ impl Net {
     }
 
     fn node(&self, n: u8) -> (Handle, MemoryTun) {
-        let tun = MemoryTun::default();
+        self.node_with(n, MemoryTun::default())
+    }
+
+    fn node_with(&self, n: u8, tun: MemoryTun) -> (Handle, MemoryTun) {
         let udp = self.net.bind(UnderlayAddr(([192, 0, 2, n], 4242).into()));
         let (handle, events, _) = Vpn::start_with(
             config(n),
@@ -72,6 +75,63 @@ async fn packets_cross_from_device_to_device_in_order() {
     assert_eq!(status.name.unwrap().as_str(), "node1");
     assert!(matches!(status.path, PathKind::Direct(_)));
     assert!(status.rx_bytes > 500 * 24);
+}
+
+/// A virtio header: flags, kind, length of headers, payload of each segment, where the checksum begins and stands.
+fn framed(head: [u16; 5], packet: &[u8]) -> Vec<u8> {
+    let mut frame: Vec<u8> = head.iter().flat_map(|number| number.to_ne_bytes()).collect();
+    frame.extend(packet);
+    frame
+}
+
+/// A UDP packet whose checksum is absent.
+fn udp(from: u8, to: u8, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0x13, 0x88, 0x13, 0x89, 0, 0, 0, 0];
+    bytes[4..6].copy_from_slice(&(payload.len() as u16 + 8).to_be_bytes());
+    bytes.extend(payload);
+    packet(from, to, &bytes)
+}
+
+#[tokio::test]
+async fn a_super_packet_crosses_and_a_plain_device_gets_its_packets() {
+    let net = Net::new();
+    let (a, tun_a) = net.node_with(1, MemoryTun::with_offloads());
+    let (_b, tun_b) = net.node(2);
+    let (_c, tun_c) = net.node_with(3, MemoryTun::with_offloads());
+    assert!(a.status().await.unwrap().offloads.tun.udp);
+    for (n, tun) in [(2, &tun_b), (3, &tun_c)] {
+        a.ping(addr(n)).await.unwrap();
+        // Flags and kind share the first number: a checksum is left, UDP segments.
+        let kind = u16::from_ne_bytes([1, 5]);
+        let payload: Vec<u8> = (0..250).collect();
+        tun_a.host_sends(framed([kind, 28, 100, 20, 6], &udp(1, n, &payload)));
+        let mut got: Vec<u8> = Vec::new();
+        let mut lengths = Vec::new();
+        while got.len() < payload.len() {
+            let frame = tun.host_receives().await;
+            let headers = if n == 3 { 38 } else { 28 };
+            lengths.push(frame.len() - headers);
+            got.extend(&frame[headers..]);
+        }
+        assert_eq!(got, payload);
+        if n == 2 {
+            assert_eq!(lengths, [100, 100, 50]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_frame_that_makes_no_sense_does_no_harm() {
+    let net = Net::new();
+    let (a, tun_a) = net.node_with(1, MemoryTun::with_offloads());
+    let (_b, tun_b) = net.node(2);
+    a.ping(addr(2)).await.unwrap();
+    let whole = udp(1, 2, b"payload");
+    tun_a.host_sends(vec![0; 3]);
+    tun_a.host_sends(framed([u16::from_ne_bytes([1, 1]), 0, 9, 0, 0], &whole));
+    tun_a.host_sends(framed([1, 0, 0, 60_000, 60_000], &whole));
+    tun_a.host_sends(framed([0; 5], &whole));
+    assert_eq!(tun_b.host_receives().await, whole);
 }
 
 #[tokio::test]

@@ -4,167 +4,15 @@
 
 mod common;
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
+use std::net::{Ipv4Addr, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use aerie_types::UnderlayAddr;
-use aerie_vpn::{Handle, Mapping, PathKind, RelayInfo, RelayLimits, Vpn};
-use common::{Switchboard, addr, check, config, identity, peer};
-use nix::sched::{CloneFlags, setns};
-
-/// A network namespace, held by a process that ends when the test does.
-struct Namespace {
-    holder: Child,
-}
-
-impl Namespace {
-    fn new() -> Self {
-        let mut holder = Command::new("unshare")
-            .args(["--net", "sh", "-c", "ip link set lo up && echo ready && exec cat"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(holder.stdout.as_mut().unwrap())
-            .read_line(&mut line)
-            .unwrap();
-        assert_eq!(line, "ready\n", "network namespaces need root");
-        Self { holder }
-    }
-
-    fn path(&self) -> String {
-        format!("/proc/{}/ns/net", self.holder.id())
-    }
-
-    fn command(&self, words: &str) -> Command {
-        let mut command = Command::new("nsenter");
-        command
-            .arg(format!("--net={}", self.path()))
-            .args(words.split_whitespace());
-        command
-    }
-
-    fn run(&self, words: &str) {
-        let output = self.command(words).output().unwrap();
-        assert!(
-            output.status.success(),
-            "{words}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
-
-    fn rules(&self, rules: &str) {
-        let mut child = self.command("nft -f -").stdin(Stdio::piped()).spawn().unwrap();
-        child.stdin.take().unwrap().write_all(rules.as_bytes()).unwrap();
-        assert!(child.wait().unwrap().success(), "{rules}");
-    }
-
-    /// Joins two namespaces by a pair of interfaces with addresses.
-    fn link(&self, name: &str, net: &str, other: &Self, other_name: &str, other_net: &str) {
-        self.run(&format!(
-            "ip link add {name} type veth peer name {other_name} netns {}",
-            other.holder.id()
-        ));
-        for (side, name, net) in [(self, name, net), (other, other_name, other_net)] {
-            side.run(&format!("ip addr add {net} dev {name}"));
-            side.run(&format!("ip link set {name} up"));
-        }
-    }
-
-    /// Starts work on a thread inside the namespace.
-    fn spawn<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> thread::JoinHandle<T> {
-        let file = File::open(self.path()).unwrap();
-        thread::spawn(move || {
-            setns(file, CloneFlags::CLONE_NEWNET).unwrap();
-            work()
-        })
-    }
-
-    /// Starts a node. Its driver runs on a thread inside the namespace until it is shut down.
-    fn node(&self, n: u8, board: &Switchboard, relay: Option<RelayLimits>) -> Handle {
-        let (send, receive) = std::sync::mpsc::channel();
-        let board = board.clone();
-        self.spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap();
-            runtime.block_on(async move {
-                let mut config = config(n);
-                config.relay = relay;
-                let (handle, events) = Vpn::start(config, identity(n), check(), &mut rand::rng()).unwrap();
-                board.join(peer(n), handle.clone());
-                send.send(handle.clone()).unwrap();
-                board.serve(n, handle, events).await;
-            });
-        });
-        receive.recv_timeout(Duration::from_secs(10)).unwrap()
-    }
-
-    fn ping(&self, to: u8) {
-        let output = self
-            .command(&format!("ping -c 3 -i 0.2 -W 5 {}", addr(to)))
-            .output()
-            .unwrap();
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(text.contains(" 0% packet loss"), "{text}");
-    }
-}
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        // It may have ended already; then there is nothing left to do.
-        let _ = self.holder.kill();
-        let _ = self.holder.wait();
-    }
-}
-
-fn block_on<T>(work: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap()
-        .block_on(work)
-}
-
-/// Sends so many megabytes of a pattern over TCP and compares each byte. The rate in megabytes a second.
-fn transfer(from: &Namespace, to: &Namespace, to_addr: Ipv4Addr, megabytes: usize) -> f64 {
-    let (send, ready) = std::sync::mpsc::channel();
-    let receiver = to.spawn(move || {
-        let listener = TcpListener::bind(SocketAddr::from((to_addr, 5001))).unwrap();
-        send.send(()).unwrap();
-        let (mut stream, _) = listener.accept().unwrap();
-        let pattern = pattern();
-        let mut buffer = vec![0; pattern.len()];
-        for block in 0..megabytes {
-            stream.read_exact(&mut buffer).unwrap();
-            assert!(buffer == pattern, "block {block} is damaged");
-        }
-    });
-    ready.recv_timeout(Duration::from_secs(5)).unwrap();
-    let began = Instant::now();
-    let sender = from.spawn(move || {
-        let mut stream = TcpStream::connect((to_addr, 5001)).unwrap();
-        let pattern = pattern();
-        for _ in 0..megabytes {
-            stream.write_all(&pattern).unwrap();
-        }
-    });
-    sender.join().unwrap();
-    receiver.join().unwrap();
-    megabytes as f64 / began.elapsed().as_secs_f64()
-}
-
-fn pattern() -> Vec<u8> {
-    (0..1u32 << 20)
-        .map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8)
-        .collect()
-}
+use aerie_vpn::io::Offloads;
+use aerie_vpn::{Handle, Mapping, PathKind, RelayInfo, RelayLimits};
+use common::netns::{Namespace, block_on, cpu_time, transfer};
+use common::{Switchboard, addr, config, peer};
 
 #[test]
 fn two_hosts_ping_and_move_data_intact() {
@@ -190,6 +38,124 @@ fn two_hosts_ping_and_move_data_intact() {
             .success(),
         "the interface is gone"
     );
+}
+
+/// TCP both ways and UDP of several lengths, each byte compared, between nodes with and without offloads.
+#[test]
+fn offloads_on_or_off_on_either_side_change_no_byte() {
+    for offload in [[true, true], [true, false], [false, true], [false, false]] {
+        let hosts = [Namespace::new(), Namespace::new()];
+        let [a, b] = &hosts;
+        a.link("eth0", "10.1.0.1/24", b, "eth0", "10.1.0.2/24");
+        let board = Switchboard::default();
+        let nodes = [1, 2].map(|n: u8| {
+            let side = usize::from(n) - 1;
+            let mut config = config(n);
+            config.offload = offload[side];
+            hosts[side].start(n, &board, config)
+        });
+        a.ping(2);
+        for (node, offload) in nodes.iter().zip(offload) {
+            let found = block_on(node.status()).unwrap().offloads;
+            eprintln!("{found}");
+            assert!(offload || found == Offloads::default(), "{found}");
+        }
+        let [to_a, to_b] = [1, 2].map(|n| addr(n).v4().unwrap());
+        let there = transfer(a, b, to_b, 50);
+        let back = transfer(b, a, to_a, 50);
+        eprintln!("{offload:?}: {there:.0} and {back:.0} MB/s");
+        datagrams(a, b, to_b);
+        for node in nodes {
+            block_on(node.shutdown());
+        }
+    }
+}
+
+/// The link takes less than a full packet of the tunnel, which the kernel then refuses to send in runs.
+#[test]
+fn a_link_with_a_small_mtu_is_no_black_hole() {
+    let (a, b) = (Namespace::new(), Namespace::new());
+    a.link("eth0", "10.1.0.1/24", &b, "eth0", "10.1.0.2/24");
+    for side in [&a, &b] {
+        side.run("ip link set eth0 mtu 1300");
+    }
+    let board = Switchboard::default();
+    let nodes = [a.node(1, &board, None), b.node(2, &board, None)];
+    a.ping(2);
+    transfer(&a, &b, addr(2).v4().unwrap(), 20);
+    transfer(&b, &a, addr(1).v4().unwrap(), 20);
+    for node in nodes {
+        block_on(node.shutdown());
+    }
+}
+
+/// The kernel takes our word for the checksum of what was put together: only a comparison finds a fault of ours, and
+/// loss is what makes runs end in odd places.
+#[test]
+fn a_lossy_link_loses_no_byte_of_a_stream() {
+    let (a, b) = (Namespace::new(), Namespace::new());
+    a.link("eth0", "10.1.0.1/24", &b, "eth0", "10.1.0.2/24");
+    let board = Switchboard::default();
+    let nodes = [a.node(1, &board, None), b.node(2, &board, None)];
+    a.ping(2);
+    for side in [&a, &b] {
+        side.rules(
+            "table ip loss {
+                chain input { type filter hook input priority 0;
+                    udp dport 4242 numgen random mod 1000 < 10 drop
+                }
+            }\n",
+        );
+    }
+    thread::scope(|scope| {
+        scope.spawn(|| transfer(&a, &b, addr(2).v4().unwrap(), 50));
+        scope.spawn(|| transfer(&b, &a, addr(1).v4().unwrap(), 50));
+    });
+    for node in nodes {
+        block_on(node.shutdown());
+    }
+}
+
+#[test]
+fn a_node_whose_interface_was_removed_stays_calm_and_can_be_asked() {
+    let a = Namespace::new();
+    let node = a.node(1, &Switchboard::default(), None);
+    a.run("ip link del aerie-t1");
+    let before = cpu_time();
+    thread::sleep(Duration::from_secs(1));
+    let taken = cpu_time() - before;
+    assert!(taken < 0.3, "{taken} s of processor time");
+    assert_eq!(block_on(node.status()).unwrap().addr, addr(1));
+    block_on(node.shutdown());
+}
+
+/// Sends datagrams of several lengths, the longest in fragments, and compares each.
+fn datagrams(from: &Namespace, to: &Namespace, to_addr: Ipv4Addr) {
+    let lengths = [1, 2, 100, 101, 1200, 1391, 1392, 3000];
+    let (send, ready) = std::sync::mpsc::channel();
+    let receiver = to.spawn(move || {
+        let socket = UdpSocket::bind((to_addr, 5002)).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        send.send(()).unwrap();
+        let mut buffer = [0; 4000];
+        for (n, len) in (0..5).flat_map(|n| lengths.map(|len| (n, len))) {
+            let got = socket.recv(&mut buffer).unwrap();
+            assert!(
+                buffer[..got] == vec![n; len],
+                "datagram {n} of {len} bytes: got {got}"
+            );
+        }
+    });
+    ready.recv_timeout(Duration::from_secs(5)).unwrap();
+    let sender = from.spawn(move || {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.connect((to_addr, 5002)).unwrap();
+        for (n, len) in (0..5).flat_map(|n| lengths.map(|len| (n, len))) {
+            socket.send(&vec![n; len]).unwrap();
+        }
+    });
+    sender.join().unwrap();
+    receiver.join().unwrap();
 }
 
 /// An internet with two relays, and two hosts behind routers that translate.

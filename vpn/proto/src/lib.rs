@@ -10,8 +10,8 @@
 //!        TUN ──handle_inner──►┐                        ┌──► poll_event: Resolve, Signal, PathChanged, Pong
 //!  resolved, signal, ping ───►│        Tunnels         │
 //!  set_relays, set_hosts  ───►│  peers, path agents,   ├──► poll_transmits: datagrams to send
-//!   UDP ──handle_datagrams───►│  relay links and ends  │
-//!   clock ─handle_timeout────►└                        └──► slices of the batch, poll_inner: packets to deliver
+//!   UDP ──handle_datagram────►│  relay links and ends  │
+//!   clock ─handle_timeout────►└                        └──► handle_datagram's range, poll_inner: packets to deliver
 //! ```
 //!
 //! Order of calls: after any input, take [`Tunnels::poll_transmits`] first (probes and handshakes must not wait
@@ -51,7 +51,5 @@ pub use signal::{Candidate, CandidateKind, MAX_SIGNAL};
 pub use status::{Counters, PathKind, PeerStatus};
 pub use suite::Suite;
 pub use transmits::{Run, Transmits};
-pub use tunnels::{
-    Config, CredentialCheck, Datagram, Event, InnerSlice, RelayInfo, RemoteIdentity, RemotePeer, Tunnels,
-};
+pub use tunnels::{Config, CredentialCheck, Event, RelayInfo, RemoteIdentity, RemotePeer, Tunnels};
 pub use wire::{DATA_HEADER, DATA_OVERHEAD, RELAY_OVERHEAD, VERSION};

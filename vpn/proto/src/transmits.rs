@@ -9,7 +9,9 @@ use aerie_types::UnderlayAddr;
 /// Datagrams to send, in order.
 #[derive(Debug, Default)]
 pub struct Transmits {
+    /// As long as the longest batch so far, so that no byte is written twice.
     bytes: Vec<u8>,
+    used: usize,
     segments: Vec<Segment>,
 }
 
@@ -33,6 +35,8 @@ pub struct Run<'a> {
 
 /// What the kernel takes in one send with UDP_SEGMENT: 64 segments and an IPv4 datagram's length.
 const RUN_BYTES: usize = 65_507;
+/// The memory grows in such steps: some tens of full packets.
+const GROWTH: usize = 1 << 16;
 
 impl Transmits {
     /// An empty batch.
@@ -56,12 +60,12 @@ impl Transmits {
     /// Bytes of all datagrams.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.bytes.len()
+        self.used
     }
 
     /// Forgets the datagrams, keeps the memory.
     pub fn clear(&mut self) {
-        self.bytes.clear();
+        self.used = 0;
         self.segments.clear();
     }
 
@@ -73,28 +77,31 @@ impl Transmits {
         });
     }
 
-    /// Adds a datagram of `len` bytes that `fill` writes; nothing is added where `fill` says `false`.
+    /// Adds a datagram of `len` bytes that `fill` writes, all of them; what lies there before is of no meaning.
+    /// Nothing is added where `fill` says `false`.
     pub fn push_with(&mut self, to: UnderlayAddr, len: usize, fill: impl FnOnce(&mut [u8]) -> bool) -> bool {
-        let start = self.bytes.len();
-        self.bytes.resize(start + len, 0);
-        let filled = fill(&mut self.bytes[start..]);
+        let start = self.used;
+        let end = start + len;
+        if self.bytes.len() < end {
+            self.bytes.resize(end.next_multiple_of(GROWTH), 0);
+        }
+        let filled = fill(&mut self.bytes[start..end]);
         if filled {
             self.segments.push(Segment { to, start, len });
-        } else {
-            self.bytes.truncate(start);
+            self.used = end;
         }
         filled
     }
 
     /// Adds all of another batch, which is empty afterwards.
     pub fn append(&mut self, other: &mut Self) {
-        let base = self.bytes.len();
-        self.bytes.append(&mut other.bytes);
-        self.segments
-            .extend(other.segments.drain(..).map(|segment| Segment {
-                start: segment.start + base,
-                ..segment
-            }));
+        if self.is_empty() {
+            std::mem::swap(self, other);
+        }
+        for (to, datagram) in other.iter() {
+            self.push(to, datagram);
+        }
+        other.clear();
     }
 
     /// The datagrams one by one.

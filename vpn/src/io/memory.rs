@@ -1,14 +1,14 @@
 //! Both edges in memory, for tests: a network of sockets by address, and a device that is a pair of queues.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io;
+use std::io::{self, IoSlice};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aerie_types::{UnderlayAddr, VirtualAddr, VirtualRange};
 use aerie_vpn_proto::Run;
 use tokio::sync::Notify;
 
-use super::{Received, Tun, Udp};
+use super::{RECEIVE_LEN, Received, ReceivedRun, Tun, TunOffloads, Udp, UdpOffloads};
 
 /// Packets or datagrams that a queue holds; more are dropped, as a kernel does.
 const QUEUE: usize = 1024;
@@ -61,15 +61,29 @@ pub struct MemoryTun {
     to_driver: Arc<Queue<Vec<u8>>>,
     to_host: Arc<Queue<Vec<u8>>>,
     addr: Arc<Mutex<Option<VirtualAddr>>>,
+    offloads: TunOffloads,
 }
 
 impl MemoryTun {
-    /// A packet that the host sends.
-    pub fn host_sends(&self, packet: Vec<u8>) {
-        self.to_driver.push(packet);
+    /// A device whose frames have virtio headers; it takes super-packets.
+    #[must_use]
+    pub fn with_offloads() -> Self {
+        Self {
+            offloads: TunOffloads {
+                framed: true,
+                tcp: true,
+                udp: true,
+            },
+            ..Self::default()
+        }
     }
 
-    /// The next packet that the host receives.
+    /// A frame that the host sends: a packet, for a device without offloads.
+    pub fn host_sends(&self, frame: Vec<u8>) {
+        self.to_driver.push(frame);
+    }
+
+    /// The next frame that the host receives.
     pub async fn host_receives(&self) -> Vec<u8> {
         loop {
             self.to_host.ready().await;
@@ -99,9 +113,14 @@ impl Tun for MemoryTun {
         Ok(len)
     }
 
-    fn try_send(&self, packet: &[u8]) -> io::Result<()> {
-        self.to_host.push(packet.to_vec());
+    fn try_send(&self, frame: &[IoSlice<'_>]) -> io::Result<()> {
+        self.to_host
+            .push(frame.iter().flat_map(|part| part.iter().copied()).collect());
         Ok(())
+    }
+
+    fn offloads(&self) -> TunOffloads {
+        self.offloads
     }
 
     fn readdress(&self, _from: VirtualAddr, to: VirtualAddr, _prefix: u8) -> io::Result<()> {
@@ -151,12 +170,16 @@ impl Udp for MemoryUdp {
 
     fn try_recv(&self, batch: &mut Received) -> io::Result<()> {
         batch.runs.clear();
-        for buffer in &mut batch.buffers {
+        for buffer in batch.memory.chunks_mut(RECEIVE_LEN) {
             let Some((from, bytes)) = self.inbox.pop() else {
                 break;
             };
             buffer[..bytes.len()].copy_from_slice(&bytes);
-            batch.runs.push((from, bytes.len(), bytes.len()));
+            batch.runs.push(ReceivedRun {
+                from,
+                len: bytes.len(),
+                stride: bytes.len(),
+            });
         }
         if batch.runs.is_empty() {
             Err(io::ErrorKind::WouldBlock.into())
@@ -165,17 +188,21 @@ impl Udp for MemoryUdp {
         }
     }
 
-    fn try_send(&self, run: Run<'_>) -> io::Result<()> {
+    fn try_send(&self, run: Run<'_>) -> io::Result<usize> {
         if let Some(inbox) = lock(&self.net.sockets).get(&run.to) {
             for datagram in run.bytes.chunks(run.segment.max(1)) {
                 inbox.push((self.addr, datagram.to_vec()));
             }
         }
-        Ok(())
+        Ok(run.bytes.len())
     }
 
     fn max_segments(&self) -> usize {
         64
+    }
+
+    fn offloads(&self) -> UdpOffloads {
+        UdpOffloads::default()
     }
 
     fn port(&self) -> io::Result<u16> {

@@ -4,32 +4,38 @@
 //! so that the driver can drain a whole batch for each time it is woken.
 
 pub mod memory;
+mod offloads;
 mod tun;
 mod udp;
 
 use std::future::Future;
-use std::io;
+use std::io::{self, IoSlice};
+use std::ops::Range;
 
 use aerie_types::{UnderlayAddr, VirtualAddr, VirtualRange};
 use aerie_vpn_proto::Run;
 
+pub use offloads::{Offloads, TunOffloads, UdpOffloads};
 pub use tun::TunDevice;
 pub use udp::UdpSocket;
 
 /// Packets of this host: a TUN device.
 pub trait Tun: Send + Sync + 'static {
-    /// Completes when a packet may be read.
+    /// Completes when a frame may be read.
     fn readable(&self) -> impl Future<Output = io::Result<()>> + Send;
-    /// Reads one packet. `WouldBlock` when there is none.
+    /// Reads one frame: a packet, which has a virtio header before it where the device is
+    /// [framed](TunOffloads::framed). `WouldBlock` when there is none.
     ///
     /// # Errors
     /// The kernel's.
     fn try_recv(&self, buffer: &mut [u8]) -> io::Result<usize>;
-    /// Writes one packet.
+    /// Writes one frame, given in parts.
     ///
     /// # Errors
     /// The kernel's; `WouldBlock` when its queue is full.
-    fn try_send(&self, packet: &[u8]) -> io::Result<()>;
+    fn try_send(&self, frame: &[IoSlice<'_>]) -> io::Result<()>;
+    /// What the device does for us.
+    fn offloads(&self) -> TunOffloads;
     /// Gives the interface another address, with the prefix length of the grid's range.
     ///
     /// # Errors
@@ -48,13 +54,15 @@ pub trait Udp: Send + Sync + 'static {
     /// # Errors
     /// The kernel's.
     fn try_recv(&self, batch: &mut Received) -> io::Result<()>;
-    /// Sends a run of datagrams.
+    /// Sends a run of datagrams, or the first of them. How many bytes of the run that was.
     ///
     /// # Errors
-    /// The kernel's; `WouldBlock` when its buffer is full.
-    fn try_send(&self, run: Run<'_>) -> io::Result<()>;
+    /// The kernel's, for the first datagram; `WouldBlock` when its buffer is full.
+    fn try_send(&self, run: Run<'_>) -> io::Result<usize>;
     /// How many datagrams a run may have at most.
     fn max_segments(&self) -> usize;
+    /// What the kernel does for us.
+    fn offloads(&self) -> UdpOffloads;
     /// The port it is bound to.
     ///
     /// # Errors
@@ -72,33 +80,44 @@ pub const RECEIVE_BUFFERS: usize = 8;
 /// A run of datagrams is as long as a UDP datagram may be.
 pub const RECEIVE_LEN: usize = 65_535;
 
-/// Received datagrams in buffers that are used again.
+/// Received datagrams, in memory that is used again.
 #[derive(Debug)]
 pub struct Received {
-    pub(crate) buffers: Vec<Vec<u8>>,
-    /// Per buffer in use: source, bytes, length of each datagram but the last.
-    pub(crate) runs: Vec<(UnderlayAddr, usize, usize)>,
+    /// All buffers, one behind the other.
+    pub(crate) memory: Vec<u8>,
+    /// The buffers in use, from the first on.
+    pub(crate) runs: Vec<ReceivedRun>,
+}
+
+/// Datagrams of one source, side by side in one buffer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ReceivedRun {
+    pub(crate) from: UnderlayAddr,
+    /// Of all of them.
+    pub(crate) len: usize,
+    /// Of each but the last.
+    pub(crate) stride: usize,
 }
 
 impl Default for Received {
     fn default() -> Self {
         Self {
-            buffers: vec![vec![0; RECEIVE_LEN]; RECEIVE_BUFFERS],
+            memory: vec![0; RECEIVE_BUFFERS * RECEIVE_LEN],
             runs: Vec::with_capacity(RECEIVE_BUFFERS),
         }
     }
 }
 
 impl Received {
-    /// The datagrams, to be opened where they lie.
-    pub fn datagrams(&mut self) -> Vec<aerie_vpn_proto::Datagram<'_>> {
-        let runs = self.runs.iter().zip(&mut self.buffers);
-        runs.flat_map(|((from, len, stride), buffer)| {
-            let from = *from;
-            buffer[..*len]
-                .chunks_mut((*stride).max(1))
-                .map(move |bytes| aerie_vpn_proto::Datagram { from, bytes })
+    /// Each datagram's source, and where it lies in the memory, in order.
+    pub(crate) fn places(runs: &[ReceivedRun]) -> impl Iterator<Item = (UnderlayAddr, Range<usize>)> {
+        runs.iter().enumerate().flat_map(|(index, run)| {
+            let start = index * RECEIVE_LEN;
+            let end = start + run.len.min(RECEIVE_LEN);
+            let stride = run.stride.max(1);
+            (start..end)
+                .step_by(stride)
+                .map(move |at| (run.from, at..(at + stride).min(end)))
         })
-        .collect()
     }
 }

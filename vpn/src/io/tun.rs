@@ -1,12 +1,13 @@
-//! The TUN device, by tun-rs.
+//! The TUN device, by tun-rs, which opens it and asks the kernel for offloads. The frames themselves are read and
+//! written here as they are: what the virtio header says is `offload`'s matter.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::path::Path;
 
 use aerie_types::{VirtualAddr, VirtualRange};
 use tun_rs::{AsyncDevice, DeviceBuilder};
 
-use super::Tun;
+use super::{Tun, TunOffloads};
 use crate::Error;
 
 /// Longest name of an interface (IFNAMSIZ without its zero).
@@ -15,14 +16,22 @@ const MAX_NAME: usize = 15;
 /// A TUN interface, which exists as long as this value.
 pub struct TunDevice {
     device: AsyncDevice,
+    offloads: TunOffloads,
 }
 
 impl TunDevice {
-    /// Makes the interface, gives it its address and brings it up. The kernel routes the range to it.
+    /// Makes the interface, gives it its address and brings it up. The kernel routes the range to it. With
+    /// `offload` super-packets are asked for; a kernel that has none of them gets a plain device.
     ///
     /// # Errors
     /// [`Error::NoTun`], [`Error::NotPermitted`], [`Error::Busy`], [`Error::Tun`].
-    pub fn create(name: &str, addr: VirtualAddr, range: VirtualRange, mtu: u16) -> Result<Self, Error> {
+    pub fn create(
+        name: &str,
+        addr: VirtualAddr,
+        range: VirtualRange,
+        mtu: u16,
+        offload: bool,
+    ) -> Result<Self, Error> {
         let legal = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
         if name.is_empty() || name.len() > MAX_NAME || !name.bytes().all(legal) {
             return Err(Error::InterfaceName {
@@ -32,16 +41,37 @@ impl TunDevice {
         if !Path::new("/dev/net/tun").exists() {
             return Err(Error::NoTun);
         }
-        let builder = DeviceBuilder::new().name(name).mtu(mtu).multi_queue(false);
-        let builder = match addr.v4() {
-            Some(v4) => builder.ipv4(v4, range.prefix_len(), None),
-            None => builder,
+        let build = |offload: bool| {
+            let builder = DeviceBuilder::new().name(name).mtu(mtu).multi_queue(false);
+            let builder = match addr.v4() {
+                Some(v4) => builder.ipv4(v4, range.prefix_len(), None),
+                None => builder,
+            };
+            builder.offload(offload).build_async()
         };
-        match builder.build_async() {
-            Ok(device) => Ok(Self { device }),
-            Err(source) => Err(explain(name, source)),
-        }
+        let device = match build(offload) {
+            Err(error) if offload && is_refusal(&error) => {
+                tracing::debug!(%error, interface = name, "no offloads; a plain device instead");
+                build(false)
+            }
+            result => result,
+        };
+        let device = device.map_err(|source| explain(name, source))?;
+        let offloads = TunOffloads {
+            framed: device.tcp_gso(),
+            tcp: device.tcp_gso(),
+            udp: device.udp_gso(),
+        };
+        Ok(Self { device, offloads })
     }
+}
+
+/// Whether the kernel may only have refused the offloads.
+fn is_refusal(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EINVAL | libc::ENOTTY | libc::EOPNOTSUPP | libc::ENOSYS)
+    )
 }
 
 fn explain(name: &str, source: io::Error) -> Error {
@@ -63,8 +93,15 @@ impl Tun for TunDevice {
         self.device.try_recv(buffer)
     }
 
-    fn try_send(&self, packet: &[u8]) -> io::Result<()> {
-        self.device.try_send(packet).map(|_| ())
+    fn try_send(&self, frame: &[IoSlice<'_>]) -> io::Result<()> {
+        match frame {
+            [packet] => self.device.try_send(packet).map(|_| ()),
+            parts => self.device.try_send_vectored(parts).map(|_| ()),
+        }
+    }
+
+    fn offloads(&self) -> TunOffloads {
+        self.offloads
     }
 
     fn readdress(&self, from: VirtualAddr, to: VirtualAddr, prefix: u8) -> io::Result<()> {
@@ -93,7 +130,7 @@ mod tests {
         let range = "100.96.0.0/11".parse().unwrap();
         let addr = std::net::Ipv4Addr::new(100, 96, 0, 1).into();
         for name in ["", "aerie-0123456789", "a/b"] {
-            let refused = TunDevice::create(name, addr, range, 1420);
+            let refused = TunDevice::create(name, addr, range, 1420, true);
             assert!(matches!(refused, Err(Error::InterfaceName { .. })), "{name}");
         }
     }

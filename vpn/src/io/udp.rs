@@ -1,41 +1,59 @@
-//! The data socket, by quinn-udp: batches, and the kernel's segmentation where it has it.
+//! The data socket: quinn-udp receives, in batches; runs are sent by UDP_SEGMENT where the route has it.
 //!
 //! One socket for both families: an IPv6 socket that takes IPv4 too, or an IPv4 socket where the host has no
 //! IPv6. Addresses of IPv4 are always shown as such to the core.
+//!
+//! The kernel refuses a run whose datagrams do not fit the route's MTU, or whose device cannot make checksums.
+//! That is one route's matter: datagrams to that address then go one by one for a while (and are cut into
+//! fragments if they must be), and all others go on in runs.
 
-use std::io::{self, IoSliceMut};
+use std::collections::BTreeMap;
+use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsRawFd;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use aerie_types::{UnderlayAddr, VirtualRange};
 use aerie_vpn_proto::Run;
-use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
+use quinn_udp::{RecvMeta, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::Interest;
 
-use super::{RECEIVE_BUFFERS, Received, Udp};
+use super::{RECEIVE_BUFFERS, RECEIVE_LEN, Received, ReceivedRun, Udp, UdpOffloads};
 use crate::Error;
 
-/// Enough for a burst at a gigabit while the driver is at something else (about 50 ms).
-const BUFFER: usize = 8 << 20;
+/// Enough for bursts at ten gigabits while the driver is at something else (about 5 ms).
+const RECEIVE_BUFFER: libc::c_int = 8 << 20;
+/// Some batches of the driver, as the kernel counts them. What waits here cannot be overtaken by a probe, so it is
+/// no more than that: on a full link of 100 Mb/s about 150 ms.
+const SEND_BUFFER: libc::c_int = 2 << 20;
+
+/// How long an address gets its datagrams one by one after the kernel has refused a run to it. Routes change.
+const SINGLE_FOR: Duration = Duration::from_secs(60);
+/// Addresses of which that is known; beyond it, runs are tried in vain, which costs one call each.
+const MAX_SINGLE: usize = 256;
 
 /// A bound UDP socket.
 pub struct UdpSocket {
     socket: tokio::net::UdpSocket,
     state: UdpSocketState,
     v6: bool,
+    offload: bool,
+    single: Mutex<BTreeMap<UnderlayAddr, Instant>>,
 }
 
 impl UdpSocket {
-    /// Binds to a port of all addresses; 0 for any port.
+    /// Binds to a port of all addresses; 0 for any port. Without `offload`, every datagram is a call of its own.
     ///
     /// # Errors
     /// [`Error::Udp`].
-    pub fn bind(port: u16) -> Result<Self, Error> {
-        Self::open(port).map_err(|source| Error::Udp { port, source })
+    pub fn bind(port: u16, offload: bool) -> Result<Self, Error> {
+        Self::open(port, offload).map_err(|source| Error::Udp { port, source })
     }
 
-    fn open(port: u16) -> io::Result<Self> {
+    fn open(port: u16, offload: bool) -> io::Result<Self> {
         let (socket, v6) = match dual(port) {
             Ok(socket) => (socket, true),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Err(error),
@@ -51,7 +69,16 @@ impl UdpSocket {
         let socket = tokio::net::UdpSocket::from_std(socket.into())?;
         let state = UdpSocketState::new((&socket).into())?;
         allow_fragments(&socket);
-        Ok(Self { socket, state, v6 })
+        if !offload {
+            set_option(socket.as_raw_fd(), libc::SOL_UDP, libc::UDP_GRO, 0)?;
+        }
+        Ok(Self {
+            socket,
+            state,
+            v6,
+            offload,
+            single: Mutex::default(),
+        })
     }
 
     fn outward(&self, addr: SocketAddr) -> SocketAddr {
@@ -61,10 +88,52 @@ impl UdpSocket {
         }
     }
 
-    fn send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+    fn send(&self, to: UnderlayAddr, bytes: &[u8], segment: Option<u16>) -> io::Result<()> {
+        let to = SockaddrStorage::from(self.outward(to.0));
+        let parts = [IoSlice::new(bytes)];
+        let run = segment.as_ref().map(ControlMessage::UdpGsoSegments);
         self.socket.try_io(Interest::WRITABLE, || {
-            self.state.try_send((&self.socket).into(), transmit)
+            sendmsg(
+                self.socket.as_raw_fd(),
+                &parts,
+                run.as_slice(),
+                MsgFlags::empty(),
+                Some(&to),
+            )?;
+            Ok(())
         })
+    }
+
+    /// One by one, until the socket is full.
+    fn send_each(&self, run: Run<'_>) -> io::Result<usize> {
+        let mut sent = 0;
+        for datagram in run.bytes.chunks(run.segment.max(1)) {
+            match self.send(run.to, datagram, None) {
+                Err(error) if sent == 0 => return Err(error),
+                Err(_) => break,
+                Ok(()) => sent += datagram.len(),
+            }
+        }
+        Ok(sent)
+    }
+
+    fn takes_runs(&self, to: UnderlayAddr) -> bool {
+        let mut single = self.single.lock().unwrap_or_else(PoisonError::into_inner);
+        match single.get(&to) {
+            None => true,
+            Some(until) if *until > Instant::now() => false,
+            Some(_) => {
+                single.remove(&to);
+                true
+            }
+        }
+    }
+
+    fn refuses_runs(&self, to: UnderlayAddr) {
+        let mut single = self.single.lock().unwrap_or_else(PoisonError::into_inner);
+        if single.len() < MAX_SINGLE {
+            single.insert(to, Instant::now() + SINGLE_FOR);
+        }
     }
 }
 
@@ -77,20 +146,14 @@ fn dual(port: u16) -> io::Result<Socket> {
 
 /// Asks for large buffers, beyond the host's limit where the process may.
 fn enlarge(socket: &Socket) {
-    for (forced, plain) in [
-        (libc::SO_RCVBUFFORCE, libc::SO_RCVBUF),
-        (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF),
+    let fd = socket.as_raw_fd();
+    for (forced, plain, size) in [
+        (libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, RECEIVE_BUFFER),
+        (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, SEND_BUFFER),
     ] {
-        if set_option(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            forced,
-            BUFFER as libc::c_int,
-        )
-        .is_err()
-        {
+        if set_option(fd, libc::SOL_SOCKET, forced, size).is_err() {
             // Without CAP_NET_ADMIN the kernel grants what its limit allows.
-            let _ = set_option(socket.as_raw_fd(), libc::SOL_SOCKET, plain, BUFFER as libc::c_int);
+            let _ = set_option(fd, libc::SOL_SOCKET, plain, size);
         }
     }
 }
@@ -141,48 +204,59 @@ impl Udp for UdpSocket {
     fn try_recv(&self, batch: &mut Received) -> io::Result<()> {
         batch.runs.clear();
         let mut meta = [RecvMeta::default(); RECEIVE_BUFFERS];
-        let mut buffers: Vec<IoSliceMut<'_>> = batch
-            .buffers
-            .iter_mut()
-            .map(|buffer| IoSliceMut::new(buffer))
-            .collect();
+        let mut memory = batch.memory.chunks_exact_mut(RECEIVE_LEN);
+        let mut buffers: [IoSliceMut<'_>; RECEIVE_BUFFERS] =
+            std::array::from_fn(|_| IoSliceMut::new(memory.next().unwrap_or_default()));
         let count = self.socket.try_io(Interest::READABLE, || {
             self.state.recv((&self.socket).into(), &mut buffers, &mut meta)
         })?;
         batch.runs.extend(meta.iter().take(count).map(|meta| {
             let from = SocketAddr::new(meta.addr.ip().to_canonical(), meta.addr.port());
-            (UnderlayAddr(from), meta.len, meta.stride)
+            ReceivedRun {
+                from: UnderlayAddr(from),
+                len: meta.len,
+                stride: meta.stride,
+            }
         }));
         Ok(())
     }
 
-    fn try_send(&self, run: Run<'_>) -> io::Result<()> {
-        let single = run.bytes.len() <= run.segment;
-        let transmit = Transmit {
-            destination: self.outward(run.to.0),
-            ecn: None,
-            contents: run.bytes,
-            segment_size: (!single).then_some(run.segment),
-            src_ip: None,
+    fn try_send(&self, run: Run<'_>) -> io::Result<usize> {
+        let segment = u16::try_from(run.segment).ok();
+        let one = run.bytes.len() <= run.segment;
+        let Some(segment) = segment.filter(|_| !one && self.takes_runs(run.to)) else {
+            return self.send_each(run);
         };
-        match self.send(&transmit) {
-            Err(error) if !single && error.kind() != io::ErrorKind::WouldBlock => {
-                // The kernel or the route cannot segment: one by one.
-                for datagram in run.bytes.chunks(run.segment) {
-                    self.send(&Transmit {
-                        contents: datagram,
-                        segment_size: None,
-                        ..transmit
-                    })?;
+        match self.send(run.to, run.bytes, Some(segment)) {
+            Ok(()) => Ok(run.bytes.len()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(error),
+            Err(error) => {
+                let sent = self.send_each(run)?;
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::EINVAL | libc::EIO | libc::EMSGSIZE)
+                ) {
+                    tracing::debug!(%error, to = %run.to, "the route takes no runs; datagrams go one by one");
+                    self.refuses_runs(run.to);
                 }
-                Ok(())
+                Ok(sent)
             }
-            result => result,
         }
     }
 
     fn max_segments(&self) -> usize {
-        self.state.max_gso_segments()
+        if self.offload {
+            self.state.max_gso_segments()
+        } else {
+            1
+        }
+    }
+
+    fn offloads(&self) -> UdpOffloads {
+        UdpOffloads {
+            send: self.max_segments() > 1,
+            receive: self.offload && self.state.gro_segments() > 1,
+        }
     }
 
     fn port(&self) -> io::Result<u16> {
@@ -201,7 +275,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_run_arrives_as_its_datagrams_from_an_ipv4_address() {
-        let (a, b) = (UdpSocket::bind(0).unwrap(), UdpSocket::bind(0).unwrap());
+        let (a, b) = (
+            UdpSocket::bind(0, true).unwrap(),
+            UdpSocket::bind(0, true).unwrap(),
+        );
         let to = UnderlayAddr((Ipv4Addr::LOCALHOST, b.port().unwrap()).into());
         let bytes: Vec<u8> = (0..250).collect();
         a.writable().await.unwrap();
@@ -228,12 +305,7 @@ mod tests {
         while got.len() < 3 {
             b.readable().await.unwrap();
             if b.try_recv(&mut batch).is_ok() {
-                got.extend(
-                    batch
-                        .datagrams()
-                        .iter()
-                        .map(|datagram| (datagram.from, datagram.bytes.to_vec())),
-                );
+                got.extend(Received::places(&batch.runs).map(|(from, at)| (from, batch.memory[at].to_vec())));
             }
         }
         let from = UnderlayAddr((Ipv4Addr::LOCALHOST, a.port().unwrap()).into());
@@ -244,9 +316,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_port_that_is_taken_is_named() {
-        let a = UdpSocket::bind(0).unwrap();
+        let a = UdpSocket::bind(0, true).unwrap();
         let port = a.port().unwrap();
-        let error = UdpSocket::bind(port).err().unwrap();
+        let error = UdpSocket::bind(port, true).err().unwrap();
         assert!(error.to_string().contains(&port.to_string()), "{error}");
     }
 }

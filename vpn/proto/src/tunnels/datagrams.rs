@@ -1,54 +1,52 @@
 //! Datagrams of the data socket.
 
+use std::ops::Range;
 use std::time::Instant;
 
 use aerie_types::{PeerId, UnderlayAddr};
 
-use super::{Datagram, Hop, InnerSlice, Tunnels};
+use super::{Hop, Tunnels};
 use crate::Now;
 use crate::path::Route;
 use crate::peer::Slot;
 use crate::session::Refused;
 use crate::wire::{self, DATA_HEADER, Mac, Packet, RELAY_OVERHEAD};
 
-/// Where a datagram lies in its batch and which way it came.
+/// Which way a datagram came, and how much of it was a relay's frame.
 #[derive(Debug, Clone, Copy)]
 struct Origin {
-    datagram: usize,
     start: usize,
     from: UnderlayAddr,
     route: Route,
 }
 
 impl Tunnels {
-    /// Takes a batch of received datagrams and opens them where they lie. Packets to deliver are added to
-    /// `inner` in order.
-    pub fn handle_datagrams(&mut self, batch: &mut [Datagram<'_>], now: Now, inner: &mut Vec<InnerSlice>) {
-        for (index, datagram) in batch.iter_mut().enumerate() {
-            let from = datagram.from;
-            let origin = Origin {
-                datagram: index,
-                start: 0,
-                from,
-                route: Route::Direct(from),
-            };
-            self.handle_datagram(origin, datagram.bytes, now, inner);
-        }
+    /// Takes a received datagram and opens it where it lies. Where it holds a packet to deliver, says where.
+    pub fn handle_datagram(
+        &mut self,
+        from: UnderlayAddr,
+        bytes: &mut [u8],
+        now: Now,
+    ) -> Option<Range<usize>> {
+        let origin = Origin {
+            start: 0,
+            from,
+            route: Route::Direct(from),
+        };
+        self.handle_from(origin, bytes, now)
     }
 
-    fn handle_datagram(&mut self, origin: Origin, bytes: &mut [u8], now: Now, inner: &mut Vec<InnerSlice>) {
+    fn handle_from(&mut self, origin: Origin, bytes: &mut [u8], now: Now) -> Option<Range<usize>> {
         let at = now.instant;
         let Some(packet) = wire::parse(bytes) else {
             self.counters.malformed += 1;
-            return;
+            return None;
         };
         match packet {
             Packet::Data { receiver, counter } => {
-                self.handle_data(origin, receiver, counter, bytes, at, inner);
+                return self.handle_data(origin, receiver, counter, bytes, at);
             }
-            Packet::RelayData { session } => {
-                self.handle_frame(origin, session, bytes, now, inner);
-            }
+            Packet::RelayData { session } => return self.handle_frame(origin, session, bytes, now),
             Packet::Init {
                 sender,
                 tag,
@@ -119,6 +117,7 @@ impl Tunnels {
                 self.handle_bound(origin.from, session, (end, sequence, far_bound), mac, at);
             }
         }
+        None
     }
 
     /// A relay's frame: for this node as an end, or for it as the relay.
@@ -128,28 +127,23 @@ impl Tunnels {
         session: u64,
         bytes: &mut [u8],
         now: Now,
-        inner: &mut Vec<InnerSlice>,
-    ) {
+    ) -> Option<Range<usize>> {
         if self
             .links
             .get(&session)
             .is_some_and(|link| link.addr == origin.from)
         {
-            let Some(datagram) = bytes.get_mut(RELAY_OVERHEAD..) else {
-                return;
-            };
-            if wire::may_be_relayed(datagram) {
-                let start = origin.start + RELAY_OVERHEAD;
-                let origin = Origin {
-                    start,
-                    route: Route::Relayed(session),
-                    ..origin
-                };
-                self.handle_datagram(origin, datagram, now, inner);
-            } else {
+            let datagram = bytes.get_mut(RELAY_OVERHEAD..)?;
+            if !wire::may_be_relayed(datagram) {
                 self.counters.malformed += 1;
+                return None;
             }
-            return;
+            let origin = Origin {
+                start: origin.start + RELAY_OVERHEAD,
+                route: Route::Relayed(session),
+                ..origin
+            };
+            return self.handle_from(origin, datagram, now);
         }
         let allowed = bytes.get(RELAY_OVERHEAD..).is_some_and(wire::may_be_relayed);
         let to = match &mut self.relay {
@@ -163,6 +157,7 @@ impl Tunnels {
             }
             None => self.counters.relay_refused += 1,
         }
+        None
     }
 
     fn handle_data(
@@ -172,30 +167,29 @@ impl Tunnels {
         counter: u64,
         bytes: &mut [u8],
         now: Instant,
-        inner: &mut Vec<InnerSlice>,
-    ) {
+    ) -> Option<Range<usize>> {
         let Some(peer) = self.indices.get(&receiver).and_then(|id| self.peers.get_mut(id)) else {
             self.counters.unknown += 1;
-            return;
+            return None;
         };
         let Some(slot) = peer.slot_of(receiver) else {
             self.counters.unknown += 1;
-            return;
+            return None;
         };
-        let Some(session) = peer.session(slot) else { return };
+        let session = peer.session(slot)?;
         let len = match session.open(bytes, counter, now) {
             Ok(len) => len,
             Err(Refused::Replayed) => {
                 self.counters.replayed += 1;
-                return;
+                return None;
             }
             Err(Refused::Forged) => {
                 self.counters.forged += 1;
-                return;
+                return None;
             }
             Err(Refused::Expired) => {
                 self.counters.unknown += 1;
-                return;
+                return None;
             }
         };
         let id = peer.id;
@@ -206,9 +200,7 @@ impl Tunnels {
             self.flush_queue(id, now);
             self.wake_at(now);
         }
-        let Some(peer) = self.peers.get_mut(&id) else {
-            return;
-        };
+        let peer = self.peers.get_mut(&id)?;
         let elsewhere = peer.agent.route() != Some(origin.route);
         // Roaming: the way moves once the new address has answered a probe.
         peer.agent.heard(origin.route, now);
@@ -216,20 +208,13 @@ impl Tunnels {
         if let Some(at) = due.or(elsewhere.then_some(now)) {
             self.wake_at(at);
         }
-        let Some(packet) = bytes.get(DATA_HEADER..DATA_HEADER + len) else {
-            return;
-        };
-        let Some(first) = packet.first() else { return };
-        if first >> 4 == 0 {
+        let packet = bytes.get(DATA_HEADER..DATA_HEADER + len)?;
+        if packet.first()? >> 4 == 0 {
             self.handle_control(id, origin.route, packet, now);
-        } else if self.accept_inner(id, packet, now) {
-            let start = origin.start + DATA_HEADER;
-            inner.push(InnerSlice {
-                datagram: origin.datagram,
-                start,
-                len,
-            });
+            return None;
         }
+        let start = origin.start + DATA_HEADER;
+        self.accept_inner(id, packet, now).then(|| start..start + len)
     }
 
     fn handle_probe(&mut self, origin: Origin, tag: u64, transaction: u64, mac: Mac<'_>, now: Instant) {

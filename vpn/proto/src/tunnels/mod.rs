@@ -122,26 +122,6 @@ pub enum Event {
     },
 }
 
-/// A datagram that was received, to be opened where it lies.
-#[derive(Debug)]
-pub struct Datagram<'a> {
-    /// Its source.
-    pub from: UnderlayAddr,
-    /// Its bytes.
-    pub bytes: &'a mut [u8],
-}
-
-/// A packet to deliver: a part of a datagram of the batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct InnerSlice {
-    /// Which datagram of the batch.
-    pub datagram: usize,
-    /// Where the packet begins.
-    pub start: usize,
-    /// Its length.
-    pub len: usize,
-}
-
 /// The core. See the crate's documentation for the order of calls.
 pub struct Tunnels {
     config: Config,

@@ -61,24 +61,22 @@ impl Ping {
 }
 
 impl Tunnels {
-    /// Takes packets of this host and seals them into `out`, in order. What cannot be sent yet is kept; what
-    /// never can be is answered with ICMP.
-    pub fn handle_inner(&mut self, batch: &[&[u8]], now: Now, out: &mut Transmits) {
-        for packet in batch {
-            let Some(addresses) = inner::addresses(packet) else {
-                self.counters.misdirected += 1;
-                continue;
-            };
-            let to = addresses.destination;
-            let ours = addresses.source == self.config.addr && to != self.config.addr;
-            if !ours || !self.config.range.contains(to) || packet.len() > MAX_INNER {
-                self.counters.misdirected += 1;
-                continue;
-            }
-            match self.holder(to, now.instant) {
-                Some(peer) => self.send_to(peer, packet, now.instant, out),
-                None => self.ask_for(to, packet, now.instant),
-            }
+    /// Takes a packet of this host and seals it into `out`. What cannot be sent yet is kept; what never can be is
+    /// answered with ICMP.
+    pub fn handle_inner(&mut self, packet: &[u8], now: Now, out: &mut Transmits) {
+        let Some(addresses) = inner::addresses(packet) else {
+            self.counters.misdirected += 1;
+            return;
+        };
+        let to = addresses.destination;
+        let ours = addresses.source == self.config.addr && to != self.config.addr;
+        if !ours || !self.config.range.contains(to) || packet.len() > MAX_INNER {
+            self.counters.misdirected += 1;
+            return;
+        }
+        match self.holder(to, now.instant) {
+            Some(peer) => self.send_to(peer, packet, now.instant, out),
+            None => self.ask_for(to, packet, now.instant),
         }
     }
 

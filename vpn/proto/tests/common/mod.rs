@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use aerie_types::{GridId, PeerId, UnderlayAddr, VirtualAddr, WallMillis};
 use aerie_vpn_proto::{
-    Config, CredentialCheck, Datagram, Event, Identity, Now, PathKind, RelayInfo, RelayLimits,
-    RemoteIdentity, RemotePeer, Suite, Transmits, Tunnels, noise_public,
+    Config, CredentialCheck, Event, Identity, Now, PathKind, RelayInfo, RelayLimits, RemoteIdentity,
+    RemotePeer, Suite, Transmits, Tunnels, noise_public,
 };
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -268,7 +268,7 @@ impl World {
     pub(crate) fn send_raw(&mut self, from: usize, packet: &[u8]) {
         let now = self.moment();
         let mut out = Transmits::new();
-        self.nodes[from].core.handle_inner(&[packet], now, &mut out);
+        self.nodes[from].core.handle_inner(packet, now, &mut out);
         self.dispatch(from, &out);
         self.settle(from);
     }
@@ -436,15 +436,8 @@ impl World {
                 };
                 let now = self.moment();
                 let node = &mut self.nodes[n];
-                let mut slices = Vec::new();
-                let mut batch = [Datagram {
-                    from: UnderlayAddr(from),
-                    bytes: &mut bytes,
-                }];
-                node.core.handle_datagrams(&mut batch, now, &mut slices);
-                for slice in slices {
-                    node.delivered
-                        .push(bytes[slice.start..slice.start + slice.len].to_vec());
+                if let Some(packet) = node.core.handle_datagram(UnderlayAddr(from), &mut bytes, now) {
+                    node.delivered.push(bytes[packet].to_vec());
                 }
                 self.settle(n);
             }

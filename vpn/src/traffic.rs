@@ -1,0 +1,152 @@
+//! The driver's fast path: whole batches from one edge to the other, without a call or an allocation per packet.
+//!
+//! Out: frames are read until the device has no more or the batch is full; each is split into packets, and each
+//! packet sealed straight into the batch that is then sent. In: a batch of datagrams is opened where it lies, and
+//! what was inside is written to the device from there, in super-packets where it takes them. One task does both
+//! directions, so that nothing is handed between threads and each flow keeps its order.
+//!
+//! All memory here is of fixed size or bounded by a batch, and is used again.
+
+use std::io::{self, ErrorKind, IoSlice};
+use std::time::Duration;
+
+use aerie_vpn_proto::{Now, Run, Transmits, Tunnels};
+
+use crate::io::{Received, Tun, Udp};
+use crate::offload::coalesce::Coalescer;
+use crate::offload::header::{self, Header};
+use crate::offload::split::split;
+
+/// Frames read from the device for one turn: as many small packets as fill a run or two.
+const FRAMES: usize = 64;
+/// Bytes sealed in one turn, after which it sends: four super-packets, which a core's own cache still holds.
+const BATCH: usize = 4 * 65_536;
+/// A virtio header and the longest packet.
+const FRAME_LEN: usize = header::LEN + 65_535;
+/// The longest wait for a full socket before the rest of a batch is dropped, as a full link drops it.
+const SEND_PATIENCE: Duration = Duration::from_millis(100);
+
+/// The memory of both directions.
+pub(crate) struct Traffic {
+    mtu: usize,
+    framed: bool,
+    frame: Vec<u8>,
+    received: Received,
+    coalescer: Coalescer,
+    control: Transmits,
+    bulk: Transmits,
+}
+
+impl Traffic {
+    /// For a device with this MTU.
+    pub(crate) fn new(tun: &impl Tun, mtu: u16) -> Self {
+        let offloads = tun.offloads();
+        Self {
+            mtu: mtu.into(),
+            framed: offloads.framed,
+            frame: vec![0; FRAME_LEN],
+            received: Received::default(),
+            coalescer: Coalescer::new(offloads.tcp, offloads.udp),
+            control: Transmits::new(),
+            bulk: Transmits::new(),
+        }
+    }
+
+    /// Opens a batch of datagrams, if there is one, and delivers what is inside.
+    pub(crate) fn take_datagrams(&mut self, udp: &impl Udp, tun: &impl Tun, core: &mut Tunnels, now: Now) {
+        match udp.try_recv(&mut self.received) {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+            // An ICMP error of some earlier datagram, for example; the path agent finds out by itself.
+            Err(error) => {
+                tracing::trace!(%error, "receive");
+                return;
+            }
+        }
+        let Received { memory, runs } = &mut self.received;
+        for (from, at) in Received::places(runs) {
+            let Some(packet) = core.handle_datagram(from, &mut memory[at.clone()], now) else {
+                continue;
+            };
+            let packet = at.start + packet.start..at.start + packet.end;
+            if self.framed {
+                self.coalescer.push(memory, packet);
+            } else {
+                write(tun, &[IoSlice::new(&memory[packet])]);
+            }
+        }
+        self.coalescer.flush(memory, |frame| write(tun, frame));
+    }
+
+    /// Reads a batch of frames, if there are any, and seals what is inside.
+    ///
+    /// # Errors
+    /// The device cannot be read. Asking again at once would only fail again.
+    pub(crate) fn take_frames(&mut self, tun: &impl Tun, core: &mut Tunnels, now: Now) -> io::Result<()> {
+        for _ in 0..FRAMES {
+            let frame = match tun.try_recv(&mut self.frame) {
+                Ok(len) => &mut self.frame[..len],
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            };
+            let bulk = &mut self.bulk;
+            let mut seal = |packet: &[u8]| core.handle_inner(packet, now, bulk);
+            if !self.framed {
+                seal(frame);
+            } else if Header::parse(frame)
+                .is_none_or(|(header, packet)| split(&header, packet, self.mtu, seal).is_err())
+            {
+                tracing::debug!("the interface gave a frame that makes no sense; it is dropped");
+            }
+            if self.bulk.bytes() >= BATCH {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends what the core has to say, then what was sealed. If the socket is full, waits: the device's queue then
+    /// slows its senders.
+    pub(crate) async fn send(&mut self, udp: &impl Udp, core: &mut Tunnels) {
+        core.poll_transmits(&mut self.control);
+        for batch in [&mut self.control, &mut self.bulk] {
+            for run in batch.runs(udp.max_segments().max(1)) {
+                transmit(udp, run).await;
+            }
+            batch.clear();
+        }
+    }
+
+    /// Delivers a packet that the core has kept or made.
+    pub(crate) fn deliver(&self, tun: &impl Tun, packet: &[u8]) {
+        let head = Header::default().encode();
+        let frame = [IoSlice::new(&head), IoSlice::new(packet)];
+        write(tun, if self.framed { &frame } else { &frame[1..] });
+    }
+}
+
+fn write(tun: &impl Tun, frame: &[IoSlice<'_>]) {
+    if let Err(error) = tun.try_send(frame) {
+        // A full queue drops, as every link does.
+        tracing::trace!(%error, "a frame was not delivered");
+    }
+}
+
+async fn transmit(udp: &impl Udp, mut run: Run<'_>) {
+    while !run.bytes.is_empty() {
+        match udp.try_send(run) {
+            Ok(sent) => run.bytes = run.bytes.get(sent.max(1)..).unwrap_or_default(),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                let room = tokio::time::timeout(SEND_PATIENCE, udp.writable()).await;
+                if !matches!(room, Ok(Ok(()))) {
+                    return;
+                }
+            }
+            // No route, for example: the path agent finds out by itself.
+            Err(error) => {
+                tracing::trace!(%error, to = %run.to, "send");
+                return;
+            }
+        }
+    }
+}
