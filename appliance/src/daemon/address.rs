@@ -51,7 +51,7 @@ pub(crate) async fn hold(
             node.names.learn(member.credential.borrow().node.clone(), addr);
             match tunnel(node, member, addr).await {
                 Ok(()) => {
-                    shared.done(Stage::Tunnel, format!("{} is up", node.interface));
+                    shared.done(Stage::Tunnel, describe(node).await);
                     if is_manager {
                         let announced = node
                             .dht
@@ -116,6 +116,16 @@ fn not_held(node: &Node, state: LeaseState, shared: &Shared) {
                 node.paths.root().display()
             ),
         ),
+    }
+}
+
+/// The interface, and what the kernel does for it.
+async fn describe(node: &Node) -> String {
+    let up = format!("{} is up", node.interface);
+    let Some(vpn) = node.vpn() else { return up };
+    match vpn.status().await {
+        Ok(status) => format!("{up}, offloads {}", status.offloads),
+        Err(_) => up,
     }
 }
 
