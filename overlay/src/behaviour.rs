@@ -142,6 +142,9 @@ fn setup(what: &'static str, reason: &dyn std::fmt::Display) -> Error {
     }
 }
 
+/// How often gossip mends its mesh and offers what a member may have missed. New messages do not wait for it.
+const GOSSIP_HEARTBEAT: Duration = Duration::from_secs(3);
+
 /// How often a member asks relays to dial it back. A dial into a NAT ends by a timeout only, after which it is tried
 /// again; and whether a member can be dialled changes seldom.
 const AUTONAT_EVERY: Duration = Duration::from_secs(60);
@@ -191,6 +194,7 @@ fn gossip(config: &Config) -> Result<gossipsub::Behaviour, Error> {
         .protocol_id_prefix(format!("/aerie/{}/gossip", config.grid))
         .validation_mode(gossipsub::ValidationMode::Strict)
         .validate_messages()
+        .heartbeat_interval(GOSSIP_HEARTBEAT)
         .max_transmit_size(MAX_MESSAGE)
         .build()
         .map_err(|error| setup("gossip", &error))?;

@@ -63,6 +63,7 @@ pub(crate) async fn overlay_events(node: Arc<Node>, mut events: mpsc::Receiver<E
             Event::MemberUp { peer, credential } => {
                 tracing::debug!(node = %credential.node, "member up");
                 node.dht.member_up(peer).await;
+                node.member_came.notify_one();
                 tokio::spawn(meet(Arc::clone(&node), peer, credential));
             }
             Event::MemberDown { peer } => {

@@ -194,6 +194,7 @@ async fn start(
         trust: member.trust.clone(),
         credential,
         managers: Mutex::new(Vec::new()),
+        member_came: Notify::new(),
         member_gone: Notify::new(),
         version: programs::version(),
         programs: programs::installed(),

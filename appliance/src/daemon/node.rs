@@ -50,6 +50,8 @@ pub(crate) struct Node {
     pub(crate) names: Names,
     /// What `aerie status` says of the managers; kept by the task that owns HTCondor.
     pub(crate) managers: Mutex<Vec<ManagerReport>>,
+    /// Woken when a member came up: its name is to be learned.
+    pub(crate) member_came: Notify,
     /// Woken when a member went away: it may have been the primary.
     pub(crate) member_gone: Notify,
     pub(crate) version: Program,

@@ -30,6 +30,12 @@ pub(super) struct Queries {
     finding: BTreeMap<PeerId, QueryId>,
 }
 
+impl Queries {
+    pub(super) fn is_idle(&self) -> bool {
+        self.deferred.is_empty() && self.begun.is_empty()
+    }
+}
+
 impl Driver {
     pub(super) fn closest(&mut self, key: Key, reply: oneshot::Sender<Vec<PeerId>>) {
         // A node that has just joined is connected to one member and knows no better, until that one names the others.

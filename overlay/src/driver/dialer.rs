@@ -63,6 +63,13 @@ pub(super) struct Dials {
     unnamed: Vec<Unnamed>,
 }
 
+impl Dials {
+    /// Whether nobody is being dialled, nor is there an address of which it is not known who is there.
+    pub(super) fn is_idle(&self) -> bool {
+        self.attempts.is_empty() && self.unnamed.iter().all(|unnamed| unnamed.leads_to.is_some())
+    }
+}
+
 struct Attempt {
     pending: usize,
     /// The stages still to come, each at its time, or as soon as nothing is pending.
@@ -119,6 +126,7 @@ impl Driver {
             return false;
         }
         let wait = self.wait_for(peer, LEARN_SPREAD);
+        self.wake();
         self.book.learn(peer, addr, Instant::now(), wait)
     }
 

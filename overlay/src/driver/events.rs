@@ -28,6 +28,7 @@ impl Driver {
                 endpoint,
                 ..
             } => {
+                self.wake();
                 self.unnamed_ended(connection_id, from_libp2p(&peer_id), Instant::now());
                 self.on_established(peer_id, connection_id, &endpoint);
             }
@@ -35,7 +36,10 @@ impl Driver {
                 peer_id,
                 connection_id,
                 ..
-            } => self.on_closed(&peer_id, connection_id),
+            } => {
+                self.wake();
+                self.on_closed(&peer_id, connection_id);
+            }
             SwarmEvent::IncomingConnectionError {
                 send_back_addr,
                 error,

@@ -25,7 +25,6 @@ use futures::StreamExt;
 use libp2p::swarm::ConnectionId;
 use libp2p::{Multiaddr, Swarm};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::MissedTickBehavior;
 
 use crate::admission::Gate;
 use crate::behaviour::{Behaviour, suspects};
@@ -45,11 +44,14 @@ use requests::Requests;
 /// How often what is due is looked at: dials, relays, time limits.
 const TICK: Duration = Duration::from_millis(200);
 
-/// Ticks between the slower chores: duplicates, reservations, messages that waited.
-const CHORE_TICKS: u64 = 5;
+/// The same while nothing is being waited for, so that a quiet grid wakes its machines seldom.
+const QUIET_TICK: Duration = Duration::from_secs(1);
 
-/// Ticks between checks for expired credentials and too many connections.
-const RECHECK_TICKS: u64 = 150;
+/// How often the slower chores are done: duplicates, reservations, messages that waited.
+const CHORES_EVERY: Duration = Duration::from_secs(1);
+
+/// How often expired credentials and too many connections are looked for.
+const RECHECK_EVERY: Duration = Duration::from_secs(30);
 
 /// How long a shutdown waits for connections to close in order.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -72,7 +74,10 @@ pub(crate) struct Driver {
     reach: Reach,
     unpublished: VecDeque<(Instant, String, Vec<u8>)>,
     suspects: String,
-    ticks: u64,
+    ticked: Instant,
+    chores_at: Instant,
+    recheck_at: Instant,
+    is_quiet: bool,
 }
 
 /// A connected member.
@@ -132,7 +137,10 @@ impl Driver {
             mesh: Mesh::new(),
             reach: Reach::default(),
             unpublished: VecDeque::new(),
-            ticks: 0,
+            ticked: Instant::now(),
+            chores_at: Instant::now(),
+            recheck_at: Instant::now() + RECHECK_EVERY,
+            is_quiet: false,
         };
         driver.remember_configured();
         Ok(driver)
@@ -168,10 +176,9 @@ impl Driver {
     }
 
     pub(crate) async fn run(mut self) {
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let events = self.events.clone();
         let farewell = loop {
+            let tick = self.ticked + if self.is_quiet { QUIET_TICK } else { TICK };
             tokio::select! {
                 event = self.swarm.select_next_some() => self.on_swarm_event(event),
                 command = self.commands.recv() => match command {
@@ -192,13 +199,19 @@ impl Driver {
                     Err(_) => self.outbox.clear(),
                 },
                 () = renewal(&mut self.renewed) => self.announce_renewal(),
-                _ = tick.tick() => self.on_tick(),
+                () = tokio::time::sleep_until(tick.into()) => self.on_tick(),
             }
         };
         self.close(farewell).await;
     }
 
     fn on_command(&mut self, command: Command) {
+        if !matches!(
+            command,
+            Command::Members(_) | Command::ListenAddrs(_) | Command::KnownAddrs(_)
+        ) {
+            self.wake();
+        }
         match command {
             Command::Closest(key, reply) => self.closest(key, reply),
             Command::Request {
@@ -234,23 +247,46 @@ impl Driver {
 
     fn on_tick(&mut self) {
         let now = Instant::now();
-        self.ticks += 1;
+        self.ticked = now;
         self.dial_due(now);
         self.expire_waiting(now);
         self.begin_deferred(now);
         self.finish_slow_queries(now);
         self.gossip_peers(now);
-        if self.ticks.is_multiple_of(CHORE_TICKS) {
+        if now >= self.chores_at {
+            self.chores_at = now + CHORES_EVERY;
             self.settle_duplicates(now);
             self.upgrade_relayed(now);
             self.reserve(now);
             self.publish_waiting(now);
         }
-        if self.ticks.is_multiple_of(RECHECK_TICKS) {
+        if now >= self.recheck_at {
+            self.recheck_at = now + RECHECK_EVERY;
             self.recheck();
             self.prune(now);
         }
         self.gauge();
+        self.is_quiet = self.waits_for_nothing(now);
+    }
+
+    /// Whether the next tick may come later: what ends this state is new work, which says so.
+    fn waits_for_nothing(&self, now: Instant) -> bool {
+        let soon = now + QUIET_TICK;
+        !self.live.is_empty()
+            && self.dials.is_idle()
+            && self.queries.is_idle()
+            && self.requests.is_idle()
+            && self.unpublished.is_empty()
+            && !self
+                .book
+                .due(soon)
+                .iter()
+                .any(|peer| !self.live.contains_key(peer))
+    }
+
+    /// There is something to do at the next tick.
+    fn wake(&mut self) {
+        self.is_quiet = false;
     }
 
     fn members(&self) -> Vec<Member> {

@@ -50,6 +50,13 @@ pub(super) struct Requests {
     pub(super) answers: FuturesUnordered<BoxFuture<'static, CallersAnswer>>,
 }
 
+impl Requests {
+    /// Whether no request waits for a connection to its member.
+    pub(super) fn is_idle(&self) -> bool {
+        self.waiting.is_empty()
+    }
+}
+
 struct Waiting {
     protocol: Protocol,
     bytes: Vec<u8>,

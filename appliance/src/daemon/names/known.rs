@@ -9,7 +9,7 @@ use aerie_vpn::names::HostsLine;
 use tokio::sync::Notify;
 
 /// How long a name is believed before it is looked up again: a lease may change hands.
-const FRESH: Duration = Duration::from_secs(60);
+const FRESH: Duration = Duration::from_secs(55);
 
 /// Names kept, those learned last. A grid's other members still resolve, by a look-up each time.
 const MAX_NAMES: usize = 1024;

@@ -131,36 +131,41 @@ impl NameSource for Register {
     }
 }
 
-/// How often connected members are looked at, and at first and at most how long one that holds no address is left
-/// alone: it may have just come up, or never hold one.
-const LEARN_EVERY: Duration = Duration::from_secs(1);
+/// How long a member that holds no address is left alone, at first and at most: it may have just come up, or never
+/// hold one.
+const LEARN_SOON: Duration = Duration::from_millis(500);
 const LEARN_SELDOM: Duration = Duration::from_secs(60);
+
+/// How often the addresses of connected members are looked up again.
+const LEARN_AGAIN: Duration = Duration::from_secs(60);
 
 /// Learns the names of connected members, and keeps up with their addresses.
 pub(crate) async fn learn_members(node: Arc<Node>) {
-    let mut wanting: BTreeMap<PeerId, (Instant, Duration)> = BTreeMap::new();
+    // When each member is looked up next, and how long it is left alone after that if it holds no address.
+    let mut due: BTreeMap<PeerId, (Instant, Duration)> = BTreeMap::new();
     loop {
-        tokio::time::sleep(LEARN_EVERY).await;
         let members = node.overlay.members().await.unwrap_or_default();
-        wanting.retain(|peer, _| members.iter().any(|member| member.peer == *peer));
+        due.retain(|peer, _| members.iter().any(|member| member.peer == *peer));
         for member in members {
-            let name = &member.credential.node;
-            let due = wanting
-                .get(&member.peer)
-                .is_none_or(|(due, _)| *due <= Instant::now());
-            if node.names.fresh_addr_of(name).is_some() || !due {
+            let now = Instant::now();
+            let (at, pause) = *due.entry(member.peer).or_insert((now, LEARN_SOON));
+            if at > now {
                 continue;
             }
+            let name = &member.credential.node;
             let known = node.addr_of(name).await.is_some() && node.names.fresh_addr_of(name).is_some();
-            if known {
-                wanting.remove(&member.peer);
+            let next = if known {
+                (Instant::now() + LEARN_AGAIN, LEARN_SOON)
             } else {
-                let (_, pause) = wanting
-                    .remove(&member.peer)
-                    .unwrap_or((Instant::now(), LEARN_EVERY));
-                let pause = (pause * 2).min(LEARN_SELDOM);
-                wanting.insert(member.peer, (Instant::now() + pause, pause));
-            }
+                (Instant::now() + pause, (pause * 2).min(LEARN_SELDOM))
+            };
+            due.insert(member.peer, next);
+        }
+        let next = due.values().map(|(at, _)| *at).min();
+        let next = next.unwrap_or_else(|| Instant::now() + LEARN_AGAIN);
+        tokio::select! {
+            () = tokio::time::sleep_until(next.into()) => {}
+            () = node.member_came.notified() => {}
         }
     }
 }
