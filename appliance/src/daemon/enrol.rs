@@ -51,7 +51,7 @@ const REVOCATIONS_EVERY: Duration = Duration::from_secs(60);
 
 /// The same for relays, of which a grid has few and which pass it on to all, and at first for a node without a member:
 /// it may be the one that was revoked.
-const REVOCATIONS_SOON: Duration = Duration::from_secs(5);
+const REVOCATIONS_SOON: Duration = Duration::from_secs(8);
 
 /// What the node is, once it is a member.
 pub(crate) struct Member {
