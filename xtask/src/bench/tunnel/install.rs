@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use aerie_lab::{cache, mirror};
 use anyhow::{Context, Result};
 
-use super::program::run_here;
+use super::program::{run_here, run_in};
 use crate::tools;
 
 /// Debian's suite that has the newest versions.
@@ -99,12 +99,11 @@ fn fetch(name: &str, dir: &Path) -> Result<PathBuf> {
         "APT::Sandbox::User=root".to_owned(),
     ];
     let apt = |args: &[&str]| {
-        let script = "cd \"$0\" && exec apt-get -qq \"$@\"";
-        let dir = dir.to_string_lossy();
-        let mut argv = vec!["sh", "-c", script, &dir];
-        argv.extend(options.iter().flat_map(|option| ["-o", option.as_str()]));
+        let mut argv = vec!["apt-get"];
         argv.extend(args);
-        run_here(&argv).map(|_| ())
+        argv.push("-qq");
+        argv.extend(options.iter().flat_map(|option| ["-o", option.as_str()]));
+        run_in(dir, &argv).map(|_| ())
     };
     apt(&["update"])?;
     apt(&["download", name])?;

@@ -14,6 +14,7 @@ mod report;
 mod svg;
 mod wire;
 
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -25,7 +26,7 @@ use anyhow::{Context, Result, ensure};
 
 use self::contestants::{Contestant, Kind, Network, Stage};
 use self::figures::Figures;
-use self::report::{Absent, Entrant, Report};
+use self::report::{Absent, Entrant, Machine, Report};
 use self::wire::End;
 use super::Common;
 use crate::{test, tools};
@@ -94,39 +95,55 @@ fn kinds(args: &Args) -> Vec<Kind> {
 fn measured(args: &Args) -> Result<Report> {
     tools::install_debian(&["ethtool", "iperf3", "iproute2", "iputils-ping", "openssl"])?;
     let kinds = kinds(args);
-    let aerie = kinds
-        .iter()
-        .any(|kind| matches!(kind, Kind::Aerie | Kind::AerieRelayed));
-    let mut lab = Lab::builder("bench");
-    if aerie {
-        lab = lab.bind(test::build_aerie(!args.common.debug)?, AERIE);
+    let (direct, relayed) = (kinds.contains(&Kind::Aerie), kinds.contains(&Kind::AerieRelayed));
+    let mut builder = Lab::builder("bench");
+    if direct || relayed {
+        builder = builder.bind(test::build_aerie(!args.common.debug)?, AERIE);
         rootfs::prepare(&mut |step| eprintln!("   {step}"))?;
     }
-    let lab = lab.start()?;
-    let report = in_lab(&lab, &kinds, aerie, args);
+    let machine = Machine::read()?;
+    if machine.is_busy() {
+        eprintln!(
+            "── this machine has other work (load {}); figures will be low and uneven",
+            machine.load
+        );
+    }
+    let lab = builder.clone().start()?;
+    let second = relayed.then(|| builder.start()).transpose()?;
+    let report = in_labs(&lab, second.as_ref(), &kinds, args, machine);
     lab.destroy()?;
+    second.map_or(Ok(()), Lab::destroy)?;
     report
 }
 
-fn in_lab(lab: &Lab, kinds: &[Kind], aerie: bool, args: &Args) -> Result<Report> {
+/// In a lab, and a second one for the grid whose members need a relay.
+fn in_labs(lab: &Lab, second: Option<&Lab>, kinds: &[Kind], args: &Args, machine: Machine) -> Result<Report> {
     let stage = stage(lab, args.loss)?;
     let mut absent = Vec::new();
-    let network = if aerie {
-        eprintln!("── a grid is founded");
-        Network::found(lab, args.relayed, args.loss)
-            .inspect_err(|error| eprintln!("   {error:#}"))
-            .ok()
-    } else {
-        None
+    let mut left_out = |kind: Kind, error: &anyhow::Error| {
+        eprintln!("── {} is left out: {error:#}", kind.name());
+        absent.push(Absent::new(kind, error));
     };
+    let mut networks = BTreeMap::new();
+    for &kind in kinds {
+        let network = match (kind, second) {
+            (Kind::Aerie, _) => Network::direct(lab, args.loss),
+            (Kind::AerieRelayed, Some(lab)) => Network::relayed(lab),
+            _ => continue,
+        };
+        match network {
+            Ok(network) => drop(networks.insert(kind, network)),
+            Err(error) => left_out(kind, &error),
+        }
+    }
     let mut contestants: Vec<(Kind, Box<dyn Contestant + '_>)> = Vec::new();
     for &kind in kinds {
-        match contestants::prepare(kind, &stage, network.as_ref()) {
+        if matches!(kind, Kind::Aerie | Kind::AerieRelayed) && !networks.contains_key(&kind) {
+            continue;
+        }
+        match contestants::prepare(kind, &stage, networks.get(&kind)) {
             Ok(contestant) => contestants.push((kind, contestant)),
-            Err(error) => {
-                eprintln!("── {} is left out: {error:#}", kind.name());
-                absent.push(Absent::new(kind, &error));
-            }
+            Err(error) => left_out(kind, &error),
         }
     }
     let mut entrants: Vec<Entrant> = Vec::new();
@@ -152,7 +169,7 @@ fn in_lab(lab: &Lab, kinds: &[Kind], aerie: bool, args: &Args) -> Result<Report>
         }
     }
     entrants.sort_by_key(|entrant| entrant.kind);
-    Report::new(args, entrants, absent, figures)
+    Ok(Report::new(args, machine, entrants, absent, figures))
 }
 
 /// Starts a contestant, measures it and stops it. Returns its cipher.

@@ -108,9 +108,14 @@ pub(super) fn run(net: NetNs, argv: &[&str]) -> Result<String> {
 
 /// Runs a short command and returns its standard output.
 pub(super) fn run_here(argv: &[&str]) -> Result<String> {
+    run_in(Path::new("/"), argv)
+}
+
+/// As [`run_here`], in a folder.
+pub(super) fn run_in(dir: &Path, argv: &[&str]) -> Result<String> {
     let (program, args) = argv.split_first().context("no command")?;
     let mut command = Command::new(program);
-    command.args(args);
+    command.args(args).current_dir(dir);
     finished(command, argv)
 }
 
@@ -118,14 +123,20 @@ fn finished(mut command: Command, argv: &[&str]) -> Result<String> {
     let output = command
         .stdin(Stdio::null())
         .output()
-        .with_context(|| format!("cannot run {argv:?}"))?;
+        .with_context(|| format!("cannot run {}", shown(argv)))?;
     ensure!(
         output.status.success(),
-        "{argv:?} failed ({}): {}",
+        "'{}' failed ({}): {}",
+        shown(argv),
         output.status,
         String::from_utf8_lossy(&output.stderr).trim()
     );
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// A command's program and its first words; the rest is often long.
+fn shown(argv: &[&str]) -> String {
+    argv.iter().take(3).copied().collect::<Vec<_>>().join(" ")
 }
 
 fn inside(net: NetNs, argv: &[&str]) -> Command {

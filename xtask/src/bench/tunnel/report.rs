@@ -10,6 +10,9 @@ use super::contestants::Kind;
 use super::figures::{Figures, Measure};
 use super::program::run_here;
 
+/// The share of a machine's processors from which on others are in the way.
+const BUSY: f64 = 0.25;
+
 /// A contestant that was measured.
 #[derive(Debug)]
 pub(super) struct Entrant {
@@ -29,9 +32,20 @@ impl Absent {
     pub(super) fn new(kind: Kind, error: &anyhow::Error) -> Self {
         Self {
             kind,
-            why: format!("{error:#}"),
+            why: reason(error),
         }
     }
+}
+
+/// An error in one line. Some hold the ends of logs, which are shown when it happens.
+fn reason(error: &anyhow::Error) -> String {
+    let parts = error.chain().map(ToString::to_string);
+    let lines: Vec<_> = parts.filter(|part| !part.contains('\n')).collect();
+    if lines.is_empty() {
+        let root = error.root_cause().to_string();
+        return root.lines().next().unwrap_or_default().to_owned();
+    }
+    lines.join(": ")
 }
 
 /// The machine and the day.
@@ -42,10 +56,12 @@ pub(super) struct Machine {
     pub(super) processor: String,
     pub(super) cores: usize,
     pub(super) congestion: String,
+    /// Processes that wanted a processor in the last minute, before anything was measured.
+    pub(super) load: f64,
 }
 
 impl Machine {
-    fn read() -> Result<Self> {
+    pub(super) fn read() -> Result<Self> {
         let line = |path: &str| {
             std::fs::read_to_string(path)
                 .unwrap_or_default()
@@ -60,7 +76,17 @@ impl Machine {
             processor: processor(&line("/proc/cpuinfo")).to_owned(),
             cores: std::thread::available_parallelism()?.get(),
             congestion: line("/proc/sys/net/ipv4/tcp_congestion_control"),
+            load: line("/proc/loadavg")
+                .split_whitespace()
+                .next()
+                .and_then(|load| load.parse().ok())
+                .unwrap_or_default(),
         })
+    }
+
+    /// Whether others leave less than most of it to a measurement.
+    pub(super) fn is_busy(&self) -> bool {
+        self.load > self.cores as f64 * BUSY
     }
 }
 
@@ -88,12 +114,13 @@ pub(super) struct Report {
 impl Report {
     pub(super) fn new(
         args: &Args,
+        machine: Machine,
         entrants: Vec<Entrant>,
         absent: Vec<Absent>,
         figures: Figures,
-    ) -> Result<Self> {
-        Ok(Self {
-            machine: Machine::read()?,
+    ) -> Self {
+        Self {
+            machine,
             entrants,
             figures,
             absent,
@@ -101,7 +128,7 @@ impl Report {
             seconds: args.seconds,
             loss: args.loss,
             debug: args.common.debug,
-        })
+        }
     }
 
     /// The cipher that Aerie's ends agreed on.
@@ -121,17 +148,23 @@ impl Report {
             processor,
             cores,
             congestion,
+            load,
         } = &self.machine;
         let cipher = self.cipher().unwrap_or("not measured");
         let loss = self
             .loss
             .map(|loss| format!(", {loss}% loss"))
             .unwrap_or_default();
+        let busy = if self.machine.is_busy() {
+            format!(", load before {load}")
+        } else {
+            String::new()
+        };
         let debug = if self.debug { ", debug build" } else { "" };
         [
             format!("{date}, Linux {kernel}, {cores} x {processor}"),
             format!(
-                "cipher of Aerie: {cipher}; TCP {congestion}; medians of {} rounds of {} s{loss}{debug}",
+                "cipher of Aerie: {cipher}; TCP {congestion}; medians of {} rounds of {} s{loss}{busy}{debug}",
                 self.rounds, self.seconds
             ),
         ]
@@ -167,6 +200,7 @@ impl Report {
             "kernel": self.machine.kernel,
             "processor": self.machine.processor,
             "cores": self.machine.cores,
+            "load_before": self.machine.load,
             "tcp_congestion_control": self.machine.congestion,
             "aerie_cipher": self.cipher(),
             "rounds": self.rounds,
@@ -256,6 +290,7 @@ pub(super) mod tests {
                 processor: "Fast & <Cheap>".to_owned(),
                 cores: 2,
                 congestion: "cubic".to_owned(),
+                load: 1.5,
             },
             entrants: vec![
                 entrant(Kind::Aerie, "AES-256-GCM"),
@@ -281,11 +316,21 @@ pub(super) mod tests {
         assert_eq!(told["absent"][0]["why"], "no archive");
         let [_, how] = report.circumstances();
         assert!(how.contains("AES-256-GCM") && how.contains("0.5% loss"), "{how}");
+        assert!(how.contains("load before 1.5"), "{how}");
         let promises = report.promises().to_string();
         assert!(
             promises.contains("2.75 x") && promises.contains("not measured"),
             "{promises}"
         );
+    }
+
+    #[test]
+    fn a_reason_leaves_the_ends_of_logs_out() {
+        let error = anyhow::anyhow!("waited 90 s").context("a log:\nits end\n");
+        assert_eq!(reason(&error), "waited 90 s");
+        let error = anyhow::anyhow!("no network\nat all").context("cannot fetch it");
+        assert_eq!(reason(&error), "cannot fetch it");
+        assert_eq!(reason(&anyhow::anyhow!("first\nsecond")), "first");
     }
 
     #[test]

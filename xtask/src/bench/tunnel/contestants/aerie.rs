@@ -1,14 +1,14 @@
 //! Aerie itself: real daemons of one grid, on nodes of the lab.
 //!
-//! The grid's hub and one member have a wire between them, as the other contestants' hosts have. Through a relay it
-//! is two more members behind symmetric NATs, where no hole can be punched, with the hub as their relay; their
-//! packets pass the lab's routers instead of the one wire.
+//! The grid's hub and its one member have a wire between them, as the other contestants' hosts have. Through a relay
+//! it is another grid, in a lab of its own: two members behind symmetric NATs, where no hole can be punched, with the
+//! hub as their relay. Their packets pass the lab's routers instead of the one wire.
 
 use std::net::Ipv4Addr;
 
 use aerie_lab::grid::{AERIE, Grid, Join, Member, READY_LIMIT};
 use aerie_lab::wait::wait_until;
-use aerie_lab::{Lab, Nat, Place};
+use aerie_lab::{Lab, Nat, Node, Place};
 use anyhow::{Context, Result, bail};
 
 use super::{Contestant, LINK_LIMIT, Running, Tunnel, stop};
@@ -16,21 +16,21 @@ use crate::bench::tunnel::wire::{self, End};
 
 const GROUP: &str = "bench";
 
-/// The grid, with its daemons stopped until a contestant starts them.
+/// A grid whose daemons are stopped until its contestant starts them. Every one of its members takes part: the
+/// register of addresses needs a majority of them.
 pub(in crate::bench::tunnel) struct Network<'a> {
     grid: Grid<'a>,
-    near: Member,
-    far: Option<[Member; 2]>,
+    /// Those beside the hub.
+    members: Vec<Member>,
     version: String,
 }
 
 impl<'a> Network<'a> {
-    /// Founds the grid, with members behind NATs if wished.
-    pub(in crate::bench::tunnel) fn found(lab: &'a Lab, relayed: bool, loss: Option<f64>) -> Result<Self> {
+    /// The hub and a member, with a wire between them.
+    pub(in crate::bench::tunnel) fn direct(lab: &'a Lab, loss: Option<f64>) -> Result<Self> {
         let grid = Grid::found(lab, "bench", None, &[GROUP])?;
-        let client = |name: &str, place: Place| Join::new(name, place, GROUP, "client").option("--no-condor");
         let node = lab.node("near", Place::Internet)?;
-        let end = |node: &aerie_lab::Node| -> Result<End> {
+        let end = |node: &Node| -> Result<End> {
             Ok(End {
                 net: node.net()?,
                 addr: node.addr(),
@@ -39,47 +39,55 @@ impl<'a> Network<'a> {
         // The wire is there before the daemon looks at the machine's interfaces.
         wire::join(end(&node)?, end(&grid.hub.node)?, loss)?;
         let near = grid.join_node(node, &client("near", Place::Internet))?;
-        let far = if relayed {
-            let behind = |name: &str| {
-                let site = lab.site(name, Nat::Symmetric)?;
-                grid.join(&client(name, (&site).into()))
-            };
-            Some([behind("left")?, behind("right")?])
-        } else {
-            None
+        Self::stopped(grid, vec![near])
+    }
+
+    /// The hub and two members, each behind a NAT.
+    pub(in crate::bench::tunnel) fn relayed(lab: &'a Lab) -> Result<Self> {
+        let grid = Grid::found(lab, "bench", None, &[GROUP])?;
+        let behind = |name: &str| {
+            let site = lab.site(name, Nat::Symmetric)?;
+            grid.join(&client(name, (&site).into()))
         };
-        grid.wait_ready(std::iter::once(&near).chain(far.iter().flatten()))?;
+        let members = vec![behind("left")?, behind("right")?];
+        Self::stopped(grid, members)
+    }
+
+    /// Waits until the grid is complete, then stops its daemons.
+    fn stopped(grid: Grid<'a>, members: Vec<Member>) -> Result<Self> {
+        grid.wait_ready(&members)?;
         let version = grid.hub.node.run("root", &[AERIE, "--version"])?;
         let version = version.trim().trim_start_matches("aerie ").to_owned();
-        stop([&grid.hub, &near].into_iter().chain(far.iter().flatten()))?;
+        stop(std::iter::once(&grid.hub).chain(&members))?;
         Ok(Self {
             grid,
-            near,
-            far,
+            members,
             version,
         })
     }
 
-    /// From a member to the hub.
-    pub(super) fn direct(&'a self) -> Result<Aerie<'a>> {
-        Ok(Aerie {
-            network: self,
-            client: &self.near,
-            server: &self.grid.hub,
-            relay: None,
-        })
+    pub(super) fn contestant(&'a self) -> Result<Aerie<'a>> {
+        let hub = &self.grid.hub;
+        match self.members.as_slice() {
+            [client] => Ok(Aerie {
+                network: self,
+                client,
+                server: hub,
+                relay: None,
+            }),
+            [client, server] => Ok(Aerie {
+                network: self,
+                client,
+                server,
+                relay: Some(hub),
+            }),
+            others => bail!("a grid of {} members is none of those measured", others.len()),
+        }
     }
+}
 
-    /// From a member behind a NAT to one behind another.
-    pub(super) fn relayed(&'a self) -> Result<Aerie<'a>> {
-        let [client, server] = self.far.as_ref().context("no members were put behind NATs")?;
-        Ok(Aerie {
-            network: self,
-            client,
-            server,
-            relay: Some(&self.grid.hub),
-        })
-    }
+fn client(name: &str, place: Place) -> Join {
+    Join::new(name, place, GROUP, "client").option("--no-condor")
 }
 
 /// Two members between which is measured.

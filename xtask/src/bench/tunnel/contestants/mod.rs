@@ -91,17 +91,15 @@ pub(super) trait Contestant {
     fn start(&self) -> Result<Tunnel<'_>>;
 }
 
-/// Installs a contestant's program where it is absent, and prepares it. `network` is Aerie's, where it takes part.
+/// Installs a contestant's program where it is absent, and prepares it. `network` is Aerie's grid of this kind.
 pub(super) fn prepare<'a>(
     kind: Kind,
     stage: &'a Stage,
     network: Option<&'a Network<'a>>,
 ) -> Result<Box<dyn Contestant + 'a>> {
-    let network = || network.context("there is no grid");
     Ok(match kind {
         Kind::Veth => Box::new(Veth(stage)),
-        Kind::Aerie => Box::new(network()?.direct()?),
-        Kind::AerieRelayed => Box::new(network()?.relayed()?),
+        Kind::Aerie | Kind::AerieRelayed => Box::new(network.context("there is no grid")?.contestant()?),
         Kind::WireguardGo => Box::new(wireguard::WireGuard::go(stage)?),
         Kind::Gotatun => Box::new(wireguard::WireGuard::gotatun(stage)?),
         Kind::Nebula => Box::new(nebula::Nebula::prepare(stage)?),

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::{Contestant, INSIDE, Stage, Tunnel};
-use crate::bench::tunnel::program::{Program, run_here};
+use crate::bench::tunnel::program::{Program, run_in};
 use crate::bench::tunnel::{install, private};
 
 const PORT: u16 = 4242;
@@ -24,12 +24,11 @@ impl<'a> Nebula<'a> {
         let dir = stage.dir.join("nebula");
         std::fs::create_dir_all(&dir)?;
         let cert = |args: &[&str]| -> Result<()> {
-            // It writes beside where it is called.
-            let script = "cd \"$0\" && umask 077 && exec \"$@\"";
-            let (dir, tool) = (dir.to_string_lossy(), tool.to_string_lossy());
-            let mut argv = vec!["sh", "-c", script, &dir, &tool];
+            let tool = tool.to_string_lossy();
+            let mut argv = vec![&*tool];
             argv.extend(args);
-            run_here(&argv).map(|_| ())
+            // It writes where it is called, its keys for nobody else to read.
+            run_in(&dir, &argv).map(|_| ())
         };
         cert(&["ca", "-name", "bench"])?;
         let mut configs = [String::new(), String::new()];
