@@ -30,6 +30,7 @@ pub(super) struct Program {
     process: Process,
     out: PathBuf,
     err: PathBuf,
+    leaves: Option<PathBuf>,
 }
 
 impl Program {
@@ -52,7 +53,13 @@ impl Program {
             process,
             out,
             err,
+            leaves: None,
         })
+    }
+
+    /// Names a file that it makes and may leave behind; it is removed after its end.
+    pub(super) fn leaves(&mut self, path: PathBuf) {
+        self.leaves = Some(path);
     }
 
     pub(super) fn process(&self) -> Process {
@@ -97,6 +104,10 @@ impl Drop for Program {
             // Its id is its own until it is waited for.
             let _ = self.child.kill();
             let _ = self.child.wait();
+        }
+        if let Some(path) = &self.leaves {
+            // Most remove it themselves.
+            let _ = std::fs::remove_file(path);
         }
     }
 }

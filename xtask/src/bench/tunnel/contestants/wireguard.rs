@@ -1,6 +1,6 @@
 //! WireGuard in user space: wireguard-go, and gotatun. Both are told their keys through `wg`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use aerie_lab::wait::wait_until;
@@ -14,6 +14,9 @@ const PORT: u16 = 51820;
 
 /// What is left of 1,500 bytes below WireGuard's headers; `wg-quick` sets it so.
 const MTU: &str = "1420";
+
+/// Where daemons of WireGuard listen for `wg`. gotatun leaves its socket there when it ends.
+const SOCKETS: &str = "/var/run/wireguard";
 
 /// How long a daemon may take to listen for its keys.
 const LISTEN_LIMIT: Duration = Duration::from_secs(10);
@@ -78,6 +81,7 @@ impl<'a> WireGuard<'a> {
         argv.extend(self.options);
         argv.push(&interface);
         let mut daemon = Program::start(end.net, &self.stage.dir, &format!("{}-{own}", self.name), &argv)?;
+        daemon.leaves(Path::new(SOCKETS).join(format!("{interface}.sock")));
         let (port, endpoint) = (PORT.to_string(), format!("{}:{PORT}", peer.addr));
         let allowed = format!("{}/32", INSIDE[other]);
         let set = [
