@@ -101,6 +101,9 @@ pub(crate) struct PeerReport {
     pub(crate) path: String,
     /// The path with its addresses; empty while there is none.
     pub(crate) through: String,
+    /// The cipher of the tunnel's session, by its common name; empty while there is no session.
+    #[serde(default)]
+    pub(crate) cipher: String,
     pub(crate) rtt_ms: Option<f64>,
     /// Why the path is not direct; empty if it is.
     pub(crate) why: String,

@@ -27,8 +27,14 @@ const CARGO_TOOLS: [&str; 2] = ["cargo-nextest", "cargo-deny"];
 
 /// Installs the Debian packages that are absent. Without root it only says which.
 pub(crate) fn debian_packages() -> Result<()> {
-    let absent: Vec<_> = PACKAGES
-        .into_iter()
+    install_debian(&PACKAGES)
+}
+
+/// As [`debian_packages`], for packages that only one command needs.
+pub(crate) fn install_debian(packages: &[&str]) -> Result<()> {
+    let absent: Vec<_> = packages
+        .iter()
+        .copied()
         .filter(|package| !is_installed(package))
         .collect();
     if absent.is_empty() {
@@ -91,16 +97,25 @@ pub(crate) fn cargo_tools() -> Result<()> {
         }
     }
     for tool in CARGO_TOOLS {
-        if runs(tool) || tool_path(tool)?.is_file() {
-            continue;
+        if !runs(tool) {
+            install_crate(tool, tool)?;
         }
+    }
+    Ok(())
+}
+
+/// Builds a program of a crate into the cache if it is not there; returns its path.
+pub(crate) fn install_crate(name: &str, program: &str) -> Result<PathBuf> {
+    let path = tool_path(program)?;
+    if !path.is_file() {
         let mut command = Command::new("cargo");
         command
-            .args(["install", "--locked", "--quiet", tool, "--root"])
+            .args(["install", "--locked", "--quiet", name, "--root"])
             .arg(tools_dir()?);
         call(command)?;
     }
-    Ok(())
+    ensure!(path.is_file(), "the crate {name} has no program {program}");
+    Ok(path)
 }
 
 /// `cargo <tool>`, found on the path or in the cache.

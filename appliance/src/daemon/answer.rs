@@ -129,6 +129,10 @@ async fn peers(node: &Node) -> Vec<PeerReport> {
                 overlay: if member.is_relayed() { "relayed" } else { "direct" }.to_owned(),
                 path: tunnel.map_or("idle", |tunnel| kind(&tunnel.path)).to_owned(),
                 through: tunnel.map(|tunnel| tunnel.path.to_string()).unwrap_or_default(),
+                cipher: tunnel
+                    .and_then(|tunnel| tunnel.suite)
+                    .map(|suite| suite.to_string())
+                    .unwrap_or_default(),
                 rtt_ms: rtt.map(|rtt| rtt.as_secs_f64() * 1000.0),
                 why: tunnel.and_then(|tunnel| tunnel.why.clone()).unwrap_or_default(),
                 tx_bytes: tunnel.map_or(0, |tunnel| tunnel.tx_bytes),

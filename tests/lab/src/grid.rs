@@ -230,6 +230,9 @@ pub struct Peer {
     pub overlay: String,
     /// The tunnel's path.
     pub path: String,
+    /// The cipher of the tunnel's session; empty while there is none.
+    #[serde(default)]
+    pub cipher: String,
     /// Round trip in milliseconds.
     pub rtt_ms: Option<f64>,
     /// Why the path is not direct.

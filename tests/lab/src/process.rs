@@ -36,6 +36,8 @@ pub struct Usage {
     pub cpu: std::time::Duration,
     /// Resident memory in bytes, with what it shares: its program and libraries.
     pub rss: u64,
+    /// The most resident memory that there ever was, in bytes.
+    pub peak: u64,
     /// Resident memory in bytes that is no file's.
     pub private: u64,
 }
@@ -54,6 +56,7 @@ impl Usage {
         Some(Self {
             cpu: std::time::Duration::from_millis((user + system) * 1000 / ticks),
             rss: kilobytes("VmRSS:")? * 1024,
+            peak: kilobytes("VmHWM:")? * 1024,
             private: kilobytes("RssAnon:")? * 1024,
         })
     }
@@ -217,10 +220,13 @@ mod tests {
     #[test]
     fn usage_is_read_off_a_process_with_any_name() {
         let stat = "7 (a) b) S 1 7 7 0 -1 4194560 2513 0 0 0 150 50 0 0 20 0 3 0 99";
-        let status = "VmPeak:\t 9 kB\nVmRSS:\t  2048 kB\nRssAnon:\t  1024 kB\n";
+        let status = "VmPeak:\t 9 kB\nVmHWM:\t 3072 kB\nVmRSS:\t  2048 kB\nRssAnon:\t  1024 kB\n";
         let usage = Usage::parse(stat, status, 100).unwrap();
         assert_eq!(usage.cpu, std::time::Duration::from_secs(2));
-        assert_eq!((usage.rss, usage.private), (2 << 20, 1 << 20));
+        assert_eq!(
+            (usage.rss, usage.peak, usage.private),
+            (2 << 20, 3 << 20, 1 << 20)
+        );
         assert!(Process::own().usage().is_some());
     }
 

@@ -3,6 +3,8 @@
 //! The initiator offers the suites it has, its preferred one first; the responder picks. Both the offer and the
 //! choice stand in payloads of the Noise handshake, so that nobody between can change them.
 
+use std::fmt;
+
 use aws_lc_rs::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +19,15 @@ pub enum Suite {
     Aes256Gcm = 1,
     /// ChaCha20-Poly1305: the fastest elsewhere.
     ChaCha20Poly1305 = 2,
+}
+
+impl fmt::Display for Suite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Aes256Gcm => "AES-256-GCM",
+            Self::ChaCha20Poly1305 => "ChaCha20-Poly1305",
+        })
+    }
 }
 
 impl Suite {

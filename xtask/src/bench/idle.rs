@@ -90,7 +90,9 @@ fn measure(campus: &Campus<'_>, args: &Args) -> Result<Vec<Figure>> {
         .iter()
         .zip(before)
         .map(|((node, process), before)| {
-            let Usage { cpu, rss, private } = usage(process)?;
+            let Usage {
+                cpu, rss, private, ..
+            } = usage(process)?;
             let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
             Ok(Figure {
                 node: node.clone(),

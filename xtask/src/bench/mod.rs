@@ -2,6 +2,7 @@
 
 mod idle;
 mod pool;
+mod tunnel;
 
 use aerie_lab::campus::{Campus, Progress};
 use aerie_lab::grid::AERIE;
@@ -22,6 +23,8 @@ enum Sub {
     Idle(idle::Args),
     /// Times from the blob to a listed slot, and jobs pinned to each worker, run after run.
     Pool(pool::Args),
+    /// Aerie's tunnel beside other tunnels and the bare wire: speed, processor time, round trips, memory.
+    Tunnel(tunnel::Args),
 }
 
 /// What every measurement can be asked for.
@@ -43,6 +46,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     match &args.command {
         Sub::Idle(args) => idle::run(args),
         Sub::Pool(args) => pool::run(args),
+        Sub::Tunnel(args) => tunnel::run(args),
     }
 }
 
