@@ -26,29 +26,38 @@
 
 mod draw;
 mod error;
+mod fence;
 mod holder;
 mod keys;
 mod lease;
 pub mod limits;
 mod members;
+pub mod model;
 mod ready;
 mod record;
 mod register;
 mod round;
+mod rule;
 mod search;
 mod sets;
 mod stats;
 mod store;
 mod voting;
+#[cfg(feature = "weaken")]
+mod weaken;
 mod wire;
 mod witness;
 
 pub use error::{Error, StoreError};
+pub use fence::Fence;
 pub use holder::{AcquireRequest, Failure, HeldLease, LostReason};
 pub use keys::{Keys, Member, NotMember, Now, Signature};
 pub use lease::{Certificate, Proof, Receipt, Terms, addr_key, majority, name_key, quorum};
 pub use limits::Timings;
 pub use register::{Config, Event, Found, Input, Output, Register, SendError};
+pub use rule::QuorumRule;
 pub use sets::{PublishError, SetView, set_key};
 pub use stats::Stats;
 pub use store::{Change, MemoryStore, Rows, Store, Table};
+#[cfg(feature = "weaken")]
+pub use weaken::Weaken;
