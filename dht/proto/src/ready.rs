@@ -406,6 +406,10 @@ impl<S: Store, K: Keys> Register<S, K> {
 
     /// What others have granted stands here too.
     fn adopt(&mut self, summaries: &[Summary], now: Now) {
+        #[cfg(feature = "weaken")]
+        if self.config.weaken == Some(crate::Weaken::NewWitnessIgnoresCertificates) {
+            return;
+        }
         for summary in summaries.iter().take(MAX_SUMMARIES) {
             let life = Duration::from_millis(summary.remaining_ms.into()).min(self.config.timings.ttl);
             let until = now.instant + life;
@@ -496,6 +500,10 @@ impl<S: Store, K: Keys> Register<S, K> {
     }
 
     fn take_handed(&mut self, handed: &[Handed], now: Now) {
+        #[cfg(feature = "weaken")]
+        if self.config.weaken == Some(crate::Weaken::NewWitnessIgnoresCertificates) {
+            return;
+        }
         for handed in handed.iter().take(MAX_HANDED) {
             match self.check(&handed.proof, now) {
                 Ok(life) => {

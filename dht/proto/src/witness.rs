@@ -89,13 +89,7 @@ impl<S: Store, K: Keys> Register<S, K> {
     fn vote(&mut self, from: PeerId, claim: &Claim, flawed: bool, now: Now) -> Answer {
         let key = claim.terms.key;
         let mut record = self.record(key, now);
-        let standing = record.standing(from);
-        #[cfg(feature = "weaken")]
-        let standing = match self.config.weaken {
-            Some(crate::Weaken::NewWitnessIgnoresCertificates) if record.grant.is_none() => None,
-            _ => standing,
-        };
-        if let Some(standing) = standing {
+        if let Some(standing) = record.standing(from) {
             return self.taken(&record, &standing, now);
         }
         let instance = claim.terms.instance;
