@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use aerie_types::{Instance, NodeName, PeerId, VirtualAddr, VirtualRange};
 use serde::{Deserialize, Serialize};
 
-use crate::lease::{Certificate, Proof, Terms, addr_key, name_key, quorum};
+use crate::lease::{Certificate, Proof, Terms, addr_key, name_key};
 use crate::limits::{FIXED_TRIES, RANDOM_ATTEMPTS, SCAN};
 use crate::register::Purpose;
 use crate::round::{Loss, Outcome, Round};
@@ -382,7 +382,7 @@ impl<S: Store, K: Keys> Register<S, K> {
 
     /// Something has changed that may let a waiting claim, or a renewal that lacks receipts, succeed now.
     pub(crate) fn holder_nudged(&mut self, now: Now) {
-        let members = self.members.count(now.instant);
+        let needed = self.config.quorum.receipts(self.members.count(now.instant));
         match &mut self.holding.phase {
             Phase::Waiting { until } => {
                 self.holding.backoff = Duration::ZERO;
@@ -390,7 +390,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             }
             Phase::Held { renew_at } => {
                 let lacking = self.holding.lease.as_ref().is_some_and(|lease| {
-                    let lacks = |own: &Certificate| own.receipts.len() < quorum(members);
+                    let lacks = |own: &Certificate| own.receipts.len() < needed;
                     lease.certificates.iter().any(lacks)
                 });
                 if lacking {
@@ -540,6 +540,7 @@ impl<S: Store, K: Keys> Register<S, K> {
         let keys = [addr_key(grid, addr), name_key(grid, name)];
         self.holding.seq += 1;
         let seq = self.holding.seq;
+        let rule = self.config.quorum;
         let mut rounds = Vec::with_capacity(2);
         for (key, proof) in keys.into_iter().zip(proofs) {
             let terms = Terms {
@@ -552,7 +553,7 @@ impl<S: Store, K: Keys> Register<S, K> {
                 since: proof.as_ref().map(|proof| proof.certificate.since()),
             };
             let id = self.fresh_id();
-            rounds.push(Round::new(id, terms, seq, ttl, proof, now.instant));
+            rounds.push(Round::new(id, terms, seq, ttl, proof, rule, now.instant));
         }
         let ids: Vec<_> = rounds.iter().map(|round| (round.id, round.key())).collect();
         self.holding.rounds = rounds.try_into().ok().map(Box::new);

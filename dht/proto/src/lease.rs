@@ -17,8 +17,8 @@ use std::time::Duration;
 use aerie_types::{GridId, Instance, Key, NodeName, PeerId, VirtualAddr, WallMillis};
 use serde::{Deserialize, Serialize};
 
-use crate::limits::{MAX_RECEIPTS, QUORUM};
-use crate::{Keys, Signature};
+use crate::limits::MAX_RECEIPTS;
+use crate::{Keys, QuorumRule, Signature};
 
 /// The key of an address.
 #[must_use]
@@ -38,10 +38,10 @@ pub fn majority(members: usize) -> usize {
     members / 2 + 1
 }
 
-/// Receipts that a certificate needs when the largest count of members stated in it is `members`.
+/// Receipts that a certificate needs by the default rule when the largest count of members stated in it is `members`.
 #[must_use]
 pub fn quorum(members: usize) -> usize {
-    majority(members).min(QUORUM)
+    QuorumRule::default().receipts(members)
 }
 
 /// What is leased to whom. The key is that of the address or that of the name.

@@ -72,6 +72,9 @@ pub const MAX_SET_VALUE: usize = 1024;
 /// The longest life of an entry of a set, whatever its publisher wishes.
 pub const MAX_SET_TTL: Duration = Duration::from_secs(600);
 
+/// Keys of which the last certificate used is remembered, about 1 KiB each: more than a node talks to in half an hour.
+pub const MAX_FENCED: usize = 1024;
+
 /// Instances of a holder remembered as superseded or refused, per key.
 pub const MAX_INSTANCES: usize = 8;
 

@@ -40,8 +40,8 @@ use std::time::{Duration, Instant};
 use aerie_types::{Key, PeerId};
 
 use crate::Keys;
-use crate::lease::{majority, millis};
-use crate::limits::{CANDIDATES, MAX_HANDED, MAX_SUMMARIES, MAX_TOLD, QUORUM, REACH, WITNESSES};
+use crate::lease::millis;
+use crate::limits::{MAX_HANDED, MAX_SUMMARIES, MAX_TOLD};
 use crate::record::Hearsay;
 use crate::register::{Purpose, SendError};
 use crate::store::Store;
@@ -126,6 +126,10 @@ impl<S: Store, K: Keys> Register<S, K> {
             self.readiness.founder = true;
             self.persist_meta(FOUNDER_ROW, Some(&true));
         }
+        #[cfg(feature = "weaken")]
+        if self.config.weaken == Some(crate::Weaken::NoReadinessRule) {
+            return self.become_ready(now);
+        }
         let alone = self.members.count(now.instant) == 1;
         let whole = self.readiness.founder || matches!(self.readiness.standing, Standing::Returning { .. });
         if alone && whole {
@@ -173,9 +177,14 @@ impl<S: Store, K: Keys> Register<S, K> {
     /// Exchanges state with a member that has come up.
     pub(crate) fn merge_with(&mut self, peer: PeerId, now: Now) {
         if self.is_ready() {
-            let small = self.members.count(now.instant) <= CANDIDATES;
+            let small = self.members.count(now.instant) <= self.config.quorum.candidates;
             let nearest = || self.members.closest(self.me.position());
-            if small || nearest().iter().take(REACH).any(|near| *near == peer) {
+            if small
+                || nearest()
+                    .iter()
+                    .take(self.config.quorum.reach)
+                    .any(|near| *near == peer)
+            {
                 self.ask_state_of(peer, None, now);
             }
             return;
@@ -204,7 +213,7 @@ impl<S: Store, K: Keys> Register<S, K> {
 
     /// All members of a small grid; of a large one the closest that are connected.
     fn sources(&self, now: Now) -> Vec<PeerId> {
-        if self.members.count(now.instant) <= CANDIDATES {
+        if self.members.count(now.instant) <= self.config.quorum.candidates {
             let others: BTreeSet<PeerId> = self
                 .members
                 .others(now.instant)
@@ -217,7 +226,7 @@ impl<S: Store, K: Keys> Register<S, K> {
         closest
             .into_iter()
             .filter(|peer| *peer != self.me)
-            .take(REACH)
+            .take(self.config.quorum.reach)
             .collect()
     }
 
@@ -238,7 +247,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             .readiness
             .met
             .is_some_and(|met| met + self.config.timings.ttl <= now.instant);
-        if !(members > 1 && (merged >= needed(members) || merged > 0 && outlived)) {
+        if !(members > 1 && (merged >= self.config.quorum.states(members) || merged > 0 && outlived)) {
             return;
         }
         if self.readiness.standing == Standing::Joining {
@@ -330,13 +339,13 @@ impl<S: Store, K: Keys> Register<S, K> {
     /// The keys here that a member may be a witness of.
     fn summaries(&self, to: PeerId, after: Option<Key>, now: Now) -> (Vec<Summary>, Option<Key>) {
         let start = after.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded);
-        let whole = self.members.count(now.instant) <= CANDIDATES;
+        let whole = self.members.count(now.instant) <= self.config.quorum.candidates;
         let mut summaries = Vec::new();
         for (key, record) in self.records.range((start, std::ops::Bound::Unbounded)) {
             let Some(standing) = record.holders().find(|standing| standing.until > now.instant) else {
                 continue;
             };
-            if !whole && self.rank_of(to, *key) >= REACH {
+            if !whole && self.rank_of(to, *key) >= self.config.quorum.reach {
                 continue;
             }
             if summaries.len() == MAX_SUMMARIES {
@@ -397,6 +406,10 @@ impl<S: Store, K: Keys> Register<S, K> {
 
     /// What others have granted stands here too.
     fn adopt(&mut self, summaries: &[Summary], now: Now) {
+        #[cfg(feature = "weaken")]
+        if self.config.weaken == Some(crate::Weaken::NewWitnessIgnoresCertificates) {
+            return;
+        }
         for summary in summaries.iter().take(MAX_SUMMARIES) {
             let life = Duration::from_millis(summary.remaining_ms.into()).min(self.config.timings.ttl);
             let until = now.instant + life;
@@ -419,9 +432,11 @@ impl<S: Store, K: Keys> Register<S, K> {
 
     /// Which of these certificates are worth having here.
     fn wanted(&self, summaries: &[Summary], now: Now) -> Vec<Key> {
-        let whole = self.members.count(now.instant) <= CANDIDATES;
+        let whole = self.members.count(now.instant) <= self.config.quorum.candidates;
         let wanted = |summary: &&Summary| {
-            if !summary.certified || !(whole || self.members.closer(summary.key.position()) < CANDIDATES) {
+            if !summary.certified
+                || !(whole || self.members.closer(summary.key.position()) < self.config.quorum.candidates)
+            {
                 return false;
             }
             let seen = self
@@ -485,6 +500,10 @@ impl<S: Store, K: Keys> Register<S, K> {
     }
 
     fn take_handed(&mut self, handed: &[Handed], now: Now) {
+        #[cfg(feature = "weaken")]
+        if self.config.weaken == Some(crate::Weaken::NewWitnessIgnoresCertificates) {
+            return;
+        }
         for handed in handed.iter().take(MAX_HANDED) {
             match self.check(&handed.proof, now) {
                 Ok(life) => {
@@ -516,7 +535,11 @@ impl<S: Store, K: Keys> Register<S, K> {
                 continue;
             };
             let nine = self.members.closest(key.position());
-            for peer in nine.into_iter().take(WITNESSES).filter(|peer| *peer != self.me) {
+            for peer in nine
+                .into_iter()
+                .take(self.config.quorum.witnesses)
+                .filter(|peer| *peer != self.me)
+            {
                 let batch = offers.entry(peer).or_default();
                 if batch.len() < MAX_SUMMARIES && record.offered.insert(peer) {
                     batch.push(Summary {
@@ -533,33 +556,5 @@ impl<S: Store, K: Keys> Register<S, K> {
                 self.ask(peer, &Request::Offer(batch), Purpose::Offer, now);
             }
         }
-    }
-}
-
-/// How many whole states a witness without a store has to merge before it votes, in a grid of so many members, itself
-/// included: one more than could all be strangers to a certificate that it signed and forgot.
-fn needed(members: usize) -> usize {
-    if members > CANDIDATES {
-        return WITNESSES - QUORUM + 1;
-    }
-    members - majority(members) + 1
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_witness_without_a_store_hears_one_of_every_quorum_that_it_may_have_been_in() {
-        for members in 2..=CANDIDATES {
-            let others = members - 1;
-            let signed_with_it = majority(members) - 1;
-            assert!(
-                signed_with_it == 0 || needed(members) + signed_with_it > others,
-                "{members}"
-            );
-            assert!(needed(members) <= others, "{members}: nobody could ever join");
-        }
-        assert_eq!(needed(1000), 3);
     }
 }

@@ -12,6 +12,7 @@ use aerie_types::{GridId, Instance, Key, NodeName, PeerId, Role, VirtualAddr, Vi
 use rand_core::Rng;
 
 use crate::draw::Draw;
+use crate::fence::Fence;
 use crate::holder::{Failure, HeldLease, Holding, LostReason};
 use crate::lease::{Certificate, encode};
 use crate::limits::{MAX_OUTPUTS, MAX_PENDING, REMEMBERED, Timings};
@@ -23,7 +24,7 @@ use crate::sets::Sets;
 use crate::store::{Change, Store, Table};
 use crate::wire::{Answer, Gossip, Request, from_bytes, to_bytes};
 use crate::witness::{NUMBER_ROW, put, remove};
-use crate::{Error, Keys, Now, Stats, StoreError};
+use crate::{Error, Keys, Now, QuorumRule, Stats, StoreError};
 
 /// How often what has ended is forgotten.
 const PURGE_EVERY: std::time::Duration = std::time::Duration::from_secs(10);
@@ -42,8 +43,13 @@ pub struct Config {
     pub founder: bool,
     /// When things happen.
     pub timings: Timings,
+    /// Who votes, and how many votes make a certificate.
+    pub quorum: QuorumRule,
     /// The role that publishers of a set must have. In a set without an entry every member may publish.
     pub set_roles: BTreeMap<String, Role>,
+    /// A rule that is left out, to show that this is found.
+    #[cfg(feature = "weaken")]
+    pub weaken: Option<crate::Weaken>,
 }
 
 impl Config {
@@ -55,7 +61,10 @@ impl Config {
             range,
             founder: false,
             timings: Timings::default(),
+            quorum: QuorumRule::default(),
             set_roles: BTreeMap::from([("managers".to_owned(), Role::Manager)]),
+            #[cfg(feature = "weaken")]
+            weaken: None,
         }
     }
 }
@@ -237,7 +246,7 @@ pub(crate) enum Wanted {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Pending {
+pub(crate) struct Pending {
     to: PeerId,
     purpose: Purpose,
     deadline: Instant,
@@ -260,19 +269,20 @@ pub struct Register<S, K> {
     pub(crate) holding: Holding,
     pub(crate) searches: Searches,
     pub(crate) sets: Sets,
+    pub(crate) fence: Fence,
     pub(crate) handover_at: Option<Instant>,
     pub(crate) stats: Stats,
-    pending: BTreeMap<u64, Pending>,
-    queries: BTreeMap<u64, (Wanted, Instant)>,
-    next_id: u64,
+    pub(crate) pending: BTreeMap<u64, Pending>,
+    pub(crate) queries: BTreeMap<u64, (Wanted, Instant)>,
+    pub(crate) next_id: u64,
     /// Requests of this node to itself, and those for which there was no room.
     local: VecDeque<(u64, Option<Request>)>,
     outputs: VecDeque<Output>,
     events: VecDeque<Event>,
     /// Rows of the store whose contents have ended.
-    stale: BTreeSet<(Table, Key)>,
-    purge_at: Instant,
-    save_at: Instant,
+    pub(crate) stale: BTreeSet<(Table, Key)>,
+    pub(crate) purge_at: Instant,
+    pub(crate) save_at: Instant,
 }
 
 impl<S: Store, K: Keys> Register<S, K> {
@@ -314,6 +324,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             holding,
             searches: Searches::default(),
             sets: Sets::default(),
+            fence: Fence::default(),
             handover_at: None,
             stats: Stats::default(),
             pending: BTreeMap::new(),

@@ -17,8 +17,9 @@ use std::time::{Duration, Instant};
 
 use aerie_types::{Key, PeerId};
 
-use crate::lease::{Certificate, Proof, Receipt, Terms, majority, quorum};
-use crate::limits::{CANDIDATES, MAX_RECEIPTS, QUORUM, WITNESSES};
+use crate::QuorumRule;
+use crate::lease::{Certificate, Proof, Receipt, Terms, majority};
+use crate::limits::MAX_RECEIPTS;
 
 /// Members asked in a grid whose quorum is a majority: as many as can sign one certificate, and their minority.
 const MAX_ASKED: usize = 2 * MAX_RECEIPTS;
@@ -33,6 +34,7 @@ pub(crate) struct Round {
     pub(crate) seq: u64,
     pub(crate) ttl: Duration,
     pub(crate) proof: Option<Proof>,
+    rule: QuorumRule,
     pub(crate) started: Instant,
     /// Closest first; `None` until they are located.
     candidates: Option<Vec<PeerId>>,
@@ -101,6 +103,7 @@ impl Round {
         seq: u64,
         ttl: Duration,
         proof: Option<Proof>,
+        rule: QuorumRule,
         now: Instant,
     ) -> Self {
         Self {
@@ -109,6 +112,7 @@ impl Round {
             seq,
             ttl,
             proof,
+            rule,
             started: now,
             candidates: None,
             votes: BTreeMap::new(),
@@ -147,7 +151,7 @@ impl Round {
         if self.outcome.is_some() || self.candidates.is_none() {
             return Vec::new();
         }
-        if self.live() < WITNESSES && !self.extended {
+        if self.live() < self.rule.witnesses && !self.extended {
             self.extended = true;
             let candidates = self.candidates.get_or_insert_default();
             for peer in everybody() {
@@ -157,12 +161,12 @@ impl Round {
             }
         }
         let candidates = self.candidates.as_deref().unwrap_or_default();
-        let whole = self.live() < WITNESSES;
-        let reach = if whole { MAX_ASKED } else { CANDIDATES };
+        let whole = self.live() < self.rule.witnesses;
+        let reach = if whole { MAX_ASKED } else { self.rule.candidates };
         let mut voting = 0;
         let mut ask = Vec::new();
         for peer in candidates.iter().take(reach) {
-            if !whole && voting == WITNESSES {
+            if !whole && voting == self.rule.witnesses {
                 break;
             }
             match self.votes.get(peer) {
@@ -183,12 +187,13 @@ impl Round {
         if self.candidates.is_none() {
             return false;
         }
-        let whole = self.live() < WITNESSES;
+        let whole = self.live() < self.rule.witnesses;
+        let rule = self.rule;
         let needs = |stated: usize| {
             if whole {
                 majority(stated.max(members))
             } else {
-                quorum(stated.max(members)).max(QUORUM)
+                rule.receipts(stated.max(members)).max(rule.quorum)
             }
         };
         let receipts: Vec<&Receipt> = self
@@ -221,7 +226,12 @@ impl Round {
     fn live(&self) -> usize {
         let candidates = self.candidates.as_deref().unwrap_or_default();
         let absent = |peer: &&PeerId| matches!(self.votes.get(*peer), Some(Vote::Absent));
-        candidates.len().min(CANDIDATES) - candidates.iter().take(CANDIDATES).filter(absent).count()
+        candidates.len().min(self.rule.candidates)
+            - candidates
+                .iter()
+                .take(self.rule.candidates)
+                .filter(absent)
+                .count()
     }
 
     fn loss(&self, granted: usize, needed: usize) -> Loss {

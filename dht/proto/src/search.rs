@@ -10,7 +10,8 @@
 //! ```
 //!
 //! One honest answer is enough, since the certificate proves itself. How long it lasts yet is told by the witness that
-//! answers, so that the asker's clock does not matter; no answer makes a lease longer than its receipts.
+//! answers, so that the asker's clock does not matter; no answer makes a lease longer than its receipts. A certificate
+//! that is earlier than one that this node has used before is passed over (see `fence`).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,13 +19,13 @@ use std::time::Duration;
 use aerie_types::{Key, PeerId};
 
 use crate::lease::millis;
-use crate::limits::{MAX_SEARCHES, WITNESSES};
+use crate::limits::MAX_SEARCHES;
 use crate::members::sorted;
 use crate::record::Seen;
 use crate::register::{Found, Purpose, SendError, Wanted};
 use crate::store::Store;
 use crate::wire::{Answer, Handed, Request};
-use crate::{Event, Keys, Now, Register};
+use crate::{Certificate, Event, Keys, Now, Register};
 
 /// Members asked at the same time: enough that one that is away costs no time, few enough to be cheap.
 const PARALLEL: usize = 3;
@@ -45,7 +46,8 @@ impl<S: Store, K: Keys> Register<S, K> {
     /// Looks up who holds a key; [`Event::LookedUp`] with the returned number follows.
     pub fn look_up(&mut self, key: Key, now: Now) -> u64 {
         let id = self.fresh_id();
-        if let Some(found) = self.known_here(key, now) {
+        let known = self.known_here(key, now);
+        if let Some(found) = known.filter(|found| self.passes(&found.certificate, now)) {
             self.event(Event::LookedUp {
                 id,
                 found: Some(found),
@@ -74,6 +76,18 @@ impl<S: Store, K: Keys> Register<S, K> {
             .map(|seen| Found::of(&seen, now.instant))
     }
 
+    /// Whether a certificate is not earlier than one that was used here before.
+    fn passes(&mut self, certificate: &Certificate, now: Now) -> bool {
+        #[cfg(feature = "weaken")]
+        if self.config.weaken == Some(crate::Weaken::NoFencing) {
+            return true;
+        }
+        let keep = self.config.timings.ttl;
+        let passes = self.fence.pass(certificate, keep, now.instant);
+        self.stats.fenced += u64::from(!passes);
+        passes
+    }
+
     pub(crate) fn looked_up_here(&self, key: Key, now: Now) -> Answer {
         let Some(found) = self.known_here(key, now) else {
             return Answer::NotFound;
@@ -92,7 +106,7 @@ impl<S: Store, K: Keys> Register<S, K> {
         };
         let all = peers.iter().copied().chain(connected).filter(|peer| *peer != me);
         search.left = sorted(all, search.key.position());
-        search.left.truncate(WITNESSES);
+        search.left.truncate(self.config.quorum.witnesses);
         search.left.reverse();
         self.ask_next(id, now);
     }
@@ -132,6 +146,7 @@ impl<S: Store, K: Keys> Register<S, K> {
         if let Ok(Answer::Found(handed)) = answer
             && handed.proof.certificate.terms.key == key
             && let Ok(life) = self.check(&handed.proof, now)
+            && self.passes(&handed.proof.certificate, now)
         {
             let told = Duration::from_millis(handed.remaining_ms.into());
             let seen = Seen {

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::lease::{millis, signed_message};
 use crate::limits::{
-    MAX_PUBLISHERS, MAX_SET_NAME, MAX_SET_TTL, MAX_SET_VALUE, MAX_SETS, MAX_SETS_PER_PUBLISHER, WITNESSES,
+    MAX_PUBLISHERS, MAX_SET_NAME, MAX_SET_TTL, MAX_SET_VALUE, MAX_SETS, MAX_SETS_PER_PUBLISHER,
 };
 use crate::members::sorted;
 use crate::register::{Purpose, SendError, Wanted};
@@ -290,9 +290,9 @@ impl<S: Store, K: Keys> Register<S, K> {
         };
         let all = peers.iter().copied().chain(connected).filter(|peer| *peer != me);
         replicas.peers = sorted(all, position);
-        replicas.peers.truncate(WITNESSES);
+        replicas.peers.truncate(self.config.quorum.witnesses);
         // A view of a small grid changes quickly, and costs nothing to ask for again.
-        replicas.located = (replicas.peers.len() == WITNESSES).then_some(now.instant);
+        replicas.located = (replicas.peers.len() == self.config.quorum.witnesses).then_some(now.instant);
         let (put, read) = (replicas.put, replicas.read);
         (replicas.put, replicas.read) = (false, false);
         if put {

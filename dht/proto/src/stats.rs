@@ -43,6 +43,8 @@ stats! {
     clones,
     /// Two valid certificates met.
     conflicts,
+    /// Certificates refused since a later one of the same key was used already.
+    fenced,
     /// Certificates taken over from other witnesses.
     handed_over,
     /// Entries of sets refused: wrong role, wrong signature, over a bound.

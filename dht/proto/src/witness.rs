@@ -34,8 +34,8 @@ use std::time::Duration;
 
 use aerie_types::{Instance, Key, PeerId};
 
-use crate::lease::{Certificate, Proof, Receipt, encode, millis, quorum};
-use crate::limits::{CLOCK_SKEW, MAX_CREDENTIAL, MAX_KEYS, MAX_KEYS_PER_HOLDER, MAX_RECEIPTS, REACH};
+use crate::lease::{Certificate, Proof, Receipt, encode, millis};
+use crate::limits::{CLOCK_SKEW, MAX_CREDENTIAL, MAX_KEYS, MAX_KEYS_PER_HOLDER, MAX_RECEIPTS};
 use crate::record::{Grant, GrantRow, Record, Released, Seen, SeenRow, Standing};
 use crate::register::Purpose;
 use crate::store::{Change, Store, Table};
@@ -195,7 +195,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             self.stats.bad_credentials += 1;
             return Err(Box::new(Answer::Refused(Refusal::BadCredential)));
         }
-        if self.members.closer(terms.key.position()) >= REACH {
+        if self.members.closer(terms.key.position()) >= self.config.quorum.reach {
             self.stats.too_far += 1;
             return Err(Box::new(Answer::Refused(Refusal::TooFar)));
         }
@@ -412,7 +412,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             return invalid(self);
         }
         let settled = self.members.settled(self.config.timings.settle, now.instant);
-        let needed = quorum(certificate.members().max(settled));
+        let needed = self.config.quorum.receipts(certificate.members().max(settled));
         if certificate.receipts.len() < needed {
             return invalid(self);
         }

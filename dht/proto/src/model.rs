@@ -1,0 +1,46 @@
+//! What a model checker needs of the core: one number for its state, and what a message is about.
+
+use std::hash::{Hash, Hasher};
+
+use aerie_types::Key;
+
+use crate::Register;
+use crate::wire::{Request, from_bytes};
+
+/// Everything that the next step depends on. Left out are the counters, what is fixed at the start (configuration and
+/// keys), and what the driver has taken before it looks.
+impl<S: Hash, K> Hash for Register<S, K> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.me, self.instance, self.number, self.next_id).hash(state);
+        (&self.draw, &self.members, &self.readiness, &self.records).hash(state);
+        (&self.holding, &self.searches, &self.sets, &self.fence).hash(state);
+        (&self.pending, &self.queries, &self.stale).hash(state);
+        (self.handover_at, self.purge_at, self.save_at).hash(state);
+        self.store.hash(state);
+    }
+}
+
+/// What a request is about: its kind, and the first key that it names.
+#[must_use]
+pub fn request_kind(bytes: &[u8]) -> Option<(&'static str, Option<Key>)> {
+    Some(match from_bytes::<Request>(bytes)? {
+        Request::Claim(claim) => ("claim", Some(claim.terms.key)),
+        Request::Release { key, .. } => ("release", Some(key)),
+        Request::LookUp { key } => ("look-up", Some(key)),
+        Request::Merge { .. } => ("merge", None),
+        Request::Offer(summaries) => ("offer", summaries.first().map(|summary| summary.key)),
+        Request::Fetch(keys) => ("fetch", keys.first().copied()),
+        Request::HandOver(handed) => {
+            let first = handed.first();
+            (
+                "hand-over",
+                first.map(|handed| handed.proof.certificate.terms.key),
+            )
+        }
+        Request::Conflict(handed) => ("conflict", Some(handed.proof.certificate.terms.key)),
+        Request::Challenge { .. } => ("challenge", None),
+        Request::Put { .. } => ("put", None),
+        Request::Read { .. } => ("read", None),
+        Request::Leave => ("leave", None),
+    })
+}
