@@ -122,6 +122,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_cipher_is_shown_by_its_common_name() {
+        let shown = [Suite::Aes256Gcm, Suite::ChaCha20Poly1305].map(|suite| suite.to_string());
+        assert_eq!(shown, ["AES-256-GCM", "ChaCha20-Poly1305"]);
+    }
+
+    #[test]
     fn aes_is_chosen_only_where_both_prefer_it() {
         let (fast, slow) = (Suite::preferred(true), Suite::preferred(false));
         assert_eq!(Suite::choose(&fast, &fast), Some(Suite::Aes256Gcm));

@@ -97,6 +97,8 @@ fn fetch(name: &str, dir: &Path) -> Result<PathBuf> {
         format!("Dir::Cache={}", dir.display()),
         // The cache may lie where apt's own user cannot go.
         "APT::Sandbox::User=root".to_owned(),
+        // An archive that does not answer is told as such, and not as a package that does not exist.
+        "APT::Update::Error-Mode=any".to_owned(),
     ];
     let apt = |args: &[&str]| {
         let mut argv = vec!["apt-get"];

@@ -140,9 +140,13 @@ fn finished(mut command: Command, argv: &[&str]) -> Result<String> {
         "'{}' failed ({}): {}",
         shown(argv),
         output.status,
-        String::from_utf8_lossy(&output.stderr).trim()
+        one_line(&String::from_utf8_lossy(&output.stderr))
     );
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn one_line(text: &str) -> String {
+    text.trim().lines().map(str::trim).collect::<Vec<_>>().join("; ")
 }
 
 /// A command's program and its first words; the rest is often long.

@@ -218,6 +218,9 @@ impl Report {
             println!("{line}");
         }
         println!("\n{}\n", self.table());
+        if self.figures.median(Kind::Veth, Measure::UdpSmall).is_some() {
+            println!("UDP: the wire's own figures are what iperf3 can send here; no tunnel can show more.");
+        }
         for absent in &self.absent {
             println!("left out: {} ({})", absent.kind.name(), absent.why);
         }
