@@ -152,6 +152,8 @@ impl Book {
     /// The member's last connection closed; it is to be dialled again after `wait`.
     pub(crate) fn lost(&mut self, peer: PeerId, now: Instant, wait: Duration) {
         if let Some(entry) = self.entries.get_mut(&peer) {
+            // Its addresses may have become known only while it was connected already.
+            entry.met = true;
             entry.next_dial = now + wait;
             entry.touched = now;
         }

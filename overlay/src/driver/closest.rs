@@ -1,8 +1,10 @@
 //! Which members are closest to a key.
 //!
 //! In a small grid everybody is connected to everybody, so the connected members are the answer and the network is
-//! not asked, as soon as some member has said whom it knows and all those have been dialled. Otherwise Kademlia locates, and what it finds is merged with the connected members: a look-up asks for
-//! twenty, never names the node itself, and can miss somebody whom this node knows.
+//! not asked, as soon as some member has said whom it knows and all those have been dialled. Otherwise Kademlia
+//! locates, and what it finds is merged with the connected members and with those that are still to be dialled: a
+//! look-up asks for twenty, never names the node itself, and can miss somebody whom this node knows. Right after a
+//! join it may know nobody to ask.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -48,7 +50,7 @@ impl Driver {
     }
 
     fn look_up(&mut self, key: Key, reply: oneshot::Sender<Vec<PeerId>>) {
-        let small = self.live.len() < CLOSEST.min(self.config.max_members) && !self.has_untried();
+        let small = self.live.len() < CLOSEST.min(self.config.max_members) && self.untried().next().is_none();
         if small || self.live.is_empty() || self.queries.closest.len() >= MAX_QUERIES {
             let _ = reply.send(self.nearest(key, std::iter::empty()));
             return;
@@ -133,11 +135,12 @@ impl Driver {
         }
     }
 
-    /// Whether a member was learned of and not dialled to the end yet.
-    fn has_untried(&self) -> bool {
+    /// The members that were learned of and not dialled to the end yet.
+    fn untried(&self) -> impl Iterator<Item = PeerId> {
         self.book
             .iter()
-            .any(|(peer, entry)| entry.is_fresh() && !self.live.contains_key(&peer))
+            .filter(|(peer, entry)| entry.is_fresh() && !self.live.contains_key(peer))
+            .map(|(peer, _)| peer)
     }
 
     fn nearest(&self, key: Key, found: impl Iterator<Item = PeerId>) -> Vec<PeerId> {
@@ -146,6 +149,7 @@ impl Driver {
             .live
             .keys()
             .copied()
+            .chain(self.untried())
             .chain(found)
             .filter(|peer| *peer != self.local)
             .map(|peer| (position.distance(&peer.position()), peer))
