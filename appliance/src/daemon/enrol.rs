@@ -81,8 +81,6 @@ pub(crate) async fn become_member(spec: &Spec, paths: &GridPaths, shared: &Share
         .collect();
     let client = EnrolClient::new(&urls, spec.grid.ca_hash.0).map_err(Error::Portal)?;
     if let Some((credential, verifier)) = kept(spec, paths, &keys)? {
-        // It has done its work, also where the daemon was killed right after it enrolled.
-        source::forget_token(paths, spec)?;
         let member = Member {
             keys: Arc::clone(&keys),
             trust: Trust::load(verifier, paths.revocations()),
@@ -132,6 +130,8 @@ async fn judge_kept(
             .read(|verifier| verifier.verify(&credential.der, now()));
         let rejection = match verdict {
             Ok(_) => {
+                // The token has done its work, also where the daemon was killed right after it enrolled.
+                source::forget_token(paths, spec)?;
                 shared.done(Stage::Certificate, as_kept(spec, &credential, paths));
                 return Ok(Some(member));
             }

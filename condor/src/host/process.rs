@@ -20,15 +20,23 @@ pub(super) struct Process {
 impl Process {
     /// The running process with this number.
     pub(super) fn running(pid: u32) -> Option<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let stat = Stat::parse(&stat)?;
+        let stat = Stat::of(pid)?;
         // A zombie has ended; only its parent has not asked yet.
         (stat.state != 'Z' && stat.state != 'X').then_some(())?;
-        Some(Self {
+        Some(Self::from_stat(pid, &stat))
+    }
+
+    /// Our child with this number, which nobody has waited for yet: it may have ended already.
+    pub(super) fn child(pid: u32) -> Option<Self> {
+        Some(Self::from_stat(pid, &Stat::of(pid)?))
+    }
+
+    fn from_stat(pid: u32, stat: &Stat) -> Self {
+        Self {
             pid,
             started: stat.started,
             boot: boot_id(),
-        })
+        }
     }
 
     /// Whether it still runs.
@@ -87,6 +95,10 @@ struct Stat {
 }
 
 impl Stat {
+    fn of(pid: u32) -> Option<Self> {
+        Self::parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    }
+
     fn parse(text: &str) -> Option<Self> {
         // The program's name stands in brackets and may hold anything, brackets too.
         let mut fields = text.rsplit_once(')')?.1.split_whitespace();
@@ -131,6 +143,21 @@ fn boot_id() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_child_that_has_ended_before_anybody_looked_is_still_known() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let pid = Pid::from_raw(child.id().cast_signed());
+        nix::sys::wait::waitid(
+            nix::sys::wait::Id::Pid(pid),
+            nix::sys::wait::WaitPidFlag::WEXITED | nix::sys::wait::WaitPidFlag::WNOWAIT,
+        )
+        .unwrap();
+        assert_eq!(Process::running(child.id()), None);
+        assert!(Process::child(child.id()).is_some_and(|ended| !ended.is_alive()));
+        child.wait().unwrap();
+        assert_eq!(Process::child(child.id()), None);
+    }
 
     #[test]
     fn a_process_is_told_from_a_later_one_with_its_number() {

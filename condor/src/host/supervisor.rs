@@ -281,7 +281,7 @@ impl Task {
                 source,
             },
         })?;
-        let Some(process) = child.id().and_then(Process::running) else {
+        let Some(process) = child.id().and_then(Process::child) else {
             return Err(self.trouble("ended at once".into()));
         };
         let content = FileContent {
