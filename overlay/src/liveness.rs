@@ -17,7 +17,8 @@
 //! A probe that *arrives* proves as much as an echo, so whoever receives one puts its own off, at most four times in
 //! a row: in a quiet grid one side of each connection probes. With many connections the interval grows in steps, so
 //! that a node sends the same number of probes in any grid; a member that declares somebody dead tells the others,
-//! and they probe at once.
+//! and they probe at once. A connection through a relay is probed seldom: its relay probes both ends, and closes what
+//! it carried for one that has vanished.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
@@ -40,8 +41,13 @@ use libp2p::swarm::{
 use libp2p::{PeerId, StreamProtocol};
 use tokio::time::{Instant, Sleep};
 
+use crate::peer::is_relayed;
+
 /// Up to this many connections are probed at the configured interval.
 const FULL_RATE_CONNECTIONS: usize = 8;
+
+/// How many intervals pass between two probes of a connection through a relay.
+const RELAYED_STRETCH: u32 = 6;
 
 /// How often in a row a side lets the other's probe stand for its own.
 const MAX_PUT_OFF: u8 = 4;
@@ -71,9 +77,15 @@ pub(crate) struct Behaviour {
     protocol: StreamProtocol,
     interval: Duration,
     timeout: Duration,
-    connections: BTreeMap<ConnectionId, PeerId>,
+    connections: BTreeMap<ConnectionId, Probed>,
     step: u32,
     actions: VecDeque<ToSwarm<Event, Ask>>,
+}
+
+struct Probed {
+    peer: PeerId,
+    /// By how much its interval is longer than that of a direct connection.
+    stretch: u32,
 }
 
 /// What the behaviour asks of a connection's handler.
@@ -98,28 +110,30 @@ impl Behaviour {
     /// Probes all connections of the peer at once.
     pub(crate) fn probe(&mut self, peer: PeerId) {
         for (connection, of) in &self.connections {
-            if *of == peer {
+            if of.peer == peer {
                 self.actions.push_back(ask(peer, *connection, Ask::Probe));
             }
         }
     }
 
     fn adapt(&mut self) {
-        let step = step(self.connections.len());
+        let step = step(self.connections.values().filter(|of| of.stretch == 1).count());
         if step != self.step {
             self.step = step;
-            let interval = self.interval * step;
-            for (connection, peer) in &self.connections {
+            for (connection, of) in &self.connections {
+                let interval = self.interval * of.stretch.max(step);
                 self.actions
-                    .push_back(ask(*peer, *connection, Ask::Interval(interval)));
+                    .push_back(ask(of.peer, *connection, Ask::Interval(interval)));
             }
         }
     }
 
-    fn handler(&mut self, connection: ConnectionId, peer: PeerId) -> Handler {
-        self.connections.insert(connection, peer);
+    fn handler(&mut self, connection: ConnectionId, peer: PeerId, relayed: bool) -> Handler {
+        let stretch = if relayed { RELAYED_STRETCH } else { 1 };
+        self.connections.insert(connection, Probed { peer, stretch });
         self.adapt();
-        Handler::new(self.protocol.clone(), self.interval * self.step, self.timeout)
+        let interval = self.interval * stretch.max(self.step);
+        Handler::new(self.protocol.clone(), interval, self.timeout)
     }
 }
 
@@ -148,21 +162,21 @@ impl NetworkBehaviour for Behaviour {
         &mut self,
         connection: ConnectionId,
         peer: PeerId,
-        _: &Multiaddr,
+        local: &Multiaddr,
         _: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        Ok(self.handler(connection, peer))
+        Ok(self.handler(connection, peer, is_relayed(local)))
     }
 
     fn handle_established_outbound_connection(
         &mut self,
         connection: ConnectionId,
         peer: PeerId,
-        _: &Multiaddr,
+        addr: &Multiaddr,
         _: Endpoint,
         _: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        Ok(self.handler(connection, peer))
+        Ok(self.handler(connection, peer, is_relayed(addr)))
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {

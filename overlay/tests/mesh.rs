@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use aerie_identity::NodeKeys;
 use aerie_overlay::{Config, Multiaddr, Protocol, RequestError, Stats, Topic};
 use aerie_types::{Key, PeerId, Role};
-use common::{Grid, Node, QUIC, Seen, TCP, eventually, now};
+use common::{Grid, Node, QUIC, Seen, TCP, eventually, now, proxy};
 
 /// A relay and this many workers that know only the relay, started all at once.
 async fn mesh(grid: &Grid, workers: usize) -> Vec<Node> {
@@ -273,37 +273,6 @@ async fn a_member_that_falls_silent_is_noticed_by_unanswered_probes() {
     b.sees_down(a.peer()).await;
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     assert_eq!(b.handle.stats().dead_connections, 1);
-}
-
-/// Forwards TCP to the address until told to swallow everything without closing anything.
-async fn proxy(to: &Multiaddr) -> (Multiaddr, tokio::sync::watch::Sender<bool>) {
-    use libp2p::multiaddr::Protocol::Tcp;
-    let port = to
-        .iter()
-        .find_map(|part| if let Tcp(port) = part { Some(port) } else { None })
-        .unwrap();
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let addr = format!("/ip4/127.0.0.1/tcp/{}", listener.local_addr().unwrap().port())
-        .parse()
-        .unwrap();
-    let (silence, silent) = tokio::sync::watch::channel(false);
-    tokio::spawn(async move {
-        while let Ok((mut inner, _)) = listener.accept().await {
-            let mut silent = silent.clone();
-            tokio::spawn(async move {
-                let mut outer = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-                let told = async { silent.wait_for(|silent| *silent).await.is_ok() };
-                let silenced = tokio::select! {
-                    _ = tokio::io::copy_bidirectional(&mut inner, &mut outer) => false,
-                    told = told => told,
-                };
-                if silenced {
-                    std::future::pending::<()>().await;
-                }
-            });
-        }
-    });
-    (addr, silence)
 }
 
 /// Run by name, with the number of members in `MEMBERS`: how long a mesh takes, and what it costs at rest.

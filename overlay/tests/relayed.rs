@@ -4,11 +4,13 @@
 mod common;
 mod stock;
 
+use std::time::Duration;
+
 use aerie_identity::Rejection;
 use aerie_overlay::admission::{Gate, PROTOCOL, Secured};
 use aerie_overlay::{Multiaddr, Protocol, Refusal, RequestError};
 use aerie_types::{PeerId, Role};
-use common::{Grid, Node, QUIC, Seen, TCP, eventually};
+use common::{Grid, Node, QUIC, Seen, TCP, eventually, proxy};
 use libp2p::multiaddr;
 use libp2p::swarm::SwarmEvent;
 use stock::{Garbage, Stock};
@@ -72,6 +74,36 @@ async fn a_member_behind_a_relay_alone_is_reached_by_others() {
         c.handle.request(a.peer(), Protocol::Dht, vec![1, 2]).await,
         Ok(vec![2, 1])
     );
+}
+
+/// Members probe each other seldom through a relay; it is the relay that notices.
+#[tokio::test]
+async fn a_member_that_falls_silent_behind_a_relay_is_noticed_by_the_relay() {
+    let grid = Grid::new("chem");
+    let enrolled = grid.enrol("relay", Role::Relay);
+    let mut config = grid.config(&enrolled, &[TCP]);
+    config.relay = true;
+    config.probe_interval = Duration::from_millis(300);
+    config.probe_timeout = Duration::from_millis(400);
+    let relay = grid.start(config, &enrolled).await;
+    let (way, silence) = proxy(&relay.addrs[0]).await;
+    let a = grid.worker("a", &[], &[way]).await;
+    reserved(&a).await;
+    let mut b = hidden(&grid, "b", &relay).await;
+    assert_eq!(
+        b.handle.request(a.peer(), Protocol::Dht, vec![1, 2]).await,
+        Ok(vec![2, 1])
+    );
+    b.sees_up(a.peer()).await;
+    eventually("an answered probe", || async {
+        let members = b.handle.members().await.unwrap();
+        members.iter().find(|member| member.peer == a.peer())?.rtt
+    })
+    .await;
+    silence.send(true).unwrap();
+    b.sees_down(a.peer()).await;
+    assert_eq!(b.handle.stats().dead_connections, 0);
+    assert_eq!(relay.handle.stats().dead_connections, 1);
 }
 
 #[tokio::test]

@@ -135,9 +135,9 @@ impl Default for Timings {
             patience: secs(5),
             handover: secs(1),
             settle: secs(60),
-            set_ttl: secs(60),
-            set_renew: secs(15),
-            set_poll: secs(20),
+            set_ttl: secs(90),
+            set_renew: secs(30),
+            set_poll: secs(30),
         }
     }
 }
