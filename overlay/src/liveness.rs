@@ -17,8 +17,9 @@
 //! A probe that *arrives* proves as much as an echo, so whoever receives one puts its own off, at most four times in
 //! a row: in a quiet grid one side of each connection probes. With many connections the interval grows in steps, so
 //! that a node sends the same number of probes in any grid; a member that declares somebody dead tells the others,
-//! and they probe at once. A connection through a relay is probed seldom: its relay probes both ends, and closes what
-//! it carried for one that has vanished.
+//! and they probe at once. Two kinds of connections are probed seldom: those through a relay, since the relay probes
+//! both ends and closes what it carried for one that has vanished, and all but the oldest to a member, since they are
+//! probed at once when that one falls silent.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
@@ -44,10 +45,10 @@ use tokio::time::{Instant, Sleep};
 use crate::peer::is_relayed;
 
 /// Up to this many connections are probed at the configured interval.
-const FULL_RATE_CONNECTIONS: usize = 8;
+const FULL_RATE_CONNECTIONS: usize = 5;
 
-/// How many intervals pass between two probes of a connection through a relay.
-const RELAYED_STRETCH: u32 = 6;
+/// How many intervals pass between two probes of a connection that another one speaks for.
+const SELDOM: u32 = 6;
 
 /// How often in a row a side lets the other's probe stand for its own.
 const MAX_PUT_OFF: u8 = 4;
@@ -78,14 +79,13 @@ pub(crate) struct Behaviour {
     interval: Duration,
     timeout: Duration,
     connections: BTreeMap<ConnectionId, Probed>,
-    step: u32,
     actions: VecDeque<ToSwarm<Event, Ask>>,
 }
 
 struct Probed {
     peer: PeerId,
-    /// By how much its interval is longer than that of a direct connection.
-    stretch: u32,
+    relayed: bool,
+    interval: Duration,
 }
 
 /// What the behaviour asks of a connection's handler.
@@ -102,7 +102,6 @@ impl Behaviour {
             interval,
             timeout,
             connections: BTreeMap::new(),
-            step: 1,
             actions: VecDeque::new(),
         }
     }
@@ -116,24 +115,44 @@ impl Behaviour {
         }
     }
 
+    fn begin(&mut self, connection: ConnectionId, peer: PeerId, relayed: bool) -> Handler {
+        let probed = Probed {
+            peer,
+            relayed,
+            interval: self.interval,
+        };
+        self.connections.insert(connection, probed);
+        self.adapt();
+        let interval = self
+            .connections
+            .get(&connection)
+            .map_or(self.interval, |of| of.interval);
+        Handler::new(self.protocol.clone(), interval, self.timeout)
+    }
+
+    fn end(&mut self, connection: ConnectionId) {
+        self.connections.remove(&connection);
+        self.adapt();
+    }
+
+    /// Tells each connection its interval where that has changed.
     fn adapt(&mut self) {
-        let step = step(self.connections.values().filter(|of| of.stretch == 1).count());
-        if step != self.step {
-            self.step = step;
-            for (connection, of) in &self.connections {
-                let interval = self.interval * of.stretch.max(step);
+        let mut oldest = BTreeMap::new();
+        for (connection, of) in &self.connections {
+            if !of.relayed {
+                oldest.entry(of.peer).or_insert(*connection);
+            }
+        }
+        let step = step(oldest.len());
+        for (connection, of) in &mut self.connections {
+            let speaks = oldest.get(&of.peer) == Some(connection);
+            let interval = self.interval * if speaks { step } else { step.max(SELDOM) };
+            if of.interval != interval {
+                of.interval = interval;
                 self.actions
                     .push_back(ask(of.peer, *connection, Ask::Interval(interval)));
             }
         }
-    }
-
-    fn handler(&mut self, connection: ConnectionId, peer: PeerId, relayed: bool) -> Handler {
-        let stretch = if relayed { RELAYED_STRETCH } else { 1 };
-        self.connections.insert(connection, Probed { peer, stretch });
-        self.adapt();
-        let interval = self.interval * stretch.max(self.step);
-        Handler::new(self.protocol.clone(), interval, self.timeout)
     }
 }
 
@@ -165,7 +184,7 @@ impl NetworkBehaviour for Behaviour {
         local: &Multiaddr,
         _: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        Ok(self.handler(connection, peer, is_relayed(local)))
+        Ok(self.begin(connection, peer, is_relayed(local)))
     }
 
     fn handle_established_outbound_connection(
@@ -176,21 +195,20 @@ impl NetworkBehaviour for Behaviour {
         _: Endpoint,
         _: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        Ok(self.handler(connection, peer, is_relayed(addr)))
+        Ok(self.begin(connection, peer, is_relayed(addr)))
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
         match event {
             FromSwarm::ConnectionClosed(ConnectionClosed { connection_id, .. }) => {
-                self.connections.remove(&connection_id);
-                self.adapt();
+                self.end(connection_id);
             }
             // A behaviour behind this one denied the connection that this one had counted.
             FromSwarm::ListenFailure(failure) => {
-                self.connections.remove(&failure.connection_id);
+                self.end(failure.connection_id);
             }
             FromSwarm::DialFailure(failure) => {
-                self.connections.remove(&failure.connection_id);
+                self.end(failure.connection_id);
             }
             _ => {}
         }
@@ -202,10 +220,14 @@ impl NetworkBehaviour for Behaviour {
         connection: ConnectionId,
         event: THandlerOutEvent<Self>,
     ) {
-        self.actions.push_back(ToSwarm::GenerateEvent(match event {
+        let event = match event {
             Found::Alive(rtt) => Event::Alive { peer, rtt },
-            Found::Dead => Event::Dead { peer, connection },
-        }));
+            Found::Dead => {
+                self.probe(peer);
+                Event::Dead { peer, connection }
+            }
+        };
+        self.actions.push_back(ToSwarm::GenerateEvent(event));
     }
 
     fn poll(&mut self, _: &mut Context<'_>) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
@@ -453,7 +475,7 @@ mod tests {
     #[test]
     fn the_probes_of_a_node_do_not_grow_with_the_grid() {
         let per_interval = |connections: usize| connections as f64 / f64::from(step(connections));
-        assert!((1..=64).all(|connections| per_interval(connections) <= 8.0));
-        assert_eq!([step(0), step(8), step(9), step(17), step(64)], [1, 1, 2, 4, 8]);
+        assert!((1..=64).all(|connections| per_interval(connections) <= 5.0));
+        assert_eq!([step(0), step(5), step(6), step(11), step(64)], [1, 1, 2, 4, 16]);
     }
 }

@@ -135,9 +135,9 @@ impl Default for Timings {
             patience: secs(5),
             handover: secs(1),
             settle: secs(60),
-            set_ttl: secs(90),
-            set_renew: secs(30),
-            set_poll: secs(30),
+            set_ttl: secs(180),
+            set_renew: secs(60),
+            set_poll: secs(60),
         }
     }
 }

@@ -1,9 +1,9 @@
 //! Sets: what several members publish under one name, merged by union.
 //!
 //! ```text
-//!             publish                               every 30 s, a higher number
+//!             publish                               every 60 s, a higher number
 //!  publisher ────────► entry, signed ──► the set's nine closest members ◄───────────┐
-//!                          │                     │ read every 30 s                  │
+//!                          │                     │ read every 60 s                  │
 //!                          └── gossip, when ─────┼──► watchers: union of entries ───┘
 //!                              it changed        ▼    that nobody else could have signed
 //!                                             readers
