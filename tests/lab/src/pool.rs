@@ -73,6 +73,8 @@ pub struct Done {
     pub starts: usize,
     /// How often a shadow was started for it (NumShadowStarts).
     pub shadows: usize,
+    /// Its event log: what the schedd and its shadows say happened.
+    pub log: String,
     /// From submission until it was seen to be done.
     pub took: Duration,
 }
@@ -161,6 +163,7 @@ impl Job {
             result: read("result")?,
             starts,
             shadows,
+            log,
             took,
         })
     }

@@ -92,13 +92,21 @@ fn measure(campus: &Campus<'_>, runs: u32) -> Result<(Vec<Duration>, Vec<Run>)> 
     for number in 1..=runs {
         eprintln!("── run {number} of {runs}: a job pinned to each worker");
         let jobs = campus.run_pinned_jobs(&format!("run{number}"), JOBS_LIMIT)?;
+        let restarted: Vec<_> = jobs
+            .iter()
+            .filter(|(_, job)| (job.starts, job.shadows) != (1, 1))
+            .collect();
+        for (worker, job) in &restarted {
+            let (starts, shadows) = (job.starts, job.shadows);
+            eprintln!(
+                "the job of {worker} was started {starts} times by {shadows} shadows:\n{}",
+                job.log
+            );
+        }
         done.push(Run {
             took: jobs.iter().map(|(_, job)| job.took).max().unwrap_or_default(),
             jobs: jobs.len(),
-            restarted: jobs
-                .iter()
-                .filter(|(_, job)| (job.starts, job.shadows) != (1, 1))
-                .count(),
+            restarted: restarted.len(),
         });
     }
     Ok((ready, done))
