@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aerie_identity::NodeKeys;
-use aerie_overlay::{Config, Multiaddr, Protocol, RequestError, Stats, Topic};
+use aerie_overlay::{Config, Protocol, RequestError, Stats, Topic};
 use aerie_types::{Key, PeerId, Role};
 use common::{Grid, Node, QUIC, Seen, TCP, eventually, now, proxy};
 

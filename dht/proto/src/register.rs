@@ -616,6 +616,7 @@ impl<S: Store, K: Keys> Register<S, K> {
         self.merge_with(peer, now);
         self.schedule_handover(now);
         self.holder_nudged(now);
+        self.sets_nudged(now);
     }
 
     fn member_down(&mut self, peer: PeerId, now: Now) {

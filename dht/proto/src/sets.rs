@@ -39,6 +39,9 @@ const LOCATED_FOR: Duration = Duration::from_secs(120);
 /// Replicas read at once.
 const READ_FROM: usize = 2;
 
+/// Which part of the usual pause passes until sets are read after a member came.
+const NUDGED: u32 = 4;
+
 /// What a member publishes in a set.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) struct Entry {
@@ -495,6 +498,17 @@ impl<S: Store, K: Keys> Register<S, K> {
             group: member.group,
             roles: member.roles,
         })
+    }
+
+    /// A member has come, perhaps one of a whole side of a healed partition: soon, and once for all that come
+    /// meanwhile, this node shows its own entries and reads what it watches.
+    pub(crate) fn sets_nudged(&mut self, now: Now) {
+        let pause = self.draw.about(self.config.timings.set_poll / NUDGED);
+        let soon = now.instant + pause;
+        let renewals = self.sets.own.values_mut().filter_map(|own| own.renew_at.as_mut());
+        for at in self.sets.watched.values_mut().chain(renewals) {
+            *at = soon.min(*at);
+        }
     }
 
     pub(crate) fn sets_due(&mut self, now: Now) {

@@ -307,6 +307,52 @@ fn a_torn_small_grid_gives_addresses_only_on_the_side_of_the_majority() {
 }
 
 #[test]
+fn a_successor_keeps_an_address_though_a_witness_missed_that_it_was_given_back() {
+    each(6, |seed| {
+        // All vote in a small grid, the successor too; in a large one it knows only what witnesses tell it.
+        let nodes = if seed < 4 {
+            5 + usize::try_from(seed).unwrap()
+        } else {
+            30
+        };
+        let mut world = grid(seed, nodes, range("10.0.0.0/24"), Conditions::default());
+        expect_all_hold(&mut world, SECOND * 120);
+        let addr = world.range.nth(200);
+        let key = addr_key(World::grid(), addr);
+        let (first, second) = (world.add(), world.add());
+        for index in [first, second] {
+            world.start(index);
+        }
+        world.run(SECOND * 5);
+        world.acquire(first, Some(addr));
+        assert!(world.run_until(world.now() + SECOND * 60, |world| held(world, first)));
+        world.run(SECOND * 60);
+        let absent = (0..nodes).find(|index| {
+            let mut witness = false;
+            world.with(*index, |core, _| witness = core.explain(key) != "nothing");
+            witness
+        });
+        let absent = absent.expect("a witness");
+        world.partition(|index| usize::from(index == absent));
+        world.run(SECOND);
+        world.leave(first);
+        world.run(SECOND * 5);
+        world.kill(first, false);
+        world.partition(|_| 0);
+        world.run(SECOND * 5);
+        world.acquire(second, Some(addr));
+        let end = world.now() + SECOND * 120;
+        let got = world.run_until(end, |world| held(world, second));
+        assert!(got, "{:?}", world.nodes[second].told);
+        for _ in 0..60 {
+            world.run(SECOND * 10);
+            assert!(held(&world, second), "{:?}", world.nodes[second].told);
+        }
+        world
+    });
+}
+
+#[test]
 fn a_torn_large_grid_agrees_within_thirty_seconds_of_healing() {
     each(4, |seed| {
         let nodes = 40;
