@@ -73,7 +73,7 @@ pub struct Done {
     pub starts: usize,
     /// How often a shadow was started for it (NumShadowStarts).
     pub shadows: usize,
-    /// Its event log: what the schedd and its shadows say happened.
+    /// Its event log and, if it was not started exactly once, what the schedd and its shadows logged of it.
     pub log: String,
     /// From submission until it was seen to be done.
     pub took: Duration,
@@ -153,8 +153,14 @@ impl Job {
             Ok(String::from_utf8_lossy(&self.node.get(&format!("{}/{file}", self.dir))?).into_owned())
         };
         let (starts, shadows) = self.counted()?;
+        let executed = count(&log, EXECUTES);
+        let log = if (starts, shadows) == (1, 1) {
+            log
+        } else {
+            log + &self.logged()?
+        };
         ensure!(
-            starts == count(&log, EXECUTES),
+            starts == executed,
             "the schedd counts {starts} starts of job {}, its log tells another story:\n{log}",
             self.cluster
         );
@@ -166,6 +172,13 @@ impl Job {
             log,
             took,
         })
+    }
+
+    /// The lines about it in the logs of the schedd and its shadows.
+    fn logged(&self) -> Result<String> {
+        let logs = "/var/log/condor/SchedLog /var/log/condor/ShadowLog";
+        let about = format!("grep -h -F '{}.0' {logs} || true", self.cluster);
+        self.node.sh("root", &about)
     }
 
     /// What the schedd has counted: NumJobStarts and NumShadowStarts. The job has left the queue; its history is
