@@ -1,0 +1,88 @@
+//! Giving back.
+
+use aerie_types::PeerId;
+
+use super::{LEASE_ROW, LeaseRow, MAX_TO_RELEASE, Phase};
+use crate::register::Purpose;
+use crate::round::Round;
+use crate::store::Store;
+use crate::wire::{Gossip, Request};
+use crate::{Event, Keys, Now, Register};
+
+impl<S: Store, K: Keys> Register<S, K> {
+    /// Gives everything back and tells the others that this member leaves. [`Event::Left`] follows.
+    pub fn release_all(&mut self, now: Now) {
+        self.holding.leaving = Some(0);
+        self.give_back(now);
+        self.holding.plan = None;
+        self.holding.phase = Phase::Idle;
+        self.holding.last = None;
+        self.persist_meta(LEASE_ROW, None::<&LeaseRow>);
+        let members: Vec<PeerId> = self.members.connected().take(MAX_TO_RELEASE).collect();
+        self.gossip(&Gossip::Leave);
+        for peer in members {
+            self.leave_ask(peer, &Request::Leave, now);
+        }
+        if self.holding.leaving == Some(0) {
+            self.holding.leaving = None;
+            self.event(Event::Left);
+        }
+        self.settle(now);
+    }
+
+    /// Releases what is held and what may have been granted.
+    pub(super) fn give_back(&mut self, now: Now) {
+        if let Some(rounds) = self.holding.rounds.take() {
+            if self.holding.lease.is_some() {
+                self.note_asked(&rounds);
+            } else {
+                self.release_rounds(&rounds, now);
+            }
+        }
+        let asked = std::mem::take(&mut self.holding.asked);
+        if let Some(lease) = self.holding.lease.take() {
+            let seq = self.holding.seq;
+            for (own, peers) in lease.certificates.iter().zip(asked) {
+                self.release_key(own.terms.key, seq, peers.into_iter().collect(), now);
+            }
+        }
+    }
+
+    pub(super) fn release_rounds(&mut self, rounds: &[Round; 2], now: Now) {
+        for round in rounds {
+            self.release_key(round.key(), round.seq, round.asked().collect(), now);
+        }
+    }
+
+    pub(super) fn release_key(&mut self, key: aerie_types::Key, seq: u64, peers: Vec<PeerId>, now: Now) {
+        let request = Request::Release {
+            key,
+            instance: self.instance,
+            seq,
+        };
+        for peer in peers {
+            if self.holding.leaving.is_some() {
+                self.leave_ask(peer, &request, now);
+            } else {
+                self.ask(peer, &request, Purpose::Nothing, now);
+            }
+        }
+    }
+
+    pub(super) fn leave_ask(&mut self, peer: PeerId, request: &Request, now: Now) {
+        if let Some(leaving) = &mut self.holding.leaving {
+            *leaving += 1;
+        }
+        self.ask(peer, request, Purpose::Leaving, now);
+    }
+
+    pub(crate) fn leaving_answered(&mut self) {
+        if let Some(leaving) = &mut self.holding.leaving {
+            *leaving = leaving.saturating_sub(1);
+            if *leaving == 0 {
+                self.holding.leaving = None;
+                self.event(Event::Left);
+            }
+        }
+    }
+}

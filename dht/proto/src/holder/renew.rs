@@ -1,0 +1,176 @@
+//! A lease that is held: renewals, and what ends it against this node's will.
+
+use std::time::Duration;
+
+use aerie_types::Instance;
+
+use super::{LEASE_ROW, LeaseRow, LostReason, MAX_BACKOFF, Phase, valid_until};
+use crate::lease::Certificate;
+use crate::register::Purpose;
+use crate::round::{Outcome, Round};
+use crate::store::Store;
+use crate::wire::{Handed, Request};
+use crate::{Event, Keys, Now, Register};
+
+impl<S: Store, K: Keys> Register<S, K> {
+    /// Another instance may be about to take over: renew now, to show that this one lives.
+    pub(crate) fn assert_soon(&mut self, now: Now) {
+        if let Phase::Held { renew_at } = &mut self.holding.phase {
+            *renew_at = now.instant;
+            self.holding.assert = self.holding.rounds.is_some();
+            self.holder_due(now);
+        }
+    }
+
+    /// A valid certificate of a key: if it is one of this node's and another holder's, and survives, this node yields.
+    pub(crate) fn conflict_with_own(&mut self, other: &Certificate, now: Now) {
+        let Some(lease) = &self.holding.lease else {
+            return;
+        };
+        let slot = lease
+            .certificates
+            .iter()
+            .position(|own| own.terms.key == other.terms.key);
+        let Some(slot) = slot else {
+            return;
+        };
+        if other.terms.holder == self.me {
+            return;
+        }
+        let own_valid = lease.until[slot] > now.instant;
+        if own_valid && lease.certificates[slot].beats(other) {
+            return;
+        }
+        let reason = LostReason::Conflict {
+            addr: lease.addr,
+            winner: other.terms.holder,
+        };
+        tracing::warn!(%reason, "address lost");
+        self.give_back(now);
+        self.holding.last = None;
+        self.persist_meta(LEASE_ROW, None::<&LeaseRow>);
+        self.event(Event::Lost(reason));
+        if let Some(plan) = &mut self.holding.plan {
+            plan.attempt = 1;
+            plan.since = now.instant;
+        }
+        self.holding.phase = Phase::Waiting { until: now.instant };
+    }
+
+    /// Gives a new lease's certificates to its witnesses, who have seen only those of ten seconds so far.
+    pub(super) fn push_certificates(&mut self, rounds: &[Round; 2], now: Now) {
+        let Some(lease) = self.holding.lease.clone() else {
+            return;
+        };
+        for slot in [0, 1] {
+            let rest = lease.until[slot].saturating_duration_since(now.instant);
+            let handed = Handed {
+                proof: self.proof_of(lease.certificates[slot].clone()),
+                remaining_ms: crate::lease::millis(rest),
+            };
+            let request = Request::HandOver(vec![handed]);
+            for peer in rounds[slot].asked() {
+                self.ask(peer, &request, Purpose::Nothing, now);
+            }
+        }
+    }
+
+    pub(super) fn renew(&mut self, now: Now) {
+        let Some(lease) = self.holding.lease.clone() else {
+            return;
+        };
+        let valid = [0, 1].map(|slot| lease.until[slot] > now.instant);
+        let proofs = [0, 1].map(|slot| {
+            let certificate = lease.certificates[slot].clone();
+            valid[slot].then(|| self.proof_of(certificate))
+        });
+        let timings = &self.config.timings;
+        let ttl = if valid == [true, true] {
+            timings.ttl
+        } else {
+            timings.first_ttl
+        };
+        self.start_rounds(lease.addr, &lease.name, ttl, proofs, now);
+        self.pump(now);
+    }
+
+    pub(super) fn renewed(&mut self, rounds: [Round; 2], now: Now) {
+        let timings = self.config.timings.clone();
+        let mut failed = false;
+        self.note_asked(&rounds);
+        for (slot, round) in rounds.iter().enumerate() {
+            match &round.outcome {
+                Some(Outcome::Won(certificate)) => {
+                    if let Some(lease) = &mut self.holding.lease {
+                        let until = valid_until(round.started, certificate);
+                        lease.until[slot] = until;
+                        lease.certificates[slot] = certificate.clone();
+                    }
+                }
+                Some(Outcome::Lost(loss)) => {
+                    failed = true;
+                    if loss.cloned {
+                        return self.cloned(now);
+                    }
+                    if let Some(other) = &loss.certificate {
+                        self.conflict_with_own(other, now);
+                        if self.holding.lease.is_none() {
+                            return;
+                        }
+                    }
+                }
+                None => {}
+            }
+        }
+        self.save_lease();
+        let short = rounds.iter().any(|round| round.ttl < timings.ttl);
+        let wait = if failed {
+            let backoff = (self.holding.backoff * 2).clamp(timings.retry, MAX_BACKOFF);
+            self.holding.backoff = backoff;
+            self.draw.about(backoff)
+        } else if short {
+            Duration::ZERO
+        } else {
+            self.holding.backoff = Duration::ZERO;
+            self.draw.about(timings.renew_every)
+        };
+        let wait = if std::mem::take(&mut self.holding.assert) {
+            Duration::ZERO
+        } else {
+            wait
+        };
+        self.holding.phase = Phase::Held {
+            renew_at: now.instant + wait,
+        };
+        if !failed && let Some(lease) = self.lease() {
+            if !short && self.fresh_terms(&rounds) {
+                self.push_certificates(&rounds, now);
+            }
+            self.event(Event::Renewed(lease));
+        }
+    }
+
+    /// Whether the witnesses have seen no certificate of this lease that lasts until the next renewal.
+    pub(super) fn fresh_terms(&self, rounds: &[Round; 2]) -> bool {
+        let short = |round: &Round| {
+            let shown = round.proof.as_ref().map(|proof| proof.certificate.ttl());
+            shown.is_none_or(|ttl| ttl <= self.config.timings.renew_every * 2)
+        };
+        rounds.iter().any(short)
+    }
+
+    pub(super) fn cloned(&mut self, now: Now) {
+        self.give_back(now);
+        self.holding.plan = None;
+        self.holding.phase = Phase::Cloned;
+        tracing::warn!("{}", LostReason::Cloned);
+        self.event(Event::Lost(LostReason::Cloned));
+    }
+
+    pub(crate) fn clone_seen(&mut self, instance: Instance) {
+        if self.holding.clone_told != Some(instance) {
+            self.holding.clone_told = Some(instance);
+            self.event(Event::CloneSeen { instance });
+        }
+    }
+}
