@@ -162,14 +162,7 @@ async fn judge_kept(
                     );
                     return Ok(None);
                 }
-                Err(RenewError::Local(error)) => {
-                    shared.failed(
-                        Stage::Certificate,
-                        error.to_string(),
-                        "tried again within a minute",
-                    );
-                    tokio::time::sleep(BACKOFF_MAX).await;
-                }
+                Err(RenewError::Local(error)) => rest(shared, &error).await,
             },
             _ => {
                 shared.waiting(Stage::Certificate, rejection.to_string(), "enrolling anew");
@@ -378,16 +371,19 @@ pub(crate) async fn keep_renewed(member: Arc<Member>, paths: GridPaths, shared: 
                 report(&shared, &error, pause);
                 tokio::time::sleep(pause).await;
             }
-            Err(RenewError::Local(error)) => {
-                shared.failed(
-                    Stage::Certificate,
-                    error.to_string(),
-                    "tried again within a minute",
-                );
-                tokio::time::sleep(BACKOFF_MAX).await;
-            }
+            Err(RenewError::Local(error)) => rest(&shared, &error).await,
         }
     }
+}
+
+/// Says what is wrong with this machine, and leaves time to mend it.
+async fn rest(shared: &Shared, error: &Error) {
+    shared.failed(
+        Stage::Certificate,
+        error.to_string(),
+        "tried again within a minute",
+    );
+    tokio::time::sleep(BACKOFF_MAX).await;
 }
 
 enum RenewError {
