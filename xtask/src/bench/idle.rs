@@ -20,8 +20,8 @@ pub(crate) struct Args {
     /// How long to measure, in seconds.
     #[arg(long, default_value_t = 60)]
     seconds: u64,
-    /// How long the grid is left alone before that.
-    #[arg(long, default_value_t = 30)]
+    /// How long the grid is left alone before that: in their first two minutes nodes still look for better paths.
+    #[arg(long, default_value_t = 150)]
     settle: u64,
 }
 
