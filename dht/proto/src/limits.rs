@@ -27,6 +27,10 @@ pub const MAX_RECEIPTS: usize = 20;
 /// Keys a witness keeps. In a grid of 1000 members each has about 18; the rest is room for races and hostile claims.
 pub const MAX_KEYS: usize = 8192;
 
+/// Addresses that one holder may have leased within the life of a lease: the one that it has, and those that it lost to
+/// others or left behind with an erased disk.
+pub const MAX_ADDRS_PER_HOLDER: usize = 4;
+
 /// Keys a witness grants to one holder at once: an address, a name, and candidates given up within ten seconds.
 pub const MAX_KEYS_PER_HOLDER: usize = 32;
 

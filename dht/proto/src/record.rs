@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Now;
 use crate::lease::{Certificate, Proof};
-use crate::limits::{CLOCK_SKEW, MAX_INSTANCES};
+use crate::limits::{CLOCK_SKEW, MAX_ADDRS_PER_HOLDER, MAX_INSTANCES};
 
 /// What a witness knows of a key.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
@@ -27,6 +27,8 @@ pub(crate) struct Record {
     pub(crate) probation: Option<Probation>,
     /// What was released, against claims and certificates that come after their release.
     pub(crate) released: Vec<Released>,
+    /// Of a name: the addresses with which its holder has leased it, until those leases end, released or not.
+    pub(crate) homes: Vec<Home>,
     /// Who was offered the certificate since it last lost its connection.
     pub(crate) offered: BTreeSet<PeerId>,
 }
@@ -59,6 +61,13 @@ pub(crate) struct Hearsay {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Home {
+    pub(crate) holder: PeerId,
+    pub(crate) addr: VirtualAddr,
+    pub(crate) until: Instant,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Probation {
     pub(crate) instance: Instance,
     pub(crate) since: Instant,
@@ -87,6 +96,7 @@ impl Record {
         let seen = self.seen.take_if(|seen| seen.until <= now).is_some();
         self.hearsay.take_if(|hearsay| hearsay.until <= now);
         self.released.retain(|released| released.until > now);
+        self.homes.retain(|home| home.until > now);
         if self.grant.is_none() && self.seen.is_none() {
             self.probation = None;
             self.superseded.clear();
@@ -99,7 +109,8 @@ impl Record {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.grant.is_none() && self.seen.is_none() && self.hearsay.is_none() && self.released.is_empty()
+        let held = self.grant.is_some() || self.seen.is_some() || self.hearsay.is_some();
+        !held && self.released.is_empty() && self.homes.is_empty()
     }
 
     /// Another holder than the claimant that has the key, if there is one. Call [`Self::expire`] first.
@@ -164,6 +175,29 @@ impl Record {
 
     pub(crate) fn forget_release(&mut self, holder: PeerId) {
         self.released.retain(|released| released.holder != holder);
+    }
+
+    /// When this holder may lease the name with this address: `None` if now. Call [`Self::expire`] first.
+    pub(crate) fn full_until(&self, holder: PeerId, addr: VirtualAddr) -> Option<Instant> {
+        let others = || {
+            let of_holder = self.homes.iter().filter(|home| home.holder == holder);
+            of_holder.filter(|home| home.addr != addr)
+        };
+        let first = others().map(|home| home.until).min();
+        first.filter(|_| others().count() >= MAX_ADDRS_PER_HOLDER)
+    }
+
+    /// This holder has leased the name with this address.
+    pub(crate) fn lives_at(&mut self, holder: PeerId, addr: VirtualAddr, until: Instant) {
+        let same = |home: &Home| home.holder == holder && home.addr == addr;
+        let until = self
+            .homes
+            .iter()
+            .find(|home| same(home))
+            .map_or(until, |home| home.until.max(until));
+        self.homes
+            .retain(|home| home.holder == holder && home.addr != addr);
+        self.homes.push(Home { holder, addr, until });
     }
 
     pub(crate) fn supersede(&mut self, instance: Instance) {

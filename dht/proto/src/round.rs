@@ -12,7 +12,7 @@
 //! the thirteenth. If fewer than nine are left, the grid is small (or torn): then every member of the last day is
 //! asked, and a majority of them is needed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use aerie_types::{Key, PeerId};
@@ -34,6 +34,12 @@ pub(crate) struct Round {
     pub(crate) seq: u64,
     pub(crate) ttl: Duration,
     pub(crate) proof: Option<Proof>,
+    /// For an address: the certificate of the name, whose witnesses count the addresses of a holder.
+    pub(crate) home: Option<Proof>,
+    /// It begins when the certificate of the name is there.
+    pub(crate) held_back: bool,
+    /// Who may have granted in the stage before.
+    pub(crate) before: BTreeSet<PeerId>,
     rule: QuorumRule,
     pub(crate) started: Instant,
     /// Closest first; `None` until they are located.
@@ -68,6 +74,8 @@ pub(crate) enum Refused {
     Cloned,
     Restarting(Duration),
     BadProof,
+    /// The name was leased with too many addresses.
+    Moved(Duration),
     Other(&'static str),
 }
 
@@ -88,6 +96,8 @@ pub(crate) struct Loss {
     pub(crate) cloned: bool,
     pub(crate) restarting: Option<Duration>,
     pub(crate) bad_proof: bool,
+    /// The name may be leased with another address after this.
+    pub(crate) moved: Option<Duration>,
     /// Votes went to others, or refused for lack of room: try elsewhere or later.
     pub(crate) split: bool,
     pub(crate) granted: usize,
@@ -112,6 +122,9 @@ impl Round {
             seq,
             ttl,
             proof,
+            home: None,
+            held_back: false,
+            before: BTreeSet::new(),
             rule,
             started: now,
             candidates: None,
@@ -143,7 +156,8 @@ impl Round {
 
     /// Everybody who may have granted.
     pub(crate) fn asked(&self) -> impl Iterator<Item = PeerId> + '_ {
-        self.votes.keys().copied()
+        let before = self.before.iter().filter(|peer| !self.votes.contains_key(peer));
+        self.votes.keys().chain(before).copied()
     }
 
     /// Whom to ask next. `everybody` is the whole membership by distance, for the case that it is small.
@@ -262,6 +276,9 @@ impl Round {
                     loss.restarting = Some(loss.restarting.map_or(*wait, |longest| longest.max(*wait)));
                 }
                 Vote::Refused(Refused::BadProof) => loss.bad_proof = true,
+                Vote::Refused(Refused::Moved(wait)) => {
+                    loss.moved = Some(loss.moved.map_or(*wait, |shortest| shortest.min(*wait)));
+                }
                 Vote::Refused(Refused::Other(why)) => loss.other = Some(why),
             }
         }

@@ -37,6 +37,8 @@ stats! {
     bad_receipts,
     /// Credentials that do not make a member.
     bad_credentials,
+    /// Claims of holders that have as many addresses as one may have.
+    over_quota,
     /// Claims for keys that are not this witness's.
     too_far,
     /// Later instances refused.

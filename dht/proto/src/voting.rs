@@ -40,7 +40,6 @@ impl<S: Store, K: Keys> Register<S, K> {
     pub(crate) fn pump_round(&mut self, round: &mut Round, slot: usize, now: Now) {
         debug_assert!(slot < 2, "a claim has two keys");
         if !round.is_located() {
-            round.decide(0, now.instant);
             return;
         }
         let position = round.key().position();
@@ -67,14 +66,20 @@ impl<S: Store, K: Keys> Register<S, K> {
             certificate: proof.certificate.clone(),
             credentials: Vec::new(),
         };
+        let shown = |proof: &Proof| if full { proof.clone() } else { slim(proof) };
         let claim = Claim {
             terms: round.terms.clone(),
             seq: round.seq,
             ttl_ms: millis(round.ttl),
-            proof: round
-                .proof
-                .as_ref()
-                .map(|proof| if full { proof.clone() } else { slim(proof) }),
+            proof: round.proof.as_ref().map(shown),
+            home: round.home.as_ref().map(|home| {
+                // Those who vote on the address seldom know those who vote on the name.
+                if round.held_back {
+                    home.clone()
+                } else {
+                    shown(home)
+                }
+            }),
             credential: (full && !known).then(|| self.keys.credential()),
             want_credential: !known && self.members.credential(peer).is_none(),
         };
@@ -179,6 +184,10 @@ impl<S: Store, K: Keys> Register<S, K> {
             Refusal::Restarting { wait_ms } => {
                 let most = self.config.timings.probation;
                 Refused::Restarting(Duration::from_millis(wait_ms.into()).min(most))
+            }
+            Refusal::Moved { wait_ms } => {
+                let most = self.config.timings.ttl;
+                Refused::Moved(Duration::from_millis(wait_ms.into()).min(most))
             }
             Refusal::BadProof => Refused::BadProof,
             Refusal::BadCredential => Refused::Other("a witness does not accept this node's credential"),

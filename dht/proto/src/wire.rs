@@ -65,6 +65,8 @@ pub(crate) struct Claim {
     pub(crate) ttl_ms: u32,
     /// The current certificate of the claimant for this key.
     pub(crate) proof: Option<Proof>,
+    /// For an address: the certificate of the claimant's name with that address.
+    pub(crate) home: Option<Proof>,
     pub(crate) credential: Option<Vec<u8>>,
     pub(crate) want_credential: bool,
 }
@@ -114,6 +116,10 @@ pub(crate) enum Refusal {
     },
     /// An earlier instance has this long to speak up.
     Restarting {
+        wait_ms: u32,
+    },
+    /// The holder has leased its name with as many addresses as one may have; the first ends after this.
+    Moved {
         wait_ms: u32,
     },
     /// The claim builds on a certificate that does not hold here.

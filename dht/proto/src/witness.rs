@@ -21,7 +21,11 @@
 //! A witness grants a key unless an unexpired grant, or a valid certificate that it has seen, names another holder.
 //! The grant is persisted before the answer is queued; when the store fails, the witness abstains. A grant is never
 //! shortened: what a receipt promised holds to its end, unless the same instance releases it. A long grant needs the
-//! claimant's current certificate, so that only who had a quorum blocks a key for longer than ten seconds.
+//! claimant's current certificate, so that only who had a quorum blocks a key for longer than ten seconds; and a long
+//! grant of an address needs the long certificate of the claimant's name with it. The witnesses of a name remember with
+//! which addresses it was leased until those leases end, whether they are given back or not, and grant it with no more
+//! than [`crate::limits::MAX_ADDRS_PER_HOLDER`]: nobody can collect addresses. (In grants of ten seconds, which it has to win again and
+//! again, a member may block up to [`MAX_KEYS_PER_HOLDER`] keys at each witness.)
 //!
 //! A *clone* is told from a *restart* by asking the earlier instance whether it lives: the witness sends it a
 //! challenge and gossips the restart (a copied disk has the same peer id, so that either of the two may be at the
@@ -34,7 +38,7 @@ use std::time::Duration;
 
 use aerie_types::{Instance, Key, PeerId};
 
-use crate::lease::{Certificate, Proof, Receipt, encode, millis};
+use crate::lease::{Certificate, Proof, Receipt, Terms, encode, millis, name_key};
 use crate::limits::{CLOCK_SKEW, MAX_CREDENTIAL, MAX_KEYS, MAX_KEYS_PER_HOLDER, MAX_RECEIPTS};
 use crate::record::{Grant, GrantRow, Record, Released, Seen, SeenRow, Standing};
 use crate::register::Purpose;
@@ -72,11 +76,16 @@ impl<S: Store, K: Keys> Register<S, K> {
             Err(Flaw::UnknownWitness) => return Answer::NeedCredentials,
             Err(Flaw::Invalid) => (None, true),
         };
+        let home = match self.claimants_home(claim, now) {
+            Ok(home) => home,
+            Err(Flaw::UnknownWitness) => return Answer::NeedCredentials,
+            Err(Flaw::Invalid) => false,
+        };
         let since = proved.as_ref().map(|(certificate, _)| certificate.since());
         if let Some((certificate, life)) = proved {
             self.take_certificate(certificate, life, now);
         }
-        let flawed = flawed || claim.terms.since != since;
+        let flawed = flawed || claim.terms.since != since || !home;
         let answer = self.vote(from, claim, flawed, now);
         match &answer {
             Answer::Granted { .. } => self.stats.granted += 1,
@@ -87,12 +96,13 @@ impl<S: Store, K: Keys> Register<S, K> {
     }
 
     fn vote(&mut self, from: PeerId, claim: &Claim, flawed: bool, now: Now) -> Answer {
-        let key = claim.terms.key;
+        let terms = &claim.terms;
+        let key = terms.key;
         let mut record = self.record(key, now);
         if let Some(standing) = record.standing(from) {
             return self.taken(&record, &standing, now);
         }
-        let instance = claim.terms.instance;
+        let instance = terms.instance;
         let late = record.given_up(from, instance, claim.seq)
             || record
                 .grant
@@ -112,6 +122,12 @@ impl<S: Store, K: Keys> Register<S, K> {
             return Answer::Refused(Refusal::BadProof);
         }
         let certified = record.certificate_of(from).is_some();
+        let leases_name = certified && self.is_name(terms);
+        if leases_name && let Some(until) = record.full_until(from, terms.addr) {
+            self.stats.over_quota += 1;
+            let wait_ms = millis(until.saturating_duration_since(now.instant));
+            return Answer::Refused(Refusal::Moved { wait_ms });
+        }
         if record.grant.is_none() && !self.has_room(from, key) {
             self.stats.over_bound += 1;
             return Answer::Refused(Refusal::Busy);
@@ -122,6 +138,9 @@ impl<S: Store, K: Keys> Register<S, K> {
             self.config.timings.first_ttl
         };
         let ttl = Duration::from_millis(claim.ttl_ms.into()).min(most);
+        if leases_name && ttl > self.config.timings.first_ttl {
+            record.lives_at(from, terms.addr, now.instant + ttl);
+        }
         self.grant(record, claim, ttl, certified, clone, now)
     }
 
@@ -212,6 +231,30 @@ impl<S: Store, K: Keys> Register<S, K> {
         }
         let life = self.check(proof, now)?;
         Ok(Some((proof.certificate.clone(), life)))
+    }
+
+    fn is_name(&self, terms: &Terms) -> bool {
+        terms.key == name_key(self.config.grid, &terms.name)
+    }
+
+    /// Whether a long claim of an address shows that its holder has leased its name with that address.
+    fn claimants_home(&mut self, claim: &Claim, now: Now) -> Result<bool, Flaw> {
+        let first_ttl = self.config.timings.first_ttl;
+        if self.is_name(&claim.terms) || claim.ttl_ms <= millis(first_ttl) {
+            return Ok(true);
+        }
+        let Some(proof) = &claim.home else {
+            return Ok(false);
+        };
+        let terms = &proof.certificate.terms;
+        let same = terms.holder == claim.terms.holder
+            && terms.addr == claim.terms.addr
+            && terms.name == claim.terms.name
+            && self.is_name(terms);
+        if !same || proof.certificate.ttl() <= first_ttl {
+            return Ok(false);
+        }
+        self.check(proof, now).map(|_| true)
     }
 
     fn taken(&mut self, record: &Record, standing: &Standing, now: Now) -> Answer {
@@ -375,6 +418,10 @@ impl<S: Store, K: Keys> Register<S, K> {
             } else if seen.until >= until {
                 return;
             }
+        }
+        let terms = &certificate.terms;
+        if self.is_name(terms) && certificate.ttl() > self.config.timings.first_ttl {
+            record.lives_at(terms.holder, terms.addr, until);
         }
         let seen = Seen { certificate, until };
         let proof = self.proof_of(seen.certificate.clone());

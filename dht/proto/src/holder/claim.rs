@@ -6,7 +6,7 @@ use aerie_types::{NodeName, PeerId, VirtualAddr};
 
 use super::{FULL_RETRY, Failure, Lease, MAX_CLAIM_BACKOFF, NAME_RETRY, Phase, Plan, Stage, valid_until};
 use crate::lease::Proof;
-use crate::limits::{FIXED_TRIES, RANDOM_ATTEMPTS};
+use crate::limits::{FIXED_TRIES, MAX_ADDRS_PER_HOLDER, RANDOM_ATTEMPTS};
 use crate::round::{Loss, Outcome, Round};
 use crate::store::Store;
 use crate::{Event, Keys, Now, Register};
@@ -90,6 +90,13 @@ impl<S: Store, K: Keys> Register<S, K> {
             Stage::Long => timings.ttl,
         };
         self.start_rounds(addr, &name, ttl, proofs, now);
+        if stage == Stage::Long
+            && let Some(rounds) = &mut self.holding.rounds
+        {
+            for (round, asked) in rounds.iter_mut().zip(&mut self.holding.asked) {
+                round.before = std::mem::take(asked);
+            }
+        }
         self.pump(now);
     }
 
@@ -104,6 +111,7 @@ impl<S: Store, K: Keys> Register<S, K> {
         let (addr, name) = (terms.addr, terms.name.clone());
         if stage == Stage::First {
             let proofs = certificates.map(|certificate| Some(self.proof_of(certificate)));
+            self.note_asked(&rounds);
             return self.start(Stage::Long, addr, name, proofs, now);
         }
         self.note_asked(&rounds);
@@ -155,6 +163,14 @@ impl<S: Store, K: Keys> Register<S, K> {
             return self.wait("claiming the address anew".to_owned(), Duration::ZERO, now);
         }
         self.release_rounds(&rounds, now);
+        if let Some(wait) = name_loss.moved {
+            let reason = format!(
+                "this node has leased {MAX_ADDRS_PER_HOLDER} addresses lately, as many as one may have; the first of \
+                 them ends in {} s. Start it with the state directory of before, or wait",
+                wait.as_secs()
+            );
+            return self.wait(reason, wait.min(MAX_CLAIM_BACKOFF), now);
+        }
         if let Some((holder, remaining)) = name_loss.taken {
             let reason = format!(
                 "the name {} is leased to {holder} for {} s yet; stop that node or enrol this one under another name",

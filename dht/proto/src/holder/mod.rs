@@ -1,7 +1,7 @@
 //! The holder: claims an address and its name, and keeps both.
 //!
 //! ```text
-//!           acquire            votes on both keys            both again, with the certificates
+//!           acquire            votes on both keys            the name, then the address, with certificates
 //!  ┌──────┐ ──────► ┌─────────┐ ───────► ┌───────────────┐ ───────► ┌──────────────┐ ───────► ┌──────┐
 //!  │ idle │         │ waiting │          │ first (10 s)  │          │ long (30 min)│          │ held │◄─┐ renewal
 //!  └──────┘         └─────────┘ ◄─────── └───────────────┘ ◄─────── └──────────────┘          └──────┘──┘ each 5 min
@@ -13,7 +13,9 @@
 //! ```
 //!
 //! The address key and the name key are claimed at the same time, and released together when either fails, so that
-//! both have the same holder or none. A lost race costs one round trip: the next candidate is another address. The
+//! both have the same holder or none. In the long claim the name comes first, and the address shows its certificate:
+//! the witnesses of a name count with how many addresses it is leased, so that a member that means no good holds no more
+//! than a few. A lost race costs one round trip: the next candidate is another address. The
 //! candidates are the address held last, then H(peer, attempt) in the range, then a scan; when that has found
 //! nothing free, the range is full and the claim says so. After a restart with valid certificates in the store the
 //! long claim is made at once.
@@ -398,6 +400,9 @@ impl<S: Store, K: Keys> Register<S, K> {
         self.holding.seq += 1;
         let seq = self.holding.seq;
         let rule = self.config.quorum;
+        let first_ttl = self.config.timings.first_ttl;
+        let leased = |proof: &Proof| proof.certificate.ttl() > first_ttl;
+        let home = proofs[1].clone().filter(leased);
         let mut rounds = Vec::with_capacity(2);
         for (key, proof) in keys.into_iter().zip(proofs) {
             let terms = Terms {
@@ -412,10 +417,45 @@ impl<S: Store, K: Keys> Register<S, K> {
             let id = self.fresh_id();
             rounds.push(Round::new(id, terms, seq, ttl, proof, rule, now.instant));
         }
-        let ids: Vec<_> = rounds.iter().map(|round| (round.id, round.key())).collect();
+        if let Some(addr) = rounds.first_mut()
+            && ttl > first_ttl
+        {
+            addr.held_back = home.is_none();
+            addr.home = home;
+        }
+        let begin = rounds.iter().filter(|round| !round.held_back);
+        let ids: Vec<_> = begin.map(|round| (round.id, round.key())).collect();
         self.holding.rounds = rounds.try_into().ok().map(Box::new);
         for (id, key) in ids {
             self.locate_round(id, key, now);
+        }
+    }
+
+    /// Begins the round of the address when that of the name, for which it waited, is won.
+    fn begin_held_back(&mut self, now: Now) {
+        let Some(rounds) = &self.holding.rounds else {
+            return;
+        };
+        let [addr, name] = rounds.as_ref();
+        if !addr.held_back || addr.home.is_some() {
+            return;
+        }
+        let home = match &name.outcome {
+            None => return,
+            Some(Outcome::Lost(_)) => None,
+            Some(Outcome::Won(certificate)) => Some(self.proof_of(certificate.clone())),
+        };
+        let (id, key) = (addr.id, addr.key());
+        let Some(addr) = self.round_mut(id) else {
+            return;
+        };
+        if home.is_some() {
+            addr.home = home;
+            addr.started = now.instant;
+            self.locate_round(id, key, now);
+        } else {
+            addr.outcome = Some(Outcome::Lost(crate::round::Loss::default()));
+            self.pump(now);
         }
     }
 
@@ -432,7 +472,7 @@ impl<S: Store, K: Keys> Register<S, K> {
         let claiming = matches!(self.holding.phase, Phase::Claiming(_));
         if !(all || claiming && rounds.iter().any(lost)) {
             self.holding.rounds = Some(rounds);
-            return;
+            return self.begin_held_back(now);
         }
         match self.holding.phase.clone() {
             Phase::Claiming(stage) => self.claimed(stage, *rounds, now),

@@ -1,0 +1,81 @@
+//! How many addresses one member may have.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
+use std::time::Duration;
+
+use aerie_dht_proto::addr_key;
+use aerie_dht_proto::limits::MAX_ADDRS_PER_HOLDER;
+use aerie_sim::{Conditions, Told, World};
+use aerie_types::VirtualAddr;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn holds(world: &World, index: usize, addr: VirtualAddr) -> bool {
+    matches!(&world.nodes[index].told, Told::Held(lease) if lease.addr == addr)
+}
+
+/// The member forgets that it holds anything, and asks for another address.
+fn move_to(world: &mut World, index: usize, addr: VirtualAddr) -> bool {
+    world.kill(index, true);
+    world.acquire(index, Some(addr));
+    world.start(index);
+    let end = world.now() + SECOND * 60;
+    world.run_until(end, |world| holds(world, index, addr))
+}
+
+#[test]
+fn a_member_that_leaves_its_addresses_behind_gets_no_more_than_a_few_until_they_end() {
+    for seed in 0..5 {
+        let mut world = World::new(seed, "10.0.0.0/24".parse().unwrap(), Conditions::default());
+        let collector = 11;
+        for index in 0..=collector {
+            world.add();
+            world.start(index);
+            world.acquire(index, None);
+        }
+        let end = world.now() + SECOND * 30;
+        let all = |world: &World| world.nodes.iter().all(|node| matches!(node.told, Told::Held(_)));
+        assert!(world.run_until(end, all), "seed {seed}");
+
+        let free: Vec<_> = (0..253).map(|nth| world.range.nth(nth)).collect();
+        let taken: Vec<_> = world
+            .nodes
+            .iter()
+            .map(|node| node.lease().unwrap().addr)
+            .collect();
+        let mut free = free.into_iter().filter(|addr| !taken.contains(addr));
+        let mut collected = vec![taken[collector]];
+        let refused = loop {
+            let addr = free.next().unwrap();
+            if !move_to(&mut world, collector, addr) {
+                break addr;
+            }
+            collected.push(addr);
+        };
+        assert_eq!(collected.len(), MAX_ADDRS_PER_HOLDER, "seed {seed}");
+        let Told::Waiting(reason) = &world.nodes[collector].told else {
+            panic!("seed {seed}: {:?}", world.nodes[collector].told);
+        };
+        assert!(
+            reason.starts_with("this node has leased 4 addresses lately"),
+            "{reason}"
+        );
+        let id = world.look_up(0, addr_key(World::grid(), refused)).unwrap();
+        world.run(SECOND * 5);
+        assert_eq!(
+            world.found.get(&(0, id)),
+            Some(&None),
+            "seed {seed}: nobody holds it"
+        );
+
+        let end = world.now() + SECOND * 1900;
+        let moved = world.run_until(end, |world| holds(world, collector, refused));
+        assert!(
+            moved,
+            "seed {seed}: when the first of them has ended it may move: {:?}",
+            world.nodes[collector].told
+        );
+        assert!(world.checker.violations().is_empty(), "seed {seed}");
+    }
+}
