@@ -21,6 +21,12 @@ pub struct Summary {
     pub ca_hash: String,
     /// Its virtual range.
     pub range: String,
+    /// Parts of it that are leased only to who asks for them.
+    pub reserved: Vec<String>,
+    /// Parts of it that are leased to nobody.
+    pub excluded: Vec<String>,
+    /// The witnesses of strict mode.
+    pub witnesses: Vec<String>,
     /// The portals.
     pub enrol_urls: Vec<String>,
     /// Whether there is a join token.
@@ -31,6 +37,8 @@ pub struct Summary {
     pub roles: Vec<Role>,
     /// The user group.
     pub group: Option<String>,
+    /// The virtual address that it takes, and no other.
+    pub address: Option<String>,
     /// Members with open ports.
     pub bootstrap: Vec<String>,
     /// Whether there is a rendezvous secret.
@@ -61,12 +69,28 @@ impl Spec {
             grid: self.grid.name.to_string(),
             grid_id: self.grid.id().to_string(),
             ca_hash: self.grid.ca_hash.to_string(),
-            range: self.grid.range.to_string(),
+            range: self.grid.pool.range().to_string(),
+            reserved: self
+                .grid
+                .pool
+                .reserved()
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
+            excluded: self
+                .grid
+                .pool
+                .excluded()
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
+            witnesses: self.grid.witnesses.iter().map(ToString::to_string).collect(),
             enrol_urls: self.enrol.urls.iter().map(ToString::to_string).collect(),
             has_token: self.enrol.token.is_some(),
             node: self.node.name.as_ref().map(ToString::to_string),
             roles: self.node.roles.iter().collect(),
             group: self.node.group.as_ref().map(ToString::to_string),
+            address: self.node.address.map(|addr| addr.to_string()),
             bootstrap: texts(&self.overlay.bootstrap),
             has_rendezvous_secret: self.overlay.rendezvous_secret.is_some(),
             public_bootstrap: texts(&self.overlay.public_bootstrap),
@@ -140,8 +164,36 @@ pub fn explain(spec: &Spec, bundle: Option<&Bundle>) -> String {
     line("CA", &format!("pinned by SHA-256 {}", spec.grid.ca_hash));
     line(
         "Range",
-        &format!("{}, {} addresses", spec.grid.range, spec.grid.range.capacity()),
+        &format!(
+            "{}, {} addresses",
+            spec.grid.pool.range(),
+            spec.grid.pool.capacity()
+        ),
     );
+    let nets = |nets: &[ipnet::Ipv4Net]| {
+        nets.iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    if !spec.grid.pool.reserved().is_empty() {
+        let nets = nets(spec.grid.pool.reserved());
+        line(
+            "Reserved",
+            &format!("{nets}, for nodes that ask for one by number"),
+        );
+    }
+    if !spec.grid.pool.excluded().is_empty() {
+        line(
+            "Excluded",
+            &format!("{}, for no node", nets(spec.grid.pool.excluded())),
+        );
+    }
+    if !spec.grid.witnesses.is_empty() {
+        let names: Vec<_> = spec.grid.witnesses.iter().map(|name| name.as_str()).collect();
+        let text = format!("{}: a majority of them grants every address", names.join(", "));
+        line("Witnesses", &text);
+    }
     let urls: Vec<&str> = spec.enrol.urls.iter().map(|url| url.as_str()).collect();
     line("Enrols at", &urls.join(", "));
     line(
@@ -168,6 +220,9 @@ pub fn explain(spec: &Spec, bundle: Option<&Bundle>) -> String {
             .as_ref()
             .map_or("that of the token", |group| group.as_str()),
     );
+    if let Some(addr) = spec.node.address {
+        line("Address", &format!("{addr} and no other"));
+    }
     line("Bootstrap", &list(&spec.overlay.bootstrap));
     if spec.overlay.rendezvous_secret.is_some() {
         line(

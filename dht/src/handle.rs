@@ -9,7 +9,7 @@ use aerie_dht_proto::limits::Timings;
 use aerie_dht_proto::{
     AcquireRequest, Event, Found, Keys, Now, Register, SetView, Stats, addr_key, name_key,
 };
-use aerie_types::{GridId, Key, NodeName, PeerId, VirtualAddr, VirtualRange, WallMillis};
+use aerie_types::{AddressPool, GridId, Key, NodeName, PeerId, VirtualAddr, VirtualRange, WallMillis};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use crate::driver::Driver;
@@ -29,8 +29,10 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(3);
 pub struct Config {
     /// The grid.
     pub grid: GridId,
-    /// The grid's range of virtual addresses.
-    pub range: VirtualRange,
+    /// The grid's virtual addresses.
+    pub pool: AddressPool,
+    /// The names of the witnesses in strict mode; none without it.
+    pub witnesses: Vec<NodeName>,
     /// This node's name, as its credential has it.
     pub name: NodeName,
     /// This node founds the grid. For the first start of the grid's first node.
@@ -55,7 +57,8 @@ impl Config {
     ) -> Self {
         Self {
             grid,
-            range,
+            pool: range.into(),
+            witnesses: Vec::new(),
             name,
             founder,
             store: store.into(),
@@ -119,7 +122,9 @@ impl Dht {
         transport: Arc<dyn Transport>,
         keys: impl Keys + Send + 'static,
     ) -> Result<Handle, Error> {
-        let mut proto = aerie_dht_proto::Config::new(config.grid, config.range);
+        let mut proto = aerie_dht_proto::Config::new(config.grid, config.pool.range());
+        proto.pool = config.pool;
+        proto.witnesses = config.witnesses;
         proto.founder = config.founder;
         proto.timings = config.timings.clone();
         let store = SqliteStore::open(&config.store)?;
@@ -148,7 +153,6 @@ impl Dht {
             .spawn(move || driver.run(commands_in))
             .map_err(Error::Thread)?;
         let request = AcquireRequest {
-            range: config.range,
             name: config.name,
             fixed: config.fixed,
         };

@@ -119,7 +119,6 @@ impl Member {
 
     fn request(&self, fixed: Option<VirtualAddr>) -> AcquireRequest {
         AcquireRequest {
-            range: range(),
             name: self.name.clone(),
             fixed,
         }

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use aerie_types::{GridId, GridName, GroupName, Roles, UserName, VirtualRange, WallMillis};
+use aerie_types::{GridId, GridName, GroupName, Roles, UserName, WallMillis};
 use zeroize::Zeroizing;
 
-use crate::{Error, Portal, TokenRequest};
+use crate::{Error, GridSettings, Portal, TokenRequest};
 
 /// What a blob is to be for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,8 +35,8 @@ pub struct BlobParams {
     pub grid_id: GridId,
     /// The SHA-256 of the grid CA's certificate, which the node pins.
     pub ca_hash: [u8; 32],
-    /// The grid's virtual range.
-    pub range: VirtualRange,
+    /// What is decided for the whole grid.
+    pub settings: GridSettings,
     /// Where the portal is reached.
     pub urls: Vec<String>,
     /// The join token's text.
@@ -85,7 +85,7 @@ impl Portal {
             grid_name: grid.name,
             grid_id: grid.id,
             ca_hash: grid.ca_hash,
-            range: grid.range,
+            settings: self.settings()?,
             urls: request.urls,
             token: made.token.to_text(),
             token_id: made.id,

@@ -34,6 +34,6 @@ pub use client::{Attempt, ClientError, EnrolClient, Membership, UserCredential};
 pub use error::{Denied, Error, Refusal};
 pub use server::{Clock, ServeConfig, Server, system_clock};
 pub use state::{
-    Enrolled, GridInfo, GroupInfo, IssuedUser, NewToken, NodeInfo, Portal, RENEWAL_GRACE, Target, TokenInfo,
-    TokenRequest, USER_LIFETIME,
+    Enrolled, GridInfo, GridSettings, GroupInfo, IssuedUser, NewToken, NodeInfo, Portal, RENEWAL_GRACE,
+    Target, TokenInfo, TokenRequest, USER_LIFETIME,
 };

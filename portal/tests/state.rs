@@ -14,8 +14,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use aerie_identity::{Credential, RevokedBy, Verifier, pem_to_der};
-use aerie_portal::{BlobRequest, Denied, Enrolled, Error, Portal, Refusal, Target};
-use aerie_types::{Role, Roles};
+use aerie_portal::{BlobRequest, Denied, Enrolled, Error, GridSettings, Portal, Refusal, Target};
+use aerie_types::{AddressPool, Role, Roles, VirtualRange};
 use support::{DAY, HOUR, Node, create, now, token, token_request};
 
 fn verifier(portal: &Portal) -> Verifier {
@@ -64,6 +64,43 @@ fn a_folder_without_a_grid_or_with_one_already_says_what_to_do() {
             .unwrap_err()
             .to_string()
             .contains("holds the grid 'chem' already")
+    );
+}
+
+#[test]
+fn what_was_decided_for_a_grid_stays_and_a_database_of_before_has_none_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let range: VirtualRange = "100.96.0.0/11".parse().unwrap();
+    let nets = |net: &str| vec![net.parse().unwrap()];
+    let pool = AddressPool::new(range, nets("100.96.0.0/24"), nets("100.97.0.0/16")).unwrap();
+    let settings = GridSettings {
+        pool,
+        witnesses: ["hub", "m1", "m2"].map(|name| name.parse().unwrap()).to_vec(),
+    };
+    let two = GridSettings {
+        witnesses: settings.witnesses[..2].to_vec(),
+        ..settings.clone()
+    };
+    let message = Portal::create_grid(dir.path(), "chem".parse().unwrap(), two, now())
+        .unwrap_err()
+        .to_string();
+    assert!(message.contains("name three to five nodes"), "{message}");
+    drop(Portal::create_grid(dir.path(), "chem".parse().unwrap(), settings.clone(), now()).unwrap());
+    assert_eq!(
+        Portal::open(dir.path(), now()).unwrap().settings().unwrap(),
+        settings
+    );
+
+    let conn = rusqlite::Connection::open(dir.path().join("portal.sqlite")).unwrap();
+    for column in ["reserved", "excluded", "witnesses"] {
+        conn.execute(&format!("ALTER TABLE grid DROP COLUMN {column}"), [])
+            .unwrap();
+    }
+    conn.pragma_update(None, "user_version", 1).unwrap();
+    drop(conn);
+    assert_eq!(
+        Portal::open(dir.path(), now()).unwrap().settings().unwrap(),
+        range.into()
     );
 }
 

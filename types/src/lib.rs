@@ -7,6 +7,7 @@ mod addr;
 mod error;
 mod id;
 mod name;
+mod pool;
 mod role;
 mod time;
 
@@ -14,5 +15,6 @@ pub use addr::{UnderlayAddr, VirtualAddr, VirtualRange};
 pub use error::ParseError;
 pub use id::{GridId, Instance, Key, PeerId};
 pub use name::{GridName, GroupName, NodeName, UserName};
+pub use pool::AddressPool;
 pub use role::{Role, Roles};
 pub use time::WallMillis;

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use std::time::SystemTime;
 
 use aerie_config::{Bundle, CaHash, Condor, Enrol, EnrolUrl, Grid, Node, Overlay, SecretText, Spec, Vpn};
-use aerie_portal::{BlobRequest, Portal, Target};
-use aerie_types::{Role, WallMillis};
+use aerie_portal::{BlobRequest, GridSettings, Portal, Target};
+use aerie_types::{AddressPool, Role, VirtualAddr, WallMillis};
 use anyhow::{Context, Result, anyhow, bail};
 use comfy_table::{Table, presets};
 
@@ -19,17 +19,26 @@ pub(super) fn run(command: GridCommand) -> Result<ExitCode> {
         GridCommand::Create {
             name,
             range,
+            reserve,
+            exclude,
+            witnesses,
             dir,
             json,
         } => {
-            let portal = Portal::create_grid(&dir.dir, name, range, now())?;
+            let pool = AddressPool::new(range, reserve, exclude)?;
+            let settings = GridSettings { pool, witnesses };
+            let portal = Portal::create_grid(&dir.dir, name, settings, now())?;
             let grid = portal.grid();
+            let GridSettings { pool, witnesses } = portal.settings()?;
             if json {
                 let value = serde_json::json!({
                     "name": grid.name.as_str(),
                     "id": grid.id.to_string(),
                     "ca_hash": CaHash(grid.ca_hash).to_string(),
                     "range": grid.range.to_string(),
+                    "reserved": pool.reserved(),
+                    "excluded": pool.excluded(),
+                    "witnesses": witnesses.iter().map(|name| name.as_str()).collect::<Vec<_>>(),
                     "dir": dir.dir,
                 });
                 println!("{value:#}");
@@ -38,6 +47,14 @@ pub(super) fn run(command: GridCommand) -> Result<ExitCode> {
                     "Grid {} ({}), addresses out of {}.",
                     grid.name, grid.id, grid.range
                 );
+                if !witnesses.is_empty() {
+                    let names: Vec<_> = witnesses.iter().map(|name| name.as_str()).collect();
+                    println!(
+                        "Strict mode: make blobs with --name for {}, and start each of them once with \
+                         'aerie up --founder'.",
+                        names.join(", ")
+                    );
+                }
                 println!(
                     "Its CA and database are in {}: keep that folder safe and backed up.",
                     dir.dir.display()
@@ -137,6 +154,15 @@ fn blob(args: &BlobArgs) -> Result<()> {
         .map(|addr| with_peer(addr, &portal))
         .collect::<Result<Vec<_>>>()?;
     // Everything that can be refused is refused before a token exists.
+    let pool = portal.settings()?.pool;
+    if let Some(addr) = args.address
+        && !pool.leases(addr.into())
+    {
+        bail!(
+            "--address {addr} is no address that nodes may have: choose one of {} that is not excluded",
+            pool.range()
+        );
+    }
     let urls = args
         .urls
         .iter()
@@ -165,7 +191,8 @@ fn blob(args: &BlobArgs) -> Result<()> {
         grid: Grid {
             name: params.grid_name,
             ca_hash: CaHash(params.ca_hash),
-            range: params.range,
+            pool: params.settings.pool,
+            witnesses: params.settings.witnesses,
         },
         enrol: Enrol {
             urls,
@@ -175,6 +202,7 @@ fn blob(args: &BlobArgs) -> Result<()> {
             name: args.name.clone(),
             roles: params.roles,
             group: Some(params.group),
+            address: args.address.map(VirtualAddr::from),
         },
         overlay: Overlay {
             bootstrap: bootstrap_addrs,

@@ -183,6 +183,15 @@ enum GridCommand {
         /// The range of virtual addresses.
         #[arg(long, value_name = "CIDR", default_value = VirtualRange::DEFAULT)]
         range: VirtualRange,
+        /// A part of the range that only nodes get that ask for an address of it by number; may be repeated.
+        #[arg(long, value_name = "CIDR")]
+        reserve: Vec<ipnet::Ipv4Net>,
+        /// A part of the range that no node gets, for machines that run no Aerie; may be repeated.
+        #[arg(long, value_name = "CIDR")]
+        exclude: Vec<ipnet::Ipv4Net>,
+        /// Strict mode: only these nodes grant addresses, by majority. Three to five names, such as hub,m1,m2.
+        #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+        witnesses: Vec<NodeName>,
         #[command(flatten)]
         dir: GridDir,
         /// Print JSON.
@@ -280,6 +289,9 @@ pub(crate) struct BlobArgs {
     /// The name wished for the node; without it the host's name is taken.
     #[arg(long)]
     pub(crate) name: Option<NodeName>,
+    /// The virtual address that the node takes, and no other.
+    #[arg(long, value_name = "IPV4")]
+    pub(crate) address: Option<std::net::Ipv4Addr>,
     /// Where the enrolment service answers, such as https://192.0.2.10:8443.
     #[arg(long = "url", value_name = "URL", required = true)]
     pub(crate) urls: Vec<String>,

@@ -142,7 +142,7 @@ async fn tunnel(node: &Arc<Node>, member: &Member, addr: VirtualAddr) -> Result<
             moved => return moved.map_err(|error| error.to_string()),
         };
     }
-    let mut config = VpnConfig::new(node.interface.clone(), addr, node.spec.grid.range);
+    let mut config = VpnConfig::new(node.interface.clone(), addr, node.spec.grid.pool.range());
     config.port = node.spec.vpn.port;
     config.mtu = node.spec.vpn.mtu.unwrap_or(config.mtu);
     config.relay = credential.roles.contains(Role::Relay).then(RelayLimits::default);

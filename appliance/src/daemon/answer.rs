@@ -75,7 +75,7 @@ async fn report(shared: &Shared) -> Report {
     report.peer = credential.peer.to_string();
     report.group = credential.group.to_string();
     report.roles = credential.roles.to_string();
-    report.range = node.spec.grid.range.to_string();
+    report.range = node.spec.grid.pool.range().to_string();
     report.credential_secs = Some(credential.not_after.since(now()).as_secs());
     let lease = node.held();
     report.addr = lease.as_ref().map(|held| held.addr.to_string());

@@ -124,7 +124,7 @@ async fn bring_up(args: &UpArgs, spec: aerie_config::Spec, shared: &Arc<Shared>)
 async fn fit_for(spec: &aerie_config::Spec, interface: &str, shared: &Shared) {
     loop {
         let fit = match host::check_tun() {
-            Ok(()) => host::check_range(spec.grid.range, interface).await,
+            Ok(()) => host::check_range(spec.grid.pool.range(), interface).await,
             Err(obstacle) => Err(obstacle),
         };
         match fit {
@@ -163,17 +163,21 @@ async fn start(
     config.reserve = !relay;
     config.mdns = !args.no_mdns;
     config.upnp = !args.no_upnp;
-    config.virtual_range = Some(spec.grid.range);
+    config.virtual_range = Some(spec.grid.pool.range());
     let (overlay, events) =
         Overlay::spawn(config, der.clone(), member.trust.verifier()).map_err(Error::Overlay)?;
+    let mut register = aerie_dht::Config::new(
+        spec.grid.id(),
+        spec.grid.pool.range(),
+        credential.borrow().node.clone(),
+        args.founder,
+        paths.register(),
+    );
+    register.pool = spec.grid.pool.clone();
+    register.witnesses.clone_from(&spec.grid.witnesses);
+    register.fixed = spec.node.address;
     let dht = Dht::start(
-        aerie_dht::Config::new(
-            spec.grid.id(),
-            spec.grid.range,
-            credential.borrow().node.clone(),
-            args.founder,
-            paths.register(),
-        ),
+        register,
         Arc::new(OverlayTransport(overlay.clone())),
         IdentityKeys::new(member.keys.overlay_signer(), member.trust.verifier(), der),
     )

@@ -227,7 +227,7 @@ impl Node {
                 .and_then(|text| text.parse().ok());
             let Some(addr) = addr
                 .map(VirtualAddr)
-                .filter(|addr| self.spec.grid.range.contains(*addr))
+                .filter(|addr| self.spec.grid.pool.range().contains(*addr))
             else {
                 tracing::warn!(node = %entry.node, "a manager announced no address of this grid");
                 continue;

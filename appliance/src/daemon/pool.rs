@@ -309,7 +309,7 @@ impl Pool {
             grid_id: credential.grid,
             node: credential.node.clone(),
             addr: own,
-            range: self.node.spec.grid.range,
+            range: self.node.spec.grid.pool.range(),
             roles: credential.roles,
             group: Some(credential.group.clone()),
             user: Some(credential.user.clone()),

@@ -44,7 +44,7 @@ mod write;
 
 pub use values::{BootstrapAddr, CaHash, EnrolUrl};
 
-use aerie_types::{GridId, GridName, GroupName, NodeName, Roles, VirtualRange};
+use aerie_types::{AddressPool, GridId, GridName, GroupName, NodeName, Roles, VirtualAddr};
 use zeroize::Zeroizing;
 
 use crate::error::Error;
@@ -83,8 +83,10 @@ pub struct Grid {
     pub name: GridName,
     /// The hash of its CA's certificate: pins the portal and the grid's id.
     pub ca_hash: CaHash,
-    /// The range of its virtual addresses.
-    pub range: VirtualRange,
+    /// Its virtual addresses.
+    pub pool: AddressPool,
+    /// The names of the nodes that lease them, in strict mode: three to five. None without it.
+    pub witnesses: Vec<NodeName>,
 }
 
 impl Grid {
@@ -113,6 +115,8 @@ pub struct Node {
     pub roles: Roles,
     /// The user group it belongs to.
     pub group: Option<GroupName>,
+    /// The virtual address that it takes, and no other.
+    pub address: Option<VirtualAddr>,
 }
 
 /// How the node finds the others.

@@ -1,8 +1,9 @@
 //! From the text of `aerie.toml` to the typed spec.
 
-use aerie_types::{GridId, Role, Roles};
+use aerie_types::{AddressPool, GridId, NodeName, Role, Roles, VirtualAddr, VirtualRange};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use ipnet::Ipv4Net;
 use toml::de::DeTable;
 
 use super::read::{Located, Notes, Shape, Table};
@@ -17,6 +18,9 @@ use crate::secret::{RendezvousSecret, SecretText};
 /// How many portals may be named: each costs a time-out at joining when it is down.
 const MAX_URLS: usize = 8;
 
+/// How many parts of a range may be reserved, or excluded.
+const MAX_PARTS: usize = 32;
+
 /// How many bootstrap members may be named: all are dialled at start.
 const MAX_BOOTSTRAP: usize = 64;
 
@@ -29,7 +33,15 @@ const TOP: Shape = Shape {
 };
 const GRID: Shape = Shape {
     name: "grid",
-    keys: &["name", "id", "ca_hash", "range"],
+    keys: &[
+        "name",
+        "id",
+        "ca_hash",
+        "range",
+        "reserved",
+        "excluded",
+        "witnesses",
+    ],
 };
 const ENROL: Shape = Shape {
     name: "enrol",
@@ -37,7 +49,7 @@ const ENROL: Shape = Shape {
 };
 const NODE: Shape = Shape {
     name: "node",
-    keys: &["name", "roles", "group"],
+    keys: &["name", "roles", "group", "address"],
 };
 const OVERLAY: Shape = Shape {
     name: "overlay",
@@ -82,7 +94,7 @@ pub(super) fn parse(text: &str) -> Result<Spec, Error> {
 
     let grid = read_grid(&top, &mut notes);
     let enrol = read_enrol(&top, &mut notes);
-    let node = read_node(&top, &mut notes);
+    let node = read_node(&top, grid.as_ref(), &mut notes);
     let overlay = read_overlay(&top, &mut notes);
     let vpn = read_vpn(&top, overlay.listen_port, &mut notes);
     let condor = read_condor(&top, &mut notes);
@@ -111,6 +123,9 @@ fn read_grid(top: &Table<'_, '_>, notes: &mut Notes<'_>) -> Option<Grid> {
     let ca_hash = required(&table, "ca_hash", "ca_hash = \"64 hexadecimal digits\"", notes);
     let range = required(&table, "range", "range = \"100.96.0.0/11\"", notes);
     let id = table.parsed::<GridId>("id", notes);
+    let reserved = optional_list::<Ipv4Net>(&table, "reserved", MAX_PARTS, notes);
+    let excluded = optional_list::<Ipv4Net>(&table, "excluded", MAX_PARTS, notes);
+    let witnesses = read_witnesses(&table, notes);
 
     let ca_hash: Located<super::CaHash> = ca_hash?;
     if let Some(id) = id
@@ -120,11 +135,54 @@ fn read_grid(top: &Table<'_, '_>, notes: &mut Notes<'_>) -> Option<Grid> {
                        copy both from a blob that 'aerie grid blob' made, or leave the id out";
         table.problem(id.line, "id", message, notes);
     }
+    let range: Located<VirtualRange> = range?;
+    let pool = match AddressPool::new(range.value, reserved, excluded) {
+        Ok(pool) => pool,
+        Err(refusal) => {
+            table.problem(
+                range.line,
+                "range",
+                format!("is refused with its parts: {refusal}"),
+                notes,
+            );
+            return None;
+        }
+    };
     Some(Grid {
         name: name?.value,
         ca_hash: ca_hash.value,
-        range: range?.value,
+        pool,
+        witnesses,
     })
+}
+
+fn read_witnesses(table: &Table<'_, '_>, notes: &mut Notes<'_>) -> Vec<NodeName> {
+    if !table.has("witnesses") {
+        return Vec::new();
+    }
+    let Some(list) = table.list::<NodeName>("witnesses", MAX_PARTS, notes) else {
+        return Vec::new();
+    };
+    let names: std::collections::BTreeSet<_> = list.value.iter().collect();
+    if !(3..=5).contains(&names.len()) || names.len() != list.value.len() {
+        let message = "must name three to five nodes, each once; leave it out to do without strict mode";
+        table.problem(list.line, "witnesses", message, notes);
+    }
+    list.value
+}
+
+fn optional_list<T>(table: &Table<'_, '_>, key: &str, max: usize, notes: &mut Notes<'_>) -> Vec<T>
+where
+    T: std::str::FromStr,
+    T::Err: std::fmt::Display,
+{
+    if !table.has(key) {
+        return Vec::new();
+    }
+    table
+        .list::<T>(key, max, notes)
+        .map(|list| list.value)
+        .unwrap_or_default()
 }
 
 fn read_enrol(top: &Table<'_, '_>, notes: &mut Notes<'_>) -> Option<Enrol> {
@@ -143,17 +201,28 @@ fn read_enrol(top: &Table<'_, '_>, notes: &mut Notes<'_>) -> Option<Enrol> {
     Some(Enrol { urls, token })
 }
 
-fn read_node(top: &Table<'_, '_>, notes: &mut Notes<'_>) -> Option<Node> {
+fn read_node(top: &Table<'_, '_>, grid: Option<&Grid>, notes: &mut Notes<'_>) -> Option<Node> {
     const EXAMPLE: &str = "roles = [\"worker\"] (or manager, submit, client, relay)";
     let table = top.sub(&NODE, notes);
     table.refuse_unknown(&ALL, notes);
     let name = table.parsed("name", notes).map(|name| name.value);
     let group = table.parsed("group", notes).map(|group| group.value);
+    let address = table.parsed::<std::net::Ipv4Addr>("address", notes);
+    if let (Some(address), Some(grid)) = (&address, grid)
+        && !grid.pool.leases(address.value.into())
+    {
+        let message = format!(
+            "is no address that nodes may have: choose one of {} that is not excluded, or leave it out",
+            grid.pool.range()
+        );
+        table.problem(address.line, "address", message, notes);
+    }
     let roles = required_list::<Role>(&table, "roles", Role::ALL.len(), EXAMPLE, notes)?;
     Some(Node {
         name,
         roles: roles.into_iter().collect::<Roles>(),
         group,
+        address: address.map(|address| VirtualAddr::from(address.value)),
     })
 }
 

@@ -25,6 +25,12 @@ struct RawGrid<'s> {
     id: String,
     ca_hash: String,
     range: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    reserved: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    excluded: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    witnesses: Vec<&'s str>,
 }
 
 #[derive(Serialize)]
@@ -41,6 +47,8 @@ struct RawNode<'s> {
     roles: Vec<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     group: Option<&'s str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    address: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -78,7 +86,22 @@ pub(super) fn to_toml(spec: &Spec) -> Zeroizing<String> {
             name: spec.grid.name.as_str(),
             id: spec.grid.id().to_string(),
             ca_hash: spec.grid.ca_hash.to_string(),
-            range: spec.grid.range.to_string(),
+            range: spec.grid.pool.range().to_string(),
+            reserved: spec
+                .grid
+                .pool
+                .reserved()
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
+            excluded: spec
+                .grid
+                .pool
+                .excluded()
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
+            witnesses: spec.grid.witnesses.iter().map(|name| name.as_str()).collect(),
         },
         enrol: RawEnrol {
             urls: spec.enrol.urls.iter().map(|url| url.as_str()).collect(),
@@ -88,6 +111,7 @@ pub(super) fn to_toml(spec: &Spec) -> Zeroizing<String> {
             name: spec.node.name.as_ref().map(|name| name.as_str()),
             roles: spec.node.roles.iter().map(|role| role.as_str()).collect(),
             group: spec.node.group.as_ref().map(|group| group.as_str()),
+            address: spec.node.address.map(|addr| addr.to_string()),
         },
         overlay: RawOverlay {
             bootstrap: texts(&spec.overlay.bootstrap),

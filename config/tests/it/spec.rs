@@ -4,7 +4,7 @@ use aerie_config::{
     BootstrapAddr, CaHash, Condor, Enrol, Error, Grid, MAX_SPEC_BYTES, Node, Overlay, RendezvousSecret,
     SecretText, Spec, Vpn,
 };
-use aerie_types::{Role, Roles, VirtualRange};
+use aerie_types::{AddressPool, Role, Roles, VirtualRange};
 use proptest::prelude::*;
 
 use crate::common::{CA_HASH, PEER, TOKEN, changed, full, minimal, refusal};
@@ -232,6 +232,53 @@ fn a_bad_range_is_told() {
 }
 
 #[test]
+fn parts_of_the_range_witnesses_and_an_address_are_read_and_their_mistakes_told() {
+    let with = |line: &str| {
+        changed(
+            "range = \"10.128.0.0/16\"",
+            &format!("range = \"10.128.0.0/16\"\n{line}"),
+        )
+    };
+    let spec = Spec::parse(&with(
+        "reserved = [\"10.128.0.0/24\"]\nexcluded = [\"10.128.9.0/24\"]",
+    ))
+    .unwrap();
+    let leases = |addr: [u8; 4]| spec.grid.pool.leases(std::net::Ipv4Addr::from(addr).into());
+    assert!(leases([10, 128, 0, 9]) && !leases([10, 128, 9, 9]));
+    let spec = Spec::parse(&with("witnesses = [\"hub\", \"m1\", \"m2\"]")).unwrap();
+    assert_eq!(spec.grid.witnesses.len(), 3);
+    for (line, said) in [
+        (
+            "excluded = [\"10.129.0.0/24\"]",
+            "line 6: grid.range is refused with its parts: 10.129.0.0/24",
+        ),
+        ("reserved = [\"10.128.0.0/33\"]", "line 7: grid.reserved"),
+        (
+            "witnesses = [\"hub\", \"m1\"]",
+            "line 7: grid.witnesses must name three to five nodes",
+        ),
+        (
+            "witnesses = [\"hub\", \"m1\", \"m1\"]",
+            "line 7: grid.witnesses must name three to five nodes",
+        ),
+    ] {
+        let message = refusal(&with(line));
+        assert!(message.contains(said), "{line}: {message}");
+    }
+    let address = |addr: &str| changed("[node]\n", &format!("[node]\naddress = \"{addr}\"\n"));
+    let spec = Spec::parse(&address("10.128.0.5")).unwrap();
+    assert_eq!(
+        spec.node.address,
+        Some(std::net::Ipv4Addr::new(10, 128, 0, 5).into())
+    );
+    let message = refusal(&address("10.129.0.5"));
+    assert!(
+        message.contains("node.address is no address that nodes may have"),
+        "{message}"
+    );
+}
+
+#[test]
 fn an_id_that_is_not_the_cas_is_told() {
     let message = refusal(&changed("id = \"0011", "id = \"1111"));
     assert!(
@@ -371,13 +418,23 @@ fn any_spec() -> impl Strategy<Value = Spec> {
     );
     let numbers = (any::<u16>(), any::<u16>(), prop::option::of(576_u16..=9000));
     let rest = (prop::option::of("[!-~]{1,80}"), any::<bool>(), any::<bool>());
-    (grid, node, overlay, numbers, rest).prop_map(|(grid, node, overlay, numbers, rest)| {
+    let parts = (
+        prop::collection::vec(0_u8..16, 0..3),
+        any::<bool>(),
+        any::<bool>(),
+    );
+    (grid, node, overlay, numbers, rest, parts).prop_map(|(grid, node, overlay, numbers, rest, parts)| {
+        let range: VirtualRange = format!("10.{}.0.0/16", grid.2).parse().unwrap();
+        let part = |third: &u8| format!("10.{}.{third}.0/24", grid.2).parse().unwrap();
+        let pool = AddressPool::new(range, parts.0.iter().map(part).collect(), vec![part(&200)]).unwrap();
+        let witnesses = ["a", "b", "c"].map(|name| name.parse().unwrap()).to_vec();
         let vpn_port = if numbers.0 == numbers.1 { 0 } else { numbers.1 };
         Spec {
             grid: Grid {
                 name: grid.0.parse().unwrap(),
                 ca_hash: CaHash(grid.1),
-                range: format!("10.{}.0.0/16", grid.2).parse::<VirtualRange>().unwrap(),
+                pool,
+                witnesses: if parts.1 { witnesses } else { Vec::new() },
             },
             enrol: Enrol {
                 urls: vec!["https://portal.example.org".parse().unwrap()],
@@ -387,6 +444,7 @@ fn any_spec() -> impl Strategy<Value = Spec> {
                 name: node.0.map(|name| name.parse().unwrap()),
                 roles: Roles::from_bits(node.1).unwrap(),
                 group: node.2.map(|name| name.parse().unwrap()),
+                address: parts.2.then(|| range.nth(7)),
             },
             overlay: Overlay {
                 bootstrap: overlay.0,

@@ -29,6 +29,11 @@ pub enum Error {
         /// Which part was read.
         table: &'static str,
     },
+    /// The named witnesses are too few, too many, or one is named twice.
+    #[error(
+        "strict mode needs three to five witnesses, each named once; name 3 or 5, or none to do without it"
+    )]
+    Named,
     /// The fact that this instance started could not be written.
     #[error("cannot write the register's store: {0}; check that its disk is writable and has room")]
     Write(#[source] StoreError),

@@ -6,7 +6,7 @@
 //! majority of the members of the last day is needed. See [`limits`] for the numbers and their reasons, and the
 //! modules' own texts for their rules: granting, refusing and telling clones from restarts (`witness`), claiming and
 //! keeping (`holder`), counting votes (`round`), who may vote after a start (`ready`), look-ups (`search`), sets
-//! (`sets`), what a certificate proves (`lease`), which certificate is the later one (`fence`).
+//! (`sets`), witnesses named by the administrator (`strict`), what a certificate proves (`lease`), which certificate is the later one (`fence`).
 //!
 //! # Guarantees
 //!
@@ -66,6 +66,7 @@ mod search;
 mod sets;
 mod stats;
 mod store;
+mod strict;
 mod voting;
 #[cfg(feature = "weaken")]
 mod weaken;

@@ -12,7 +12,14 @@ use crate::wire::{Request, from_bytes};
 impl<S: Hash, K> Hash for Register<S, K> {
     fn hash<H: Hasher>(&self, state: &mut H) {
         (self.me, self.instance, self.number, self.next_id).hash(state);
-        (&self.draw, &self.members, &self.readiness, &self.records).hash(state);
+        (
+            &self.draw,
+            &self.members,
+            &self.named,
+            &self.readiness,
+            &self.records,
+        )
+            .hash(state);
         (&self.holding, &self.searches, &self.sets, &self.fence).hash(state);
         (&self.pending, &self.queries, &self.stale).hash(state);
         (self.handover_at, self.purge_at, self.save_at).hash(state);

@@ -130,6 +130,11 @@ impl<S: Store, K: Keys> Register<S, K> {
         if self.config.weaken == Some(crate::Weaken::NoReadinessRule) {
             return self.become_ready(now);
         }
+        if !self.is_witness() {
+            // It has no vote, and nothing to learn for one.
+            self.readiness.standing = Standing::Ready;
+            return;
+        }
         let alone = self.members.count(now.instant) == 1;
         let whole = self.readiness.founder || matches!(self.readiness.standing, Standing::Returning { .. });
         if alone && whole {
@@ -176,6 +181,12 @@ impl<S: Store, K: Keys> Register<S, K> {
 
     /// Exchanges state with a member that has come up.
     pub(crate) fn merge_with(&mut self, peer: PeerId, now: Now) {
+        if self.named.is_on() && self.is_ready() {
+            if self.named.contains(peer) || !self.named.is_complete() {
+                self.ask_state_of(peer, None, now);
+            }
+            return;
+        }
         if self.is_ready() {
             let small = self.members.count(now.instant) <= self.config.quorum.candidates;
             let nearest = || self.members.closest(self.me.position());
@@ -211,8 +222,12 @@ impl<S: Store, K: Keys> Register<S, K> {
         self.check_ready(now);
     }
 
-    /// All members of a small grid; of a large one the closest that are connected.
+    /// All members of a small grid; of a large one the closest that are connected; in strict mode the other witnesses.
     fn sources(&self, now: Now) -> Vec<PeerId> {
+        if self.named.is_on() {
+            let named = self.named_peers().into_iter();
+            return named.filter(|peer| *peer != self.me).collect();
+        }
         if self.members.count(now.instant) <= self.config.quorum.candidates {
             let others: BTreeSet<PeerId> = self
                 .members
@@ -247,7 +262,12 @@ impl<S: Store, K: Keys> Register<S, K> {
             .readiness
             .met
             .is_some_and(|met| met + self.config.timings.ttl <= now.instant);
-        if !(members > 1 && (merged >= self.config.quorum.states(members) || merged > 0 && outlived)) {
+        let states = if self.named.is_on() {
+            self.named.states()
+        } else {
+            self.config.quorum.states(members)
+        };
+        if !(members > 1 && (merged >= states || merged > 0 && outlived)) {
             return;
         }
         if self.readiness.standing == Standing::Joining {
@@ -269,7 +289,8 @@ impl<S: Store, K: Keys> Register<S, K> {
         self.ask(peer, &request, Purpose::Merge, now);
     }
 
-    /// Whom a member may not know yet: everybody in a small grid, those nearest to it in a large one.
+    /// Whom a member may not know yet: everybody in a small grid, those nearest to it in a large one, and the named
+    /// witnesses before all.
     fn told(&self, to: PeerId, now: Now) -> Vec<Told> {
         let position = to.position();
         let mut others: Vec<_> = self
@@ -277,7 +298,9 @@ impl<S: Store, K: Keys> Register<S, K> {
             .others(now.instant)
             .filter(|(peer, _)| *peer != to)
             .collect();
-        others.sort_by_cached_key(|(peer, _)| peer.position().distance(&position));
+        others.sort_by_cached_key(|(peer, _)| {
+            (!self.named.contains(*peer), peer.position().distance(&position))
+        });
         others
             .into_iter()
             .filter_map(|(peer, age)| {
@@ -339,7 +362,11 @@ impl<S: Store, K: Keys> Register<S, K> {
     /// The keys here that a member may be a witness of.
     fn summaries(&self, to: PeerId, after: Option<Key>, now: Now) -> (Vec<Summary>, Option<Key>) {
         let start = after.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded);
-        let whole = self.members.count(now.instant) <= self.config.quorum.candidates;
+        let strict = self.named.is_on();
+        if strict && !self.named.contains(to) {
+            return (Vec::new(), None);
+        }
+        let whole = strict || self.members.count(now.instant) <= self.config.quorum.candidates;
         let mut summaries = Vec::new();
         for (key, record) in self.records.range((start, std::ops::Bound::Unbounded)) {
             let Some(standing) = record.holders().find(|standing| standing.until > now.instant) else {
@@ -432,7 +459,10 @@ impl<S: Store, K: Keys> Register<S, K> {
 
     /// Which of these certificates are worth having here.
     fn wanted(&self, summaries: &[Summary], now: Now) -> Vec<Key> {
-        let whole = self.members.count(now.instant) <= self.config.quorum.candidates;
+        if !self.is_witness() {
+            return Vec::new();
+        }
+        let whole = self.named.is_on() || self.members.count(now.instant) <= self.config.quorum.candidates;
         let wanted = |summary: &&Summary| {
             if !summary.certified
                 || !(whole || self.members.closer(summary.key.position()) < self.config.quorum.candidates)
@@ -530,11 +560,16 @@ impl<S: Store, K: Keys> Register<S, K> {
         }
         self.handover_at = None;
         let mut offers: BTreeMap<PeerId, Vec<Summary>> = BTreeMap::new();
+        let named = self.named_peers();
         for (key, record) in &mut self.records {
             let Some(seen) = record.seen.as_ref().filter(|seen| seen.until > now.instant) else {
                 continue;
             };
-            let nine = self.members.closest(key.position());
+            let nine = if named.is_empty() {
+                self.members.closest(key.position())
+            } else {
+                named.clone()
+            };
             for peer in nine
                 .into_iter()
                 .take(self.config.quorum.witnesses)

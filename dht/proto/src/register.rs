@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Instant;
 
-use aerie_types::{GridId, Instance, Key, NodeName, PeerId, Role, VirtualAddr, VirtualRange};
+use aerie_types::{AddressPool, GridId, Instance, Key, NodeName, PeerId, Role, VirtualAddr, VirtualRange};
 use rand_core::Rng;
 
 use crate::draw::Draw;
@@ -22,6 +22,7 @@ use crate::record::{GrantRow, Record, Seen, SeenRow};
 use crate::search::Searches;
 use crate::sets::Sets;
 use crate::store::{Change, Store, Table};
+use crate::strict::Named;
 use crate::wire::{Answer, Gossip, Request, from_bytes, to_bytes};
 use crate::witness::{NUMBER_ROW, put, remove};
 use crate::{Error, Keys, Now, QuorumRule, Stats, StoreError};
@@ -37,12 +38,14 @@ const SAVE_EVERY: std::time::Duration = std::time::Duration::from_secs(3600);
 pub struct Config {
     /// The grid.
     pub grid: GridId,
-    /// The grid's range of virtual addresses.
-    pub range: VirtualRange,
+    /// The grid's virtual addresses.
+    pub pool: AddressPool,
     /// This node founds the grid: it may claim before it knows anybody. For the first start of the first node.
     pub founder: bool,
     /// When things happen.
     pub timings: Timings,
+    /// The names of the members that vote, in strict mode: three to five of them. None for the rule of the closest.
+    pub witnesses: Vec<NodeName>,
     /// Who votes, and how many votes make a certificate.
     pub quorum: QuorumRule,
     /// The role that publishers of a set must have. In a set without an entry every member may publish.
@@ -58,9 +61,10 @@ impl Config {
     pub fn new(grid: GridId, range: VirtualRange) -> Self {
         Self {
             grid,
-            range,
+            pool: range.into(),
             founder: false,
             timings: Timings::default(),
+            witnesses: Vec::new(),
             quorum: QuorumRule::default(),
             set_roles: BTreeMap::from([("managers".to_owned(), Role::Manager)]),
             #[cfg(feature = "weaken")]
@@ -231,6 +235,7 @@ pub(crate) enum Purpose {
     Offer,
     Challenge { key: Key, current: Instance },
     LookUp { search: u64 },
+    Spread { search: u64 },
     Put { set: String },
     Read { set: String },
     Leaving,
@@ -262,6 +267,7 @@ pub struct Register<S, K> {
     pub(crate) store: S,
     pub(crate) draw: Draw,
     pub(crate) members: Members,
+    pub(crate) named: Named,
     pub(crate) readiness: Readiness,
     pub(crate) records: BTreeMap<Key, Record>,
     /// The number of the last grant.
@@ -289,7 +295,7 @@ impl<S: Store, K: Keys> Register<S, K> {
     /// Reads the store, draws this start's instance, and begins to get ready.
     ///
     /// # Errors
-    /// [`Error::Load`] or [`Error::Row`]: a witness must not start without what it granted before.
+    /// [`Error::Load`] or [`Error::Row`]: a witness must not start without what it granted before; [`Error::Named`].
     pub fn new(config: Config, keys: K, mut store: S, rng: &mut impl Rng, now: Now) -> Result<Self, Error> {
         let me = keys.me();
         let mut load = |table: Table| {
@@ -318,6 +324,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             instance,
             draw,
             members: Members::new(me),
+            named: Named::new(&config.witnesses)?,
             readiness,
             records: BTreeMap::new(),
             number,
@@ -340,6 +347,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             keys,
             store,
         };
+        register.learn(&register.keys.credential(), now);
         register.load_members(members, now)?;
         register.load_records(grants, certificates, now)?;
         register.found_or_wait(now);
@@ -578,7 +586,8 @@ impl<S: Store, K: Keys> Register<S, K> {
                     self.challenge_answered(key, from, current, instance);
                 }
             }
-            Purpose::LookUp { search } => self.look_up_answered(search, answer, now),
+            Purpose::LookUp { search } => self.look_up_answered(search, from, answer, now),
+            Purpose::Spread { search } => self.spread_answered(search, now),
             Purpose::Put { set } => self.put_answered(&set, from, answer, now),
             Purpose::Read { set } => self.read_answered(&set, answer, now),
             Purpose::Leaving => self.leaving_answered(),

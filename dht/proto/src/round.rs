@@ -41,6 +41,8 @@ pub(crate) struct Round {
     /// Who may have granted in the stage before.
     pub(crate) before: BTreeSet<PeerId>,
     rule: QuorumRule,
+    /// In strict mode: how many of the candidates, who are the named witnesses, must agree.
+    pub(crate) named: Option<usize>,
     pub(crate) started: Instant,
     /// Closest first; `None` until they are located.
     candidates: Option<Vec<PeerId>>,
@@ -126,6 +128,7 @@ impl Round {
             held_back: false,
             before: BTreeSet::new(),
             rule,
+            named: None,
             started: now,
             candidates: None,
             votes: BTreeMap::new(),
@@ -165,6 +168,10 @@ impl Round {
         if self.outcome.is_some() || self.candidates.is_none() {
             return Vec::new();
         }
+        if self.named.is_some() {
+            let named = self.candidates.iter().flatten().copied();
+            return named.filter(|peer| !self.votes.contains_key(peer)).collect();
+        }
         if self.live() < self.rule.witnesses && !self.extended {
             self.extended = true;
             let candidates = self.candidates.get_or_insert_default();
@@ -203,8 +210,11 @@ impl Round {
         }
         let whole = self.live() < self.rule.witnesses;
         let rule = self.rule;
+        let named = self.named;
         let needs = |stated: usize| {
-            if whole {
+            if let Some(needed) = named {
+                needed
+            } else if whole {
                 majority(stated.max(members))
             } else {
                 rule.receipts(stated.max(members)).max(rule.quorum)

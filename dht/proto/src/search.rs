@@ -11,7 +11,8 @@
 //!
 //! One honest answer is enough, since the certificate proves itself. How long it lasts yet is told by the witness that
 //! answers, so that the asker's clock does not matter; no answer makes a lease longer than its receipts. A certificate
-//! that is earlier than one that this node has used before is passed over (see `fence`).
+//! that is earlier than one that this node has used before is passed over (see `fence`). In strict mode all named
+//! witnesses are asked, and a majority has to say the same (see `strict`).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -24,6 +25,7 @@ use crate::members::sorted;
 use crate::record::Seen;
 use crate::register::{Found, Purpose, SendError, Wanted};
 use crate::store::Store;
+use crate::strict::Tally;
 use crate::wire::{Answer, Handed, Request};
 use crate::{Certificate, Event, Keys, Now, Register};
 
@@ -31,21 +33,36 @@ use crate::{Certificate, Event, Keys, Now, Register};
 const PARALLEL: usize = 3;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Search {
-    key: Key,
+pub(crate) struct Search {
+    pub(crate) key: Key,
     /// Those not asked yet, closest last.
     left: Vec<PeerId>,
-    under_way: usize,
+    pub(crate) under_way: usize,
+    /// Strict mode: what the witnesses said.
+    pub(crate) tally: Option<Tally>,
 }
 
 /// The look-ups under way.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-pub(crate) struct Searches(BTreeMap<u64, Search>);
+pub(crate) struct Searches(pub(crate) BTreeMap<u64, Search>);
 
 impl<S: Store, K: Keys> Register<S, K> {
     /// Looks up who holds a key; [`Event::LookedUp`] with the returned number follows.
     pub fn look_up(&mut self, key: Key, now: Now) -> u64 {
         let id = self.fresh_id();
+        let room = self.searches.0.len() < MAX_SEARCHES;
+        if self.named.is_on() && room && self.own_certificate(key, now.instant).is_none() {
+            let search = Search {
+                key,
+                left: Vec::new(),
+                under_way: 0,
+                tally: Some(Tally::default()),
+            };
+            self.searches.0.insert(id, search);
+            self.ask_named(id, now);
+            self.settle(now);
+            return id;
+        }
         let known = self.known_here(key, now);
         if let Some(found) = known.filter(|found| self.passes(&found.certificate, now)) {
             self.event(Event::LookedUp {
@@ -59,6 +76,7 @@ impl<S: Store, K: Keys> Register<S, K> {
                 key,
                 left: Vec::new(),
                 under_way: 0,
+                tally: None,
             };
             self.searches.0.insert(id, search);
             self.locate(key, Wanted::Search(id), now);
@@ -77,7 +95,7 @@ impl<S: Store, K: Keys> Register<S, K> {
     }
 
     /// Whether a certificate is not earlier than one that was used here before.
-    fn passes(&mut self, certificate: &Certificate, now: Now) -> bool {
+    pub(crate) fn passes(&mut self, certificate: &Certificate, now: Now) -> bool {
         #[cfg(feature = "weaken")]
         if self.config.weaken == Some(crate::Weaken::NoFencing) {
             return true;
@@ -137,7 +155,21 @@ impl<S: Store, K: Keys> Register<S, K> {
         }
     }
 
-    pub(crate) fn look_up_answered(&mut self, id: u64, answer: Result<Answer, SendError>, now: Now) {
+    pub(crate) fn look_up_answered(
+        &mut self,
+        id: u64,
+        from: PeerId,
+        answer: Result<Answer, SendError>,
+        now: Now,
+    ) {
+        if self
+            .searches
+            .0
+            .get(&id)
+            .is_some_and(|search| search.tally.is_some())
+        {
+            return self.named_answered(id, from, answer, now);
+        }
         let Some(search) = self.searches.0.get_mut(&id) else {
             return;
         };

@@ -18,7 +18,7 @@ const TRIES: u8 = 3;
 
 impl<S: Store, K: Keys> Register<S, K> {
     pub(crate) fn locate_round(&mut self, id: u64, key: Key, now: Now) {
-        if self.members.any_connected() {
+        if self.members.any_connected() && !self.named.is_on() {
             self.locate(key, Wanted::Round(id), now);
         } else {
             self.round_located(id, &[], now);
@@ -28,9 +28,15 @@ impl<S: Store, K: Keys> Register<S, K> {
     pub(crate) fn round_located(&mut self, id: u64, peers: &[PeerId], now: Now) {
         let me = self.me;
         let connected: Vec<PeerId> = self.members.connected().collect();
+        let named = self.named_peers();
+        let strict = self.named.is_on();
         let Some(round) = self.round_mut(id) else {
             return;
         };
+        if strict {
+            round.locate(named);
+            return self.pump(now);
+        }
         let all = peers.iter().copied().chain(connected).chain([me]);
         round.locate(sorted(all, round.key().position()));
         self.pump(now);
@@ -194,7 +200,9 @@ impl<S: Store, K: Keys> Register<S, K> {
             Refusal::TooFar => Refused::Other("a witness does not count itself among the key's"),
             Refusal::Busy => Refused::Other("a witness has no room"),
             Refusal::Late => Refused::Other("a witness saw a later release"),
-            Refusal::OutOfRange { .. } => Refused::Other("a witness has another range for the grid"),
+            Refusal::OutOfRange { .. } => {
+                Refused::Other("a witness has another range for the grid, or excludes the address")
+            }
         })
     }
 }

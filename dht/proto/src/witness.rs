@@ -64,7 +64,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             self.stats.malformed += 1;
             return Answer::Malformed;
         }
-        if !self.is_ready() {
+        if !self.is_ready() || !self.is_witness() {
             self.stats.abstained += 1;
             return Answer::Unready;
         }
@@ -197,7 +197,7 @@ impl<S: Store, K: Keys> Register<S, K> {
     /// Who claims, and whether it may claim this at all.
     fn claimant(&mut self, from: PeerId, claim: &Claim, now: Now) -> Result<(), Box<Answer>> {
         let terms = &claim.terms;
-        if !self.config.range.contains(terms.addr) {
+        if !self.config.pool.leases(terms.addr) {
             let addr = terms.addr;
             return Err(Box::new(Answer::Refused(Refusal::OutOfRange { addr })));
         }
@@ -214,7 +214,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             self.stats.bad_credentials += 1;
             return Err(Box::new(Answer::Refused(Refusal::BadCredential)));
         }
-        if self.members.closer(terms.key.position()) >= self.config.quorum.reach {
+        if !self.named.is_on() && self.members.closer(terms.key.position()) >= self.config.quorum.reach {
             self.stats.too_far += 1;
             return Err(Box::new(Answer::Refused(Refusal::TooFar)));
         }
@@ -459,7 +459,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             return invalid(self);
         }
         let settled = self.members.settled(self.config.timings.settle, now.instant);
-        let needed = self.config.quorum.receipts(certificate.members().max(settled));
+        let needed = self.needed(certificate.members().max(settled));
         if certificate.receipts.len() < needed {
             return invalid(self);
         }
@@ -480,7 +480,7 @@ impl<S: Store, K: Keys> Register<S, K> {
         if valid < needed && valid + unknown >= needed {
             return Err(Flaw::UnknownWitness);
         }
-        if valid < needed {
+        if valid < needed || self.named.is_on() && self.named_receipts(certificate, now) < needed {
             return invalid(self);
         }
         Ok(life)
@@ -532,6 +532,7 @@ impl<S: Store, K: Keys> Register<S, K> {
         }
         match self.keys.member(credential, now.wall) {
             Ok(member) => {
+                self.named.meet(&member);
                 if member.peer != self.me {
                     self.members.learn(member.peer, credential);
                 }

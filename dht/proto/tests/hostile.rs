@@ -29,7 +29,6 @@ fn honest(now: Now) -> Honest {
     for (at, node) in nodes.iter_mut().enumerate() {
         node.handle_input(Input::MemberUp { peer: ids[1 - at] }, now);
         let request = AcquireRequest {
-            range: "10.0.0.0/24".parse().unwrap(),
             name: "w1".parse().unwrap(),
             fixed: None,
         };

@@ -82,7 +82,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let hour = Duration::from_secs(3600);
         let now = WallMillis(1_900_000_000_000);
-        let range = "100.96.0.0/11".parse().unwrap();
+        let range: aerie_types::VirtualRange = "100.96.0.0/11".parse().unwrap();
         let portal = Portal::create_grid(dir.path(), "chem".parse().unwrap(), range, now).unwrap();
         let keeper = Keeper::new(Arc::new(portal), vec!["127.0.0.1".to_owned()], 30 * hour, now).unwrap();
         let first = keeper.config().get_inner();

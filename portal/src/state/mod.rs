@@ -11,11 +11,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use aerie_identity::{CLOCK_SKEW, GridCa, RevokedBy, ServerCertificate, SignedRevocations, Verifier};
-use aerie_types::{GridId, GridName, GroupName, NodeName, PeerId, Roles, UserName, VirtualRange, WallMillis};
+use aerie_types::{
+    AddressPool, GridId, GridName, GroupName, NodeName, PeerId, Roles, UserName, VirtualRange, WallMillis,
+};
 use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::Error;
-use store::{Store, millis, name, next_serial, sql};
+use store::{Store, joined, list, millis, name, next_serial, sql};
 
 pub use enrol::{Enrolled, IssuedUser, RENEWAL_GRACE, USER_LIFETIME};
 pub use revoke::Target;
@@ -48,6 +50,24 @@ pub struct GridInfo {
     pub ca_pem: String,
     /// Its virtual range.
     pub range: VirtualRange,
+}
+
+/// What is decided when a grid is created and the same for all of its members.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GridSettings {
+    /// Its virtual addresses.
+    pub pool: AddressPool,
+    /// The names of the nodes that lease them, in strict mode: three to five. None for the rule of the closest.
+    pub witnesses: Vec<NodeName>,
+}
+
+impl From<VirtualRange> for GridSettings {
+    fn from(range: VirtualRange) -> Self {
+        Self {
+            pool: range.into(),
+            witnesses: Vec::new(),
+        }
+    }
 }
 
 /// A user group.
@@ -92,13 +112,22 @@ impl Portal {
     /// Makes a grid in a folder that holds none.
     ///
     /// # Errors
-    /// [`Error::GridExists`], or what the disk refuses.
+    /// [`Error::GridExists`], [`Error::Invalid`] for a wrong number of witnesses, or what the disk refuses.
     pub fn create_grid(
         dir: &Path,
         name: GridName,
-        range: VirtualRange,
+        settings: impl Into<GridSettings>,
         now: WallMillis,
     ) -> Result<Self, Error> {
+        let settings = settings.into();
+        let range = settings.pool.range();
+        let names: std::collections::BTreeSet<_> = settings.witnesses.iter().collect();
+        if !names.is_empty() && !(3..=5).contains(&names.len()) || names.len() != settings.witnesses.len() {
+            return Err(Error::Invalid {
+                what: "the list of witnesses".to_owned(),
+                reason: "name three to five nodes, each once, or none",
+            });
+        }
         let exists = |ca: &GridCa| Error::GridExists {
             dir: dir.to_owned(),
             name: ca.name().clone(),
@@ -114,7 +143,7 @@ impl Portal {
             }
         };
         let portal = Self::over(dir, ca)?;
-        if portal.found(now)? {
+        if portal.found(&settings, now)? {
             Ok(portal)
         } else {
             Err(exists(&portal.ca))
@@ -170,6 +199,23 @@ impl Portal {
             ca_pem: self.ca.ca_pem(),
             range: self.ca.range(),
         }
+    }
+
+    /// What its administrator decided for it.
+    ///
+    /// # Errors
+    /// What the database refuses.
+    pub fn settings(&self) -> Result<GridSettings, Error> {
+        const QUERY: &str = "SELECT reserved, excluded, witnesses FROM grid";
+        let (reserved, excluded, witnesses) = self
+            .store
+            .read(|conn| conn.query_row(QUERY, [], |row| Ok((list(row, 0)?, list(row, 1)?, list(row, 2)?))))
+            .map_err(Error::database("read the grid's settings"))?;
+        let pool = AddressPool::new(self.ca.range(), reserved, excluded).map_err(|_| Error::Invalid {
+            what: "the grid's settings in the database".to_owned(),
+            reason: "restore it from a backup",
+        })?;
+        Ok(GridSettings { pool, witnesses })
     }
 
     /// Adds a user group.
@@ -302,15 +348,21 @@ impl Portal {
     }
 
     /// Writes the one row that says whose database this is. `false` if it is there already.
-    fn found(&self, now: WallMillis) -> Result<bool, Error> {
+    fn found(&self, settings: &GridSettings, now: WallMillis) -> Result<bool, Error> {
         self.store.write(|tx| {
             if founded(tx)?.is_some() {
                 return Ok(false);
             }
             tx.execute(
-                "INSERT INTO grid (one, id, created_at, last_serial, last_list, list)
-                 VALUES (1, ?1, ?2, 0, 0, x'')",
-                params![self.ca.grid_id().to_string(), sql(now.0)],
+                "INSERT INTO grid (one, id, created_at, last_serial, last_list, list, reserved, excluded, witnesses)
+                 VALUES (1, ?1, ?2, 0, 0, x'', ?3, ?4, ?5)",
+                params![
+                    self.ca.grid_id().to_string(),
+                    sql(now.0),
+                    joined(settings.pool.reserved()),
+                    joined(settings.pool.excluded()),
+                    joined(&settings.witnesses),
+                ],
             )
             .map_err(Error::database("write the grid's id"))?;
             self.sign_list(tx, now)?;

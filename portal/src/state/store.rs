@@ -15,7 +15,14 @@ use rusqlite::{Connection, Row, Transaction, TransactionBehavior};
 
 use crate::Error;
 
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
+
+/// From the first schema to the second.
+const SETTINGS: &str = "
+ALTER TABLE grid ADD COLUMN reserved TEXT NOT NULL DEFAULT '';
+ALTER TABLE grid ADD COLUMN excluded TEXT NOT NULL DEFAULT '';
+ALTER TABLE grid ADD COLUMN witnesses TEXT NOT NULL DEFAULT '';
+";
 
 /// How long a writer waits for another process's transaction, each of which takes milliseconds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -96,19 +103,22 @@ impl Store {
         let found: i64 = tx
             .pragma_query_value(None, "user_version", |row| row.get(0))
             .map_err(Error::database("be read"))?;
-        match found {
-            0 => tx
-                .execute_batch(SCHEMA)
-                .and_then(|()| tx.pragma_update(None, "user_version", VERSION))
-                .map_err(Error::database("be laid out"))?,
-            VERSION => {}
+        let steps: &[&str] = match found {
+            0 => &[SCHEMA, SETTINGS],
+            1 => &[SETTINGS],
+            VERSION => &[],
             found => {
                 return Err(Error::LaterVersion {
                     path: path.to_owned(),
                     found,
                 });
             }
+        };
+        for step in steps {
+            tx.execute_batch(step).map_err(Error::database("be laid out"))?;
         }
+        tx.pragma_update(None, "user_version", VERSION)
+            .map_err(Error::database("be laid out"))?;
         tx.commit().map_err(Error::database("be laid out"))?;
         Ok(Self {
             conn: Mutex::new(conn),
@@ -187,4 +197,23 @@ where
 pub(crate) fn roles(row: &Row<'_>, index: usize) -> rusqlite::Result<Roles> {
     let bits: u8 = row.get(index)?;
     Roles::from_bits(bits).ok_or(rusqlite::Error::IntegralValueOutOfRange(index, bits.into()))
+}
+
+/// Values as the database keeps a few of them: their texts, with commas between.
+pub(crate) fn joined(values: &[impl ToString]) -> String {
+    let texts: Vec<String> = values.iter().map(ToString::to_string).collect();
+    texts.join(",")
+}
+
+pub(crate) fn list<T>(row: &Row<'_>, index: usize) -> rusqlite::Result<Vec<T>>
+where
+    T: FromStr,
+    T::Err: std::error::Error + Send + Sync + 'static,
+{
+    let joined: String = row.get(index)?;
+    let texts = joined.split(',').filter(|text| !text.is_empty());
+    texts
+        .map(|text| text.parse())
+        .collect::<Result<_, _>>()
+        .map_err(|error| rusqlite::Error::FromSqlConversionFailure(index, Type::Text, Box::new(error)))
 }

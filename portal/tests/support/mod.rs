@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use aerie_identity::{Credential, EnrolRequest, JoinToken, NodeKeys, RenewRequest, UserKey, UserRequest};
 use aerie_portal::{Clock, EnrolClient, Portal, ServeConfig, Server, TokenRequest};
-use aerie_types::{NodeName, Role, Roles, WallMillis};
+use aerie_types::{NodeName, Role, Roles, VirtualRange, WallMillis};
 
 pub(crate) const HOUR: Duration = Duration::from_secs(3600);
 pub(crate) const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -23,7 +23,7 @@ pub(crate) fn create(dir: &Path, grid: &str) -> Portal {
     let portal = Portal::create_grid(
         dir,
         grid.parse().unwrap(),
-        "100.96.0.0/11".parse().unwrap(),
+        "100.96.0.0/11".parse::<VirtualRange>().unwrap(),
         now(),
     )
     .unwrap();

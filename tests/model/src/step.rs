@@ -164,7 +164,6 @@ impl<'a> Step<'a> {
 
     pub(crate) fn acquire(&mut self, index: usize) {
         let request = AcquireRequest {
-            range: self.world.range,
             name: name(index),
             fixed: Some(self.world.addr),
         };

@@ -103,6 +103,8 @@ pub struct World {
     pub checker: Checker,
     /// The grid's range.
     pub range: VirtualRange,
+    /// What is special in the configuration of the node of this number.
+    pub setup: fn(usize, &mut Config),
     /// Results of look-ups: by node and number.
     pub found: BTreeMap<(usize, u64), Option<Found>>,
     seed: u64,
@@ -131,6 +133,7 @@ impl World {
             conditions,
             checker: Checker::default(),
             range,
+            setup: |_, _| {},
             found: BTreeMap::new(),
             seed,
             rng: ChaCha8Rng::seed_from_u64(seed),
@@ -236,6 +239,7 @@ impl World {
     pub fn start(&mut self, index: usize) {
         let mut config = Config::new(Self::grid(), self.range);
         config.founder = index == 0;
+        (self.setup)(index, &mut config);
         let node = &mut self.nodes[index];
         assert!(node.core.is_none(), "node {index} runs already");
         node.start += 1;
@@ -267,17 +271,20 @@ impl World {
     /// Lets a node claim an address, now and after each start.
     pub fn acquire(&mut self, index: usize, fixed: Option<VirtualAddr>) {
         let request = AcquireRequest {
-            range: self.range,
             name: name(index),
             fixed,
         };
         self.nodes[index].request = Some(request.clone());
+        // What it holds it gives back first.
+        self.checker.gave_back(index);
+        self.nodes[index].told = Told::Nothing;
         self.with(index, |core, now| core.acquire(request, now));
     }
 
     /// Lets a node leave cleanly.
     pub fn leave(&mut self, index: usize) {
         self.nodes[index].request = None;
+        self.nodes[index].told = Told::Nothing;
         self.with(index, |core, now| core.release_all(now));
         self.checker.gave_back(index);
     }

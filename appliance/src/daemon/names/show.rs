@@ -98,14 +98,15 @@ struct Answering {
 async fn answer(node: &Arc<Node>, addr: VirtualAddr) -> Option<Answering> {
     let source = Arc::new(Register(Arc::clone(node)));
     let grid = &node.spec.grid;
-    let resolver = match Resolver::bind((addr.0, DNS).into(), grid.name.clone(), grid.range, source).await {
-        Ok(resolver) => resolver,
-        Err(error) => {
-            tracing::warn!(%error, "no resolver for the grid's names; the hosts file has them");
-            return None;
-        }
-    };
-    let hooked = match hook::tell(&node.interface, addr, &grid.name, grid.range).await {
+    let resolver =
+        match Resolver::bind((addr.0, DNS).into(), grid.name.clone(), grid.pool.range(), source).await {
+            Ok(resolver) => resolver,
+            Err(error) => {
+                tracing::warn!(%error, "no resolver for the grid's names; the hosts file has them");
+                return None;
+            }
+        };
+    let hooked = match hook::tell(&node.interface, addr, &grid.name, grid.pool.range()).await {
         Ok(hooked) => hooked,
         Err(reason) => {
             tracing::warn!(

@@ -38,11 +38,11 @@ impl<S: Store, K: Keys> Register<S, K> {
             let reason = "learning the state of the grid from its members".to_owned();
             return self.wait(reason, self.config.timings.patience - waited, now);
         }
-        if plan.exhausted() {
+        if plan.exhausted(&self.config.pool) {
             return self.full(&plan, now);
         }
         let last = self.holding.last.clone();
-        let addr = plan.candidate(self.me, last.as_ref().map(|last| last.addr));
+        let addr = plan.candidate(&self.config.pool, self.me, last.as_ref().map(|last| last.addr));
         let proofs = match last {
             Some(last) if last.addr == addr => last.proofs,
             _ => [None, None],
@@ -69,8 +69,8 @@ impl<S: Store, K: Keys> Register<S, K> {
         self.holding.phase = Phase::Failed {
             retry: Some(now.instant + FULL_RETRY),
         };
-        let range = plan.request.range;
-        let tried = plan.attempt.min(range.capacity());
+        let range = self.config.pool.range();
+        let tried = plan.attempt.min(self.config.pool.capacity());
         self.event(Event::Failed(Failure::Full { range, tried }));
     }
 
@@ -194,11 +194,11 @@ impl<S: Store, K: Keys> Register<S, K> {
         } else {
             &name_loss
         };
-        let mut reason = format!(
-            "only {} of the {} witnesses needed for {addr} grant it; {} do not answer or are not ready. Start \
-             members that are down, or declare those gone that will not come back",
-            short.granted, short.needed, short.absent
-        );
+        let mut reason = if self.named.is_on() {
+            self.minority(short)
+        } else {
+            self.too_few(short, addr)
+        };
         if let Some(other) = short.other {
             reason = format!("{reason} ({other})");
         }
@@ -206,6 +206,33 @@ impl<S: Store, K: Keys> Register<S, K> {
         self.holding.backoff = backoff;
         let wait = backoff / 2 + self.draw.up_to(backoff);
         self.wait(reason, wait, now);
+    }
+
+    fn too_few(&self, short: &Loss, addr: VirtualAddr) -> String {
+        format!(
+            "only {} of the {} witnesses needed for {addr} grant it; {} do not answer or are not ready. Start \
+             members that are down, or declare those gone that will not come back",
+            short.granted, short.needed, short.absent
+        )
+    }
+
+    /// Strict mode: why no new lease comes about on this side.
+    fn minority(&self, short: &Loss) -> String {
+        let missed = self.missed();
+        let away = if missed.is_empty() {
+            "all are connected, but not all are ready: on its first start a witness is started as a founder"
+                .to_owned()
+        } else {
+            let names: Vec<_> = missed.iter().map(|name| name.as_str()).collect();
+            format!(
+                "not connected: {}. Start them, or mend the way to them",
+                names.join(", ")
+            )
+        };
+        format!(
+            "{} of the named witnesses have to grant an address, and no new one is leased without them; {away}",
+            short.needed
+        )
     }
 
     pub(super) fn next_candidate(&mut self, taken: Option<(PeerId, Duration)>, addr: VirtualAddr, now: Now) {

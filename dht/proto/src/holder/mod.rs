@@ -26,7 +26,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use aerie_types::{Instance, NodeName, PeerId, VirtualAddr, VirtualRange};
+use aerie_types::{AddressPool, Instance, NodeName, PeerId, VirtualAddr, VirtualRange};
 use serde::{Deserialize, Serialize};
 
 use crate::lease::{Certificate, Proof, Terms, addr_key, name_key};
@@ -60,8 +60,6 @@ const MAX_TO_RELEASE: usize = 64;
 /// What to claim.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct AcquireRequest {
-    /// Where to find an address.
-    pub range: VirtualRange,
     /// The node's name, as its credential has it.
     pub name: NodeName,
     /// This address and no other.
@@ -134,6 +132,12 @@ pub enum Failure {
         addr: VirtualAddr,
         /// The range.
         range: VirtualRange,
+    },
+    /// The fixed address is leased to nobody.
+    #[error("{addr} is excluded from the addresses of the grid; ask for another, or for none")]
+    FixedExcluded {
+        /// The address.
+        addr: VirtualAddr,
     },
     /// Nothing free was found.
     #[error(
@@ -238,21 +242,20 @@ impl Holding {
 
 impl Plan {
     /// The address to try.
-    fn candidate(&self, me: PeerId, last: Option<VirtualAddr>) -> VirtualAddr {
-        let range = self.request.range;
+    fn candidate(&self, pool: &AddressPool, me: PeerId, last: Option<VirtualAddr>) -> VirtualAddr {
         if let Some(fixed) = self.request.fixed {
             return fixed;
         }
-        let last = last.filter(|last| range.contains(*last));
+        let last = last.filter(|last| pool.leases(*last));
         match (self.attempt, last) {
             (0, Some(last)) => last,
-            (attempt, _) => range.nth(index(me, attempt)),
+            (attempt, _) => pool.nth(index(me, attempt)),
         }
     }
 
     /// Whether all candidates were tried. A scan begins where the hash points, each node's elsewhere.
-    fn exhausted(&self) -> bool {
-        self.attempt > RANDOM_ATTEMPTS + SCAN.min(self.request.range.capacity())
+    fn exhausted(&self, pool: &AddressPool) -> bool {
+        self.attempt > RANDOM_ATTEMPTS + SCAN.min(pool.capacity())
     }
 }
 
@@ -272,12 +275,16 @@ impl<S: Store, K: Keys> Register<S, K> {
         }
         self.give_back(now);
         if let Some(addr) = request.fixed
-            && !(request.range.contains(addr) && self.config.range.contains(addr))
+            && !self.config.pool.leases(addr)
         {
-            let range = request.range;
+            let range = self.config.pool.range();
+            let failure = if range.contains(addr) {
+                Failure::FixedExcluded { addr }
+            } else {
+                Failure::FixedOutside { addr, range }
+            };
             self.holding.phase = Phase::Failed { retry: None };
-            self.event(Event::Failed(Failure::FixedOutside { addr, range }));
-            return;
+            return self.event(Event::Failed(failure));
         }
         self.holding.plan = Some(Plan {
             request,
@@ -366,7 +373,7 @@ impl<S: Store, K: Keys> Register<S, K> {
 
     /// Something has changed that may let a waiting claim, or a renewal that lacks receipts, succeed now.
     pub(crate) fn holder_nudged(&mut self, now: Now) {
-        let needed = self.config.quorum.receipts(self.members.count(now.instant));
+        let needed = self.needed(self.members.count(now.instant));
         match &mut self.holding.phase {
             Phase::Waiting { until } => {
                 self.holding.backoff = Duration::ZERO;
@@ -415,7 +422,9 @@ impl<S: Store, K: Keys> Register<S, K> {
                 since: proof.as_ref().map(|proof| proof.certificate.since()),
             };
             let id = self.fresh_id();
-            rounds.push(Round::new(id, terms, seq, ttl, proof, rule, now.instant));
+            let mut round = Round::new(id, terms, seq, ttl, proof, rule, now.instant);
+            round.named = self.named.is_on().then(|| self.named.quorum());
+            rounds.push(round);
         }
         if let Some(addr) = rounds.first_mut()
             && ttl > first_ttl
