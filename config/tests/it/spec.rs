@@ -250,7 +250,7 @@ fn parts_of_the_range_witnesses_and_an_address_are_read_and_their_mistakes_told(
     for (line, said) in [
         (
             "excluded = [\"10.129.0.0/24\"]",
-            "line 6: grid.range is refused with its parts: 10.129.0.0/24",
+            "line 6: grid.range is refused with its parts: virtual range '10.129.0.0/24' is not usable",
         ),
         ("reserved = [\"10.128.0.0/33\"]", "line 7: grid.reserved"),
         (
