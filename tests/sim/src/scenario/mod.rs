@@ -1,0 +1,80 @@
+//! Whole runs of the register: each plays a course of faults that follows from its seed, and checks what is promised.
+
+mod mixed;
+
+use std::time::Duration;
+
+use aerie_types::VirtualRange;
+
+use crate::tally::Tally;
+use crate::world::World;
+
+pub(crate) const SECOND: Duration = Duration::from_secs(1);
+
+/// A course of faults, and what must hold in it.
+#[derive(Debug, Clone, Copy)]
+pub struct Scenario {
+    /// Its name.
+    pub name: &'static str,
+    /// What it plays and checks.
+    pub about: &'static str,
+    /// How many nodes it has unless told otherwise.
+    pub nodes: usize,
+    play: fn(u64, usize) -> World,
+}
+
+/// Every scenario.
+pub const SCENARIOS: &[Scenario] = &[Scenario {
+    name: "mixed",
+    about: mixed::ABOUT,
+    nodes: 60,
+    play: mixed::play,
+}];
+
+/// What came of one run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// The seed of the run.
+    pub seed: u64,
+    /// A hash over everything that happened; two runs of one seed have the same.
+    pub trace: u64,
+    /// Events of the run.
+    pub steps: u64,
+    /// How much virtual time it took.
+    pub simulated: Duration,
+    /// What was violated.
+    pub violations: Vec<String>,
+    /// What happened.
+    pub tally: Tally,
+}
+
+impl Scenario {
+    /// The scenario of a name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<&'static Self> {
+        SCENARIOS.iter().find(|scenario| scenario.name == name)
+    }
+
+    /// Plays it once.
+    #[must_use]
+    pub fn run(&self, seed: u64, nodes: usize) -> Report {
+        let world = (self.play)(seed, nodes);
+        let (seed, steps, trace) = world.trace();
+        let mut tally = world.tally.clone();
+        tally.torn = world.checker.double_grants();
+        Report {
+            seed,
+            trace,
+            steps,
+            simulated: world.now(),
+            violations: world.checker.violations().to_vec(),
+            tally,
+        }
+    }
+}
+
+/// The range of a scenario.
+#[expect(clippy::expect_used, reason = "the scenarios' ranges are constants")]
+pub(crate) fn range(text: &str) -> VirtualRange {
+    text.parse().expect("a range")
+}
