@@ -204,6 +204,24 @@ impl Members {
             .count()
     }
 
+    /// How many connected members, this node included, are closer to a position than a peer is.
+    pub(crate) fn rank(&self, peer: PeerId, position: Key) -> usize {
+        let place = self.position(peer).distance(&position);
+        let connected = self.known.iter().filter(|(_, known)| known.connected);
+        let closer = connected
+            .filter(|(other, known)| **other != peer && known.position.distance(&position) < place)
+            .count();
+        let me = peer != self.me && self.me.position().distance(&position) < place;
+        closer + usize::from(me)
+    }
+
+    /// A member's place in the key space, without a hash where it is known.
+    pub(crate) fn position(&self, peer: PeerId) -> Key {
+        self.known
+            .get(&peer)
+            .map_or_else(|| peer.position(), |known| known.position)
+    }
+
     pub(crate) fn credential(&self, peer: PeerId) -> Option<&Vec<u8>> {
         self.credentials.get(&peer)
     }

@@ -277,7 +277,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             .others(now.instant)
             .filter(|(peer, _)| *peer != to)
             .collect();
-        others.sort_by_cached_key(|(peer, _)| peer.position().distance(&position));
+        others.sort_by_cached_key(|(peer, _)| self.members.position(*peer).distance(&position));
         others
             .into_iter()
             .filter_map(|(peer, age)| {
@@ -345,7 +345,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             let Some(standing) = record.holders().find(|standing| standing.until > now.instant) else {
                 continue;
             };
-            if !whole && self.rank_of(to, *key) >= self.config.quorum.reach {
+            if !whole && self.members.rank(to, key.position()) >= self.config.quorum.reach {
                 continue;
             }
             if summaries.len() == MAX_SUMMARIES {
@@ -359,15 +359,6 @@ impl<S: Store, K: Keys> Register<S, K> {
             });
         }
         (summaries, None)
-    }
-
-    /// How many connected members, this node included, are closer to a key than a peer is.
-    fn rank_of(&self, peer: PeerId, key: Key) -> usize {
-        let position = key.position();
-        let distance = peer.position().distance(&position);
-        let all = self.members.connected().chain([self.me]);
-        all.filter(|other| *other != peer && other.position().distance(&position) < distance)
-            .count()
     }
 
     pub(crate) fn merge_answered(&mut self, from: PeerId, answer: Result<Answer, SendError>, now: Now) {
