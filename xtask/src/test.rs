@@ -159,7 +159,8 @@ pub(crate) fn metadata(args: &[&str]) -> Result<Value> {
     Ok(serde_json::from_slice(&output.stdout)?)
 }
 
-fn cargo(args: &[&str]) -> Command {
+/// Cargo with these arguments, in the repository's root.
+pub(crate) fn cargo(args: &[&str]) -> Command {
     let mut command = Command::new("cargo");
     command.args(args).current_dir(root());
     command

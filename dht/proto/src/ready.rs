@@ -178,13 +178,9 @@ impl<S: Store, K: Keys> Register<S, K> {
     pub(crate) fn merge_with(&mut self, peer: PeerId, now: Now) {
         if self.is_ready() {
             let small = self.members.count(now.instant) <= self.config.quorum.candidates;
-            let nearest = || self.members.closest(self.me.position());
-            if small
-                || nearest()
-                    .iter()
-                    .take(self.config.quorum.reach)
-                    .any(|near| *near == peer)
-            {
+            let reach = self.config.quorum.reach;
+            let nearest = || self.members.closest(self.me.position(), reach);
+            if small || nearest().contains(&peer) {
                 self.ask_state_of(peer, None, now);
             }
             return;
@@ -222,12 +218,11 @@ impl<S: Store, K: Keys> Register<S, K> {
                 .collect();
             return others.into_iter().collect();
         }
-        let closest = self.members.closest(self.me.position());
-        closest
-            .into_iter()
-            .filter(|peer| *peer != self.me)
-            .take(self.config.quorum.reach)
-            .collect()
+        // The closest one to its own position is this node itself.
+        let closest = self
+            .members
+            .closest(self.me.position(), self.config.quorum.reach + 1);
+        closest.into_iter().filter(|peer| *peer != self.me).collect()
     }
 
     fn check_ready(&mut self, now: Now) {
@@ -525,12 +520,8 @@ impl<S: Store, K: Keys> Register<S, K> {
             let Some(seen) = record.seen.as_ref().filter(|seen| seen.until > now.instant) else {
                 continue;
             };
-            let nine = self.members.closest(key.position());
-            for peer in nine
-                .into_iter()
-                .take(self.config.quorum.witnesses)
-                .filter(|peer| *peer != self.me)
-            {
+            let nine = self.members.closest(key.position(), self.config.quorum.witnesses);
+            for peer in nine.into_iter().filter(|peer| *peer != self.me) {
                 let batch = offers.entry(peer).or_default();
                 if batch.len() < MAX_SUMMARIES && record.offered.insert(peer) {
                     batch.push(Summary {

@@ -140,12 +140,12 @@ impl Checker {
         }
     }
 
-    /// Forgets what has ended.
-    pub(crate) fn forget(&mut self, now: Duration) {
-        self.valid.retain(|_, valid| {
-            valid.retain(|other| other.until > now);
-            !valid.is_empty()
-        });
+    /// Whether a node has a valid certificate of a key that it has not given up.
+    pub(crate) fn relies(&self, key: Key, node: usize, now: Duration) -> bool {
+        let valid = self.valid.get(&key).into_iter().flatten();
+        valid
+            .into_iter()
+            .any(|valid| valid.holder == node && valid.until > now)
     }
 
     /// How many pairs of holders had one key at a time since the grid was torn.

@@ -3,8 +3,8 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use aerie_dht_proto::{Event, Failure, Input, LostReason, Output, Register, SendError};
-use aerie_types::PeerId;
+use aerie_dht_proto::{Event, Failure, HeldLease, Input, LostReason, Output, Register, SendError, addr_key};
+use aerie_types::{Key, PeerId, VirtualAddr};
 use rand::RngExt;
 
 use crate::keys::hash;
@@ -326,16 +326,7 @@ impl World {
                 if let LostReason::Conflict { winner, addr } = &reason {
                     node.conflicts += 1;
                     let live = node.until > self.now;
-                    let winner = self.by_peer.get(winner).copied();
-                    if live && !winner.is_some_and(|winner| self.checker.was_rival(index, winner)) {
-                        self.tally.live_lost += 1;
-                        self.checker.violated(format!(
-                            "at {:?} node {index} lost {addr} to node {winner:?} while its own lease was live",
-                            self.now
-                        ));
-                    } else {
-                        self.tally.yielded += 1;
-                    }
+                    self.lost_to(index, *winner, *addr, live);
                 }
                 self.checker.gave_back(index);
                 self.nodes[index].told = Told::Lost(reason);
@@ -347,12 +338,31 @@ impl World {
         }
     }
 
+    /// A node has lost its address to another holder: to an older lease of the other side of a partition, to one that
+    /// was given up and of which a certificate came back, or to nothing that may take a live lease.
+    fn lost_to(&mut self, index: usize, winner: PeerId, addr: VirtualAddr, live: bool) {
+        let winner = self.by_peer.get(&winner).copied();
+        if !live || winner.is_some_and(|winner| self.checker.was_rival(index, winner)) {
+            self.tally.yielded += 1;
+            return;
+        }
+        let key = addr_key(Self::grid(), addr);
+        if winner.is_some_and(|winner| !self.checker.relies(key, winner, self.now)) {
+            self.tally.revived += 1;
+            return;
+        }
+        self.tally.live_lost += 1;
+        self.checker.violated(format!(
+            "at {:?} node {index} lost {addr} to node {winner:?} while its own lease was live",
+            self.now
+        ));
+    }
+
     /// Whether a node runs and does not rely on a key any more: after a restart it took another address.
-    fn has_moved_on(&self, index: usize, key: aerie_types::Key) -> bool {
+    fn has_moved_on(&self, index: usize, key: Key) -> bool {
         let node = &self.nodes[index];
-        let relies = |lease: aerie_dht_proto::HeldLease| {
-            lease.certificate.terms.key == key || lease.name_certificate.terms.key == key
-        };
+        let relies =
+            |lease: HeldLease| lease.certificate.terms.key == key || lease.name_certificate.terms.key == key;
         node.is_up() && !node.lease().is_some_and(relies)
     }
 

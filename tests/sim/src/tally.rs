@@ -77,6 +77,8 @@ tally! {
     torn: "double grants of a torn grid (G3)",
     /// Nodes that yielded an address to an older lease.
     yielded: "conflicts resolved",
+    /// Live leases lost to a certificate of one that its holder had given up.
+    revived: "live leases lost to one given up",
     /// Live leases lost without such a conflict.
     live_lost: "live leases lost",
     /// Look-ups of a held key.

@@ -137,6 +137,7 @@ impl World {
             store: None,
             start: 0,
             request: None,
+            orders: 0,
             position: keys.me().position(),
             near: BTreeSet::new(),
             far: BTreeSet::new(),
@@ -245,6 +246,7 @@ impl World {
         };
         let node = &mut self.nodes[index];
         node.request = Some(request.clone());
+        node.orders += 1;
         node.asking = Some(self.now);
         node.told = Told::Nothing;
         self.tally.asked += 1;
@@ -254,8 +256,9 @@ impl World {
 
     /// Lets a node leave cleanly.
     pub fn leave(&mut self, index: usize) {
-        self.nodes[index].request = None;
-        self.nodes[index].asking = None;
+        let node = &mut self.nodes[index];
+        (node.request, node.asking) = (None, None);
+        node.orders += 1;
         self.tally.leaves += 1;
         self.with(index, |core, now| core.release_all(now));
         self.checker.gave_back(index);

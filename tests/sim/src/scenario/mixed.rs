@@ -1,7 +1,7 @@
 //! Everything at once: three lives of a lease, with every kind of fault and twenty addresses that several nodes want.
 //!
 //! The register has the times that ship: 30 minutes for a lease, renewals every 5. The grid starts within 30 s; then
-//! something happens every 10 s or so for 80 minutes: nodes claim contested addresses together or give them back,
+//! something happens every 20 s or so for 80 minutes: nodes claim contested addresses together or give them back,
 //! crash and restart (one at a time without its store), join, leave, stand still, look each other up. Once the grid
 //! is torn, in one direction or in both, for ten seconds up to forty minutes, and heals. The last 10 minutes are
 //! without faults of nodes.
@@ -47,9 +47,9 @@ struct Course {
     /// When the grid is torn, until when.
     tear: (Duration, Duration),
     torn: bool,
-    /// When G2 is looked at, and who held what when the grid healed, at which of its starts.
+    /// When G2 is looked at, and who held what when the grid healed, at which of its starts and by which order.
     refreshed: Option<Duration>,
-    healed: BTreeMap<VirtualAddr, Vec<(usize, u64)>>,
+    healed: BTreeMap<VirtualAddr, Vec<(usize, u64, u64)>>,
     /// When those that are down start again.
     restarts: Vec<(Duration, usize)>,
     /// Those that left for good.
@@ -108,7 +108,7 @@ impl Course {
 
     /// Some seconds pass, with what was planned for them.
     fn wait(&mut self) {
-        let pause = self.world.rng().random_range(0..20_000);
+        let pause = self.world.rng().random_range(0..40_000);
         let end = self.world.now() + Duration::from_millis(pause);
         loop {
             let planned = [
@@ -166,7 +166,7 @@ impl Course {
         for node in &self.world.nodes {
             if let Some(lease) = node.lease() {
                 let holders = self.healed.entry(lease.addr).or_default();
-                holders.push((node.index, node.start));
+                holders.push((node.index, node.start, node.orders));
             }
         }
     }
@@ -187,8 +187,9 @@ impl Course {
             self.world.checker.violated(what);
         }
         for (addr, before) in std::mem::take(&mut self.healed) {
-            let ran_on = before.iter().all(|(index, start)| {
-                self.world.nodes[*index].start == *start && self.world.nodes[*index].is_up()
+            let ran_on = before.iter().all(|(index, start, orders)| {
+                let node = &self.world.nodes[*index];
+                (node.start, node.orders) == (*start, *orders) && node.is_up()
             });
             if ran_on && !holders.contains_key(&addr) {
                 let what = format!("at {now:?}, after the healing, nobody of {before:?} holds {addr} (G2)");

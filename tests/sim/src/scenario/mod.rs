@@ -20,6 +20,8 @@ pub struct Scenario {
     pub about: &'static str,
     /// How many nodes it has unless told otherwise.
     pub nodes: usize,
+    /// With fewer nodes it makes no sense.
+    pub fewest: usize,
     play: fn(u64, usize) -> World,
 }
 
@@ -28,6 +30,7 @@ pub const SCENARIOS: &[Scenario] = &[Scenario {
     name: "mixed",
     about: mixed::ABOUT,
     nodes: 60,
+    fewest: 3,
     play: mixed::play,
 }];
 
