@@ -299,6 +299,9 @@ impl World {
                     }
                 }
                 node.until = until;
+                if let Some(bereft) = node.bereft.take() {
+                    node.moved = Some(self.now.saturating_sub(bereft));
+                }
                 for (key, rival) in self.checker.rivals(index, &lease, self.now) {
                     if self.has_moved_on(rival, key) {
                         self.checker.moved_on(key, rival);
@@ -323,6 +326,7 @@ impl World {
             }
             Event::Lost(reason) => {
                 node.asking = Some(self.now);
+                node.bereft = Some(self.now);
                 if let LostReason::Conflict { winner, addr } = &reason {
                     node.conflicts += 1;
                     let live = node.until > self.now;

@@ -96,6 +96,10 @@ pub struct Node {
     pub(crate) paused: Duration,
     /// Since when it has been asking for an address.
     pub(crate) asking: Option<Duration>,
+    /// Since when it has been without the address that another holder took.
+    pub(crate) bereft: Option<Duration>,
+    /// How long it took the last time until it had another one.
+    pub(crate) moved: Option<Duration>,
     /// When the lease that it told of last ends by its own reckoning.
     pub(crate) until: Duration,
     /// When its timer rings.

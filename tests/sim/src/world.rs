@@ -147,6 +147,8 @@ impl World {
             went: Duration::ZERO,
             paused: Duration::ZERO,
             asking: None,
+            bereft: None,
+            moved: None,
             until: Duration::ZERO,
             timer: None,
             twin: None,
@@ -239,8 +241,13 @@ impl World {
 
     /// Lets a node claim an address, now and after each start.
     pub fn acquire(&mut self, index: usize, fixed: Option<VirtualAddr>) {
+        self.acquire_in(index, self.range, fixed);
+    }
+
+    /// Lets a node claim an address of a part of the range.
+    pub fn acquire_in(&mut self, index: usize, range: VirtualRange, fixed: Option<VirtualAddr>) {
         let request = AcquireRequest {
-            range: self.range,
+            range,
             name: name(index),
             fixed,
         };

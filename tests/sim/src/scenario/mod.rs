@@ -1,5 +1,8 @@
 //! Whole runs of the register: each plays a course of faults that follows from its seed, and checks what is promised.
 
+mod churn;
+mod halves;
+mod herd;
 mod mixed;
 
 use std::time::Duration;
@@ -26,13 +29,43 @@ pub struct Scenario {
 }
 
 /// Every scenario.
-pub const SCENARIOS: &[Scenario] = &[Scenario {
-    name: "mixed",
-    about: mixed::ABOUT,
-    nodes: 60,
-    fewest: 3,
-    play: mixed::play,
-}];
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "mixed",
+        about: mixed::ABOUT,
+        nodes: 60,
+        fewest: 3,
+        play: mixed::play,
+    },
+    Scenario {
+        name: "herd24",
+        about: herd::ABOUT_24,
+        nodes: 250,
+        fewest: 10,
+        play: herd::play_24,
+    },
+    Scenario {
+        name: "herd16",
+        about: herd::ABOUT_16,
+        nodes: 10_000,
+        fewest: 10,
+        play: herd::play_16,
+    },
+    Scenario {
+        name: "halves",
+        about: halves::ABOUT,
+        nodes: 1000,
+        fewest: 80,
+        play: halves::play,
+    },
+    Scenario {
+        name: "churn",
+        about: churn::ABOUT,
+        nodes: 1000,
+        fewest: 60,
+        play: churn::play,
+    },
+];
 
 /// What came of one run.
 #[derive(Debug, Clone, PartialEq, Eq)]
