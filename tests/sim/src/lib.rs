@@ -14,6 +14,7 @@
 mod checker;
 mod conditions;
 mod keys;
+mod liar;
 mod net;
 mod node;
 mod queue;

@@ -8,6 +8,7 @@ use aerie_types::{Key, PeerId, VirtualAddr};
 use rand::RngExt;
 
 use crate::keys::hash;
+use crate::liar::Lie;
 use crate::node::Told;
 use crate::world::World;
 
@@ -92,6 +93,9 @@ impl World {
                     self.tally.swallowed += 1;
                     return;
                 }
+                if self.lied(to, from, start, id, &bytes) {
+                    return;
+                }
                 self.requests += 1;
                 self.asker = Some((from, start, id));
                 let input = Input::Request {
@@ -131,6 +135,42 @@ impl World {
             Action::Link { node, other, up } => self.link_changed(node, other, up),
             Action::Timer { node } => self.timer_rang(node),
         }
+    }
+
+    /// Whether a lying witness has dealt with a request.
+    fn lied(&mut self, to: usize, from: usize, start: u64, id: u64, bytes: &[u8]) -> bool {
+        let Some(mut liar) = self.liars.remove(&to) else {
+            return false;
+        };
+        let config = self.config(to);
+        let asker = self.peer_of(from);
+        let links: Vec<PeerId> = self.nodes[to]
+            .links
+            .iter()
+            .map(|other| self.peer_of(*other))
+            .collect();
+        let node = &self.nodes[to];
+        let now = node.clock.at(self.base, self.now);
+        let lie = node.core.as_ref().and_then(|core| {
+            let chance = (now, &mut self.rng);
+            liar.lie(core, &config, &node.keys, (asker, bytes), &links, chance)
+        });
+        self.liars.insert(to, liar);
+        match lie {
+            None => return false,
+            Some(Lie::Silence) => {}
+            Some(Lie::Answer(bytes)) => {
+                let result = Ok(bytes);
+                self.later(Action::Reply {
+                    to: from,
+                    start,
+                    id,
+                    result,
+                });
+            }
+        }
+        self.tally.lies += 1;
+        true
     }
 
     fn link_changed(&mut self, node: usize, other: usize, up: bool) {
@@ -353,6 +393,7 @@ impl World {
         let key = addr_key(Self::grid(), addr);
         if winner.is_some_and(|winner| !self.checker.relies(key, winner, self.now)) {
             self.tally.revived += 1;
+            self.nodes[index].turns += 1;
             return;
         }
         self.tally.live_lost += 1;

@@ -77,8 +77,8 @@ pub struct Node {
     /// Counts the starts, so that what belongs to an earlier one is dropped.
     pub(crate) start: u64,
     pub(crate) request: Option<AcquireRequest>,
-    /// How often it was told what to claim, or to leave.
-    pub(crate) orders: u64,
+    /// How often it was told what to claim or to leave, or lost a lease to one given up: what it held before is over.
+    pub(crate) turns: u64,
     /// Its place in the key space.
     pub(crate) position: Key,
     /// Those nearest to it, to whom it keeps a connection.

@@ -82,7 +82,9 @@ impl World {
         let side = self.ring_of(index);
         // A copy has the position of its twin, and is the same peer.
         let nodes = &self.nodes;
-        let wanted = |other: usize| other != index && nodes[other].came <= then;
+        let shunned = self.shunned.get(&index);
+        let unseen = |other: usize| shunned.is_some_and(|shunned| shunned.contains(&other));
+        let wanted = |other: usize| other != index && nodes[other].came <= then && !unseen(other);
         let mut found = match self.rings.get(&side) {
             Some(ring) => ring.closest(&position, LOCATED + 2, wanted),
             None => Vec::new(),
@@ -226,10 +228,23 @@ impl World {
         self.nodes[one].twin == Some(other)
     }
 
+    /// Breaks the connection of two nodes on one side only.
+    pub(crate) fn cut_off(&mut self, node: usize, other: usize) {
+        if self.nodes[node].links.remove(&other) {
+            self.later(Action::Link {
+                node,
+                other,
+                up: false,
+            });
+        }
+    }
+
     /// Connects two nodes, and tells both a little later.
     fn link(&mut self, one: usize, other: usize) {
         for (node, other) in [(one, other), (other, one)] {
-            if self.nodes[node].links.insert(other) {
+            let shunned = self.shunned.get(&node);
+            let unseen = shunned.is_some_and(|shunned| shunned.contains(&other));
+            if !unseen && self.nodes[node].links.insert(other) {
                 self.later(Action::Link {
                     node,
                     other,

@@ -6,7 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use aerie_dht_proto::{AcquireRequest, Config, Found, Keys, MemoryStore, Now, Register, Timings};
+use aerie_dht_proto::{
+    AcquireRequest, Change, Config, Found, Keys, MemoryStore, Now, Register, Store, Timings,
+};
 use aerie_types::{GridId, Key, PeerId, Roles, VirtualAddr, VirtualRange};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -14,6 +16,7 @@ use rand_chacha::ChaCha8Rng;
 use crate::checker::Checker;
 use crate::conditions::{Conditions, Cut};
 use crate::keys::{SimKeys, hash, name, peer, worker};
+use crate::liar::Liar;
 use crate::net::Action;
 use crate::node::{Clock, Node, Told};
 use crate::queue::Queue;
@@ -51,6 +54,9 @@ pub struct World {
     pub(crate) running: usize,
     /// Who went down, and when, for stale views.
     pub(crate) gone: Vec<(Duration, usize)>,
+    pub(crate) liars: BTreeMap<usize, Liar>,
+    /// Whom a node of a wrong view does not see among the closest members.
+    pub(crate) shunned: BTreeMap<usize, BTreeSet<usize>>,
     queue: Queue<Action>,
     seed: u64,
     trace: u64,
@@ -83,6 +89,8 @@ impl World {
             rings: BTreeMap::new(),
             running: 0,
             gone: Vec::new(),
+            liars: BTreeMap::new(),
+            shunned: BTreeMap::new(),
             trace: 0,
             steps: 0,
         }
@@ -137,7 +145,7 @@ impl World {
             store: None,
             start: 0,
             request: None,
-            orders: 0,
+            turns: 0,
             position: keys.me().position(),
             near: BTreeSet::new(),
             far: BTreeSet::new(),
@@ -188,9 +196,7 @@ impl World {
         reason = "a store in memory loads what the same code wrote"
     )]
     pub fn start(&mut self, index: usize) {
-        let mut config = Config::new(Self::grid(), self.range);
-        config.founder = index == 0;
-        config.timings = self.timings.clone();
+        let config = self.config(index);
         let node = &mut self.nodes[index];
         assert!(node.core.is_none(), "node {index} runs already");
         node.start += 1;
@@ -210,6 +216,36 @@ impl World {
         node.came = self.now;
         self.came_up(index);
         self.drain(index);
+    }
+
+    /// What a node is started with.
+    pub(crate) fn config(&self, index: usize) -> Config {
+        let mut config = Config::new(Self::grid(), self.range);
+        config.founder = index == 0;
+        config.timings = self.timings.clone();
+        config
+    }
+
+    /// Lets a witness lie from now on.
+    pub fn turn_into_liar(&mut self, index: usize) {
+        self.checker.liar(self.peer_of(index));
+        self.liars.insert(index, Liar::default());
+    }
+
+    /// Lets a node see certain others no longer, neither as closest members nor over connections.
+    pub fn shun(&mut self, index: usize, others: BTreeSet<usize>) {
+        for other in &others {
+            self.cut_off(index, *other);
+        }
+        self.shunned.insert(index, others);
+    }
+
+    /// Puts a row into the store of a node that is down.
+    pub fn plant(&mut self, index: usize, row: Option<Change>) {
+        if let Some(store) = &mut self.nodes[index].store {
+            // A store in memory that is not broken takes everything.
+            let _ = store.persist(row.as_slice());
+        }
     }
 
     /// Kills a node. With `amnesia` its store is lost.
@@ -253,7 +289,7 @@ impl World {
         };
         let node = &mut self.nodes[index];
         node.request = Some(request.clone());
-        node.orders += 1;
+        node.turns += 1;
         node.asking = Some(self.now);
         node.told = Told::Nothing;
         self.tally.asked += 1;
@@ -265,7 +301,7 @@ impl World {
     pub fn leave(&mut self, index: usize) {
         let node = &mut self.nodes[index];
         (node.request, node.asking) = (None, None);
-        node.orders += 1;
+        node.turns += 1;
         self.tally.leaves += 1;
         self.with(index, |core, now| core.release_all(now));
         self.checker.gave_back(index);

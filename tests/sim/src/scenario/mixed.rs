@@ -47,7 +47,7 @@ struct Course {
     /// When the grid is torn, until when.
     tear: (Duration, Duration),
     torn: bool,
-    /// When G2 is looked at, and who held what when the grid healed, at which of its starts and by which order.
+    /// When G2 is looked at, and who held what when the grid healed, at which of its starts and at which of its turns.
     refreshed: Option<Duration>,
     healed: BTreeMap<VirtualAddr, Vec<(usize, u64, u64)>>,
     /// When those that are down start again.
@@ -166,7 +166,7 @@ impl Course {
         for node in &self.world.nodes {
             if let Some(lease) = node.lease() {
                 let holders = self.healed.entry(lease.addr).or_default();
-                holders.push((node.index, node.start, node.orders));
+                holders.push((node.index, node.start, node.turns));
             }
         }
     }
@@ -187,9 +187,9 @@ impl Course {
             self.world.checker.violated(what);
         }
         for (addr, before) in std::mem::take(&mut self.healed) {
-            let ran_on = before.iter().all(|(index, start, orders)| {
+            let ran_on = before.iter().all(|(index, start, turns)| {
                 let node = &self.world.nodes[*index];
-                (node.start, node.orders) == (*start, *orders) && node.is_up()
+                (node.start, node.turns) == (*start, *turns) && node.is_up()
             });
             if ran_on && !holders.contains_key(&addr) {
                 let what = format!("at {now:?}, after the healing, nobody of {before:?} holds {addr} (G2)");
@@ -269,7 +269,8 @@ impl Course {
             };
             // Whoever has one of the contested addresses goes on with it.
             let kept = self.world.nodes[index].request.as_ref();
-            let kept = kept.is_some_and(|request| request.fixed.is_some());
+            let contested = |addr| (0..CONTESTED).any(|place| self.world.range.nth(900 + place) == addr);
+            let kept = kept.and_then(|request| request.fixed).is_some_and(contested);
             let node = &self.world.nodes[index];
             if node.is_up() && !(kept && matches!(node.told, Told::Held(_) | Told::Lost(_))) {
                 self.world.acquire(index, Some(fixed));
@@ -279,9 +280,11 @@ impl Course {
         }
     }
 
-    /// A node takes any other address instead of what it has.
+    /// A node takes another address instead of what it has. One that asks for any address gets its last one again.
     fn free(&mut self, index: usize) {
-        self.world.acquire(index, None);
+        let other = self.world.rng().random_range(0..CONTESTED * 40);
+        let other = self.world.range.nth(other);
+        self.world.acquire(index, Some(other));
     }
 
     fn crash(&mut self, index: usize, amnesia: bool) {

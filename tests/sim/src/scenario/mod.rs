@@ -3,6 +3,7 @@
 mod churn;
 mod halves;
 mod herd;
+mod liars;
 mod mixed;
 
 use std::time::Duration;
@@ -64,6 +65,27 @@ pub const SCENARIOS: &[Scenario] = &[
         nodes: 1000,
         fewest: 60,
         play: churn::play,
+    },
+    Scenario {
+        name: "liars",
+        about: liars::ABOUT,
+        nodes: 30,
+        fewest: 20,
+        play: liars::play,
+    },
+    Scenario {
+        name: "revenant",
+        about: liars::ABOUT_REVENANT,
+        nodes: 30,
+        fewest: 20,
+        play: liars::play_revenant,
+    },
+    Scenario {
+        name: "chooser",
+        about: liars::ABOUT_CHOOSER,
+        nodes: 40,
+        fewest: 30,
+        play: liars::play_chooser,
     },
 ];
 
