@@ -1,7 +1,8 @@
-//! The project's own commands: `cargo xtask test`, `tidy`, `prepush`, `demo`, `bench`.
+//! The project's own commands: `cargo xtask test`, `tidy`, `prepush`, `demo`, `bench`, `sim`.
 
 mod bench;
 mod demo;
+mod sim;
 mod steps;
 mod test;
 mod tidy;
@@ -30,6 +31,8 @@ enum Command {
     Demo(demo::Args),
     /// Measure what is promised, on real nodes in the lab.
     Bench(bench::Args),
+    /// Play courses of faults on simulated grids, thousands of seeds, and check what is promised.
+    Sim(sim::Args),
     /// Check the structure: directions of dependencies, purity of the protocol crates, lengths of files.
     Tidy,
 }
@@ -50,6 +53,7 @@ fn run(command: Command) -> Result<()> {
         Command::Prepush => test::prepush(),
         Command::Demo(args) => demo::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Sim(args) => sim::run(&args),
         Command::Tidy => tidy::run(),
     }
 }

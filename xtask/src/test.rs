@@ -1,5 +1,6 @@
 //! `cargo xtask test`: every check, in the order that fails soonest.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -7,10 +8,13 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::steps::{self, Steps, call};
-use crate::{root, tidy, tools};
+use crate::{root, sim, tidy, tools};
 
 /// Tests that make network namespaces need root and, some of them, the whole machine.
 const LAB: &str = "binary(/^netns_/) or package(aerie-scenarios)";
+
+/// What of the simulator runs each time: a grid just large enough to have witnesses, so that it takes a minute or two.
+const SIMULATED: [&str; 6] = ["--scenario", "mixed", "--nodes", "16", "--seeds", "500"];
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -23,7 +27,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let mut steps = Steps::new(if args.no_lab { 9 } else { 11 });
+    let mut steps = Steps::new(if args.no_lab { 10 } else { 12 });
     steps.step("Debian packages", |_| tools::debian_packages())?;
     steps.step("cargo tools", |_| tools::cargo_tools())?;
     quick(&mut steps)?;
@@ -38,6 +42,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             "sources",
         ]);
         call(deny)
+    })?;
+    steps.step("simulator: 500 seeds", |_| {
+        sim::leases(&SIMULATED.map(OsString::from))
     })?;
     if !args.no_lab {
         lab(&mut steps, args.lab_only.as_deref())?;
@@ -159,7 +166,8 @@ pub(crate) fn metadata(args: &[&str]) -> Result<Value> {
     Ok(serde_json::from_slice(&output.stdout)?)
 }
 
-fn cargo(args: &[&str]) -> Command {
+/// Cargo with these arguments, in the repository's root.
+pub(crate) fn cargo(args: &[&str]) -> Command {
     let mut command = Command::new("cargo");
     command.args(args).current_dir(root());
     command

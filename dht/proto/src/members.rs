@@ -40,6 +40,8 @@ struct Known {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Members {
     me: PeerId,
+    /// This node's own place.
+    place: Key,
     known: BTreeMap<PeerId, Known>,
     credentials: BTreeMap<PeerId, Vec<u8>>,
 }
@@ -48,6 +50,7 @@ impl Members {
     pub(crate) fn new(me: PeerId) -> Self {
         Self {
             me,
+            place: me.position(),
             known: BTreeMap::new(),
             credentials: BTreeMap::new(),
         }
@@ -184,24 +187,46 @@ impl Members {
         self.known.get(&peer).is_some_and(|known| known.connected)
     }
 
-    /// The connected members and this node, closest to a position first.
-    pub(crate) fn closest(&self, position: Key) -> Vec<PeerId> {
+    /// The first `count` of the connected members and this node, closest to a position first.
+    pub(crate) fn closest(&self, position: Key, count: usize) -> Vec<PeerId> {
         let connected = self.known.iter().filter(|(_, known)| known.connected);
         let mut all: Vec<_> = connected
-            .map(|(peer, known)| (known.position.distance(&position), *peer))
-            .chain([(self.me.position().distance(&position), self.me)])
+            .map(|(peer, known)| (far(known.position, position), *peer))
+            .chain([(far(self.place, position), self.me)])
             .collect();
+        if (1..all.len()).contains(&count) {
+            all.select_nth_unstable(count - 1);
+            all.truncate(count);
+        }
         all.sort_unstable();
         all.into_iter().map(|(_, peer)| peer).collect()
     }
 
     /// How many connected members are closer to a position than this node is.
     pub(crate) fn closer(&self, position: Key) -> usize {
-        let mine = self.me.position().distance(&position);
+        let mine = far(self.place, position);
         self.known
             .values()
-            .filter(|known| known.connected && known.position.distance(&position) < mine)
+            .filter(|known| known.connected && far(known.position, position) < mine)
             .count()
+    }
+
+    /// How many connected members, this node included, are closer to a position than a peer is.
+    pub(crate) fn rank(&self, peer: PeerId, position: Key) -> usize {
+        let place = far(self.position(peer), position);
+        let connected = self.known.iter().filter(|(_, known)| known.connected);
+        let closer = connected
+            .filter(|(other, known)| **other != peer && far(known.position, position) < place)
+            .count();
+        let me = peer != self.me && far(self.place, position) < place;
+        closer + usize::from(me)
+    }
+
+    /// A member's place in the key space, without a hash where it is known.
+    pub(crate) fn position(&self, peer: PeerId) -> Key {
+        self.known
+            .get(&peer)
+            .map_or_else(|| peer.position(), |known| known.position)
     }
 
     pub(crate) fn credential(&self, peer: PeerId) -> Option<&Vec<u8>> {
@@ -233,6 +258,16 @@ impl Members {
             .filter(move |(_, known)| known.counts && (known.connected || known.until > now))
             .map(|(peer, known)| (*peer, known))
     }
+}
+
+/// The distance of two positions as numbers, which compare faster than bytes.
+fn far(one: Key, other: Key) -> [u128; 2] {
+    let half = |place: usize| {
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&one.distance(&other)[place..place + 16]);
+        u128::from_be_bytes(bytes)
+    };
+    [half(0), half(16)]
 }
 
 /// Members without repetition, closest to a position first.

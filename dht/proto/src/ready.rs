@@ -189,13 +189,9 @@ impl<S: Store, K: Keys> Register<S, K> {
         }
         if self.is_ready() {
             let small = self.members.count(now.instant) <= self.config.quorum.candidates;
-            let nearest = || self.members.closest(self.me.position());
-            if small
-                || nearest()
-                    .iter()
-                    .take(self.config.quorum.reach)
-                    .any(|near| *near == peer)
-            {
+            let reach = self.config.quorum.reach;
+            let nearest = || self.members.closest(self.me.position(), reach);
+            if small || nearest().contains(&peer) {
                 self.ask_state_of(peer, None, now);
             }
             return;
@@ -237,12 +233,11 @@ impl<S: Store, K: Keys> Register<S, K> {
                 .collect();
             return others.into_iter().collect();
         }
-        let closest = self.members.closest(self.me.position());
-        closest
-            .into_iter()
-            .filter(|peer| *peer != self.me)
-            .take(self.config.quorum.reach)
-            .collect()
+        // The closest one to its own position is this node itself.
+        let closest = self
+            .members
+            .closest(self.me.position(), self.config.quorum.reach + 1);
+        closest.into_iter().filter(|peer| *peer != self.me).collect()
     }
 
     fn check_ready(&mut self, now: Now) {
@@ -299,7 +294,10 @@ impl<S: Store, K: Keys> Register<S, K> {
             .filter(|(peer, _)| *peer != to)
             .collect();
         others.sort_by_cached_key(|(peer, _)| {
-            (!self.named.contains(*peer), peer.position().distance(&position))
+            (
+                !self.named.contains(*peer),
+                self.members.position(*peer).distance(&position),
+            )
         });
         others
             .into_iter()
@@ -372,7 +370,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             let Some(standing) = record.holders().find(|standing| standing.until > now.instant) else {
                 continue;
             };
-            if !whole && self.rank_of(to, *key) >= self.config.quorum.reach {
+            if !whole && self.members.rank(to, key.position()) >= self.config.quorum.reach {
                 continue;
             }
             if summaries.len() == MAX_SUMMARIES {
@@ -386,15 +384,6 @@ impl<S: Store, K: Keys> Register<S, K> {
             });
         }
         (summaries, None)
-    }
-
-    /// How many connected members, this node included, are closer to a key than a peer is.
-    fn rank_of(&self, peer: PeerId, key: Key) -> usize {
-        let position = key.position();
-        let distance = peer.position().distance(&position);
-        let all = self.members.connected().chain([self.me]);
-        all.filter(|other| *other != peer && other.position().distance(&position) < distance)
-            .count()
     }
 
     pub(crate) fn merge_answered(&mut self, from: PeerId, answer: Result<Answer, SendError>, now: Now) {
@@ -566,15 +555,11 @@ impl<S: Store, K: Keys> Register<S, K> {
                 continue;
             };
             let nine = if named.is_empty() {
-                self.members.closest(key.position())
+                self.members.closest(key.position(), self.config.quorum.witnesses)
             } else {
                 named.clone()
             };
-            for peer in nine
-                .into_iter()
-                .take(self.config.quorum.witnesses)
-                .filter(|peer| *peer != self.me)
-            {
+            for peer in nine.into_iter().filter(|peer| *peer != self.me) {
                 let batch = offers.entry(peer).or_default();
                 if batch.len() < MAX_SUMMARIES && record.offered.insert(peer) {
                     batch.push(Summary {

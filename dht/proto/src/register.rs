@@ -762,10 +762,14 @@ impl<S: Store, K: Keys> Register<S, K> {
 
     fn purge(&mut self, now: Now) {
         self.purge_at = now.instant + PURGE_EVERY;
-        let keys: Vec<Key> = self.records.keys().copied().collect();
-        for key in keys {
-            let record = self.record(key, now);
-            self.keep(key, record);
+        let mut ended = Vec::new();
+        self.records.retain(|key, record| {
+            let (grant, seen) = record.expire(now.instant);
+            ended.push((*key, grant, seen));
+            !record.is_empty()
+        });
+        for (key, grant, seen) in ended {
+            self.note_stale(key, grant, seen);
         }
         let stale = std::mem::take(&mut self.stale);
         let mut changes: Vec<Change> = stale

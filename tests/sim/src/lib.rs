@@ -3,18 +3,30 @@
 //! ```text
 //!   seed ──► World ──┬── nodes: the shipping core, a store in memory, a skewed and drifting clock
 //!                    ├── network: loss, delay, doubling, reordering, partition, stale views of the closest members
-//!                    ├── faults: crash, restart with and without the store, joining, leaving
-//!                    └── Checker: no two valid certificates of one key at one moment
+//!                    ├── faults: crash, restart with and without the store, standing still, joining, leaving
+//!                    ├── Checker: no two valid certificates of one key at one moment
+//!                    └── Tally: how often each fault struck, and what came of it
 //! ```
 //!
 //! A run is a function of its seed. A test that fails prints the seed; running that seed again repeats the failure.
+//! [`scenario`] has whole runs with their checks, which the `aerie-sim` program repeats for many seeds.
 
 mod checker;
+mod conditions;
 mod keys;
+mod liar;
+mod net;
 mod node;
+mod queue;
+mod ring;
+pub mod scenario;
+mod tally;
+mod topology;
 mod world;
 
 pub use checker::Checker;
+pub use conditions::{Conditions, Cut};
 pub use keys::{SimKeys, name, peer, worker};
 pub use node::{Clock, Node, Told};
-pub use world::{Conditions, World};
+pub use tally::Tally;
+pub use world::World;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use aerie_dht_proto::{AcquireRequest, Failure, HeldLease, LostReason, MemoryStore, Now, Register};
-use aerie_types::WallMillis;
+use aerie_types::{Key, WallMillis};
 
 use crate::keys::SimKeys;
 
@@ -77,7 +77,32 @@ pub struct Node {
     /// Counts the starts, so that what belongs to an earlier one is dropped.
     pub(crate) start: u64,
     pub(crate) request: Option<AcquireRequest>,
+    /// How often it was told what to claim or to leave, or lost a lease to one given up: what it held before is over.
+    pub(crate) turns: u64,
+    /// Its place in the key space.
+    pub(crate) position: Key,
+    /// Those nearest to it, to whom it keeps a connection.
+    pub(crate) near: BTreeSet<usize>,
+    /// Others to whom it has one.
+    pub(crate) far: BTreeSet<usize>,
+    /// Its connections.
     pub(crate) links: BTreeSet<usize>,
+    /// Its connections as its core knows them.
+    pub(crate) known_links: BTreeSet<usize>,
+    /// When it came up last, and when it went down last.
+    pub(crate) came: Duration,
+    pub(crate) went: Duration,
+    /// Until when it stands still.
+    pub(crate) paused: Duration,
+    /// Since when it has been asking for an address.
+    pub(crate) asking: Option<Duration>,
+    /// Since when it has been without the address that another holder took.
+    pub(crate) bereft: Option<Duration>,
+    /// How long it took the last time until it had another one.
+    pub(crate) moved: Option<Duration>,
+    /// When the lease that it told of last ends by its own reckoning.
+    pub(crate) until: Duration,
+    /// When its timer rings.
     pub(crate) timer: Option<Duration>,
     /// The node of which this one is a copy, or its copy.
     pub(crate) twin: Option<usize>,

@@ -7,91 +7,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use aerie_dht_proto::{
-    AcquireRequest, Config, Event, Found, Input, LostReason, MemoryStore, Output, Register, SendError,
+    AcquireRequest, Change, Config, Found, Keys, MemoryStore, Now, Register, Store, Timings,
 };
-use aerie_types::{GridId, Key, PeerId, Roles, VirtualAddr, VirtualRange};
+use aerie_types::{AddressPool, GridId, Key, PeerId, Roles, VirtualAddr, VirtualRange};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::checker::Checker;
+use crate::conditions::{Conditions, Cut};
 use crate::keys::{SimKeys, hash, name, peer, worker};
+use crate::liar::Liar;
+use crate::net::Action;
 use crate::node::{Clock, Node, Told};
-
-/// Members that a look-up returns.
-const LOCATED: usize = 20;
-
-/// Grids up to this size are fully meshed; in larger ones each node is connected to those nearest to it.
-const MESHED: usize = 40;
-
-/// Neighbours in the key space to which a node of a large grid is connected, and others besides.
-const NEAREST: usize = 24;
-const OTHERS: usize = 6;
-
-/// What the network does to messages.
-#[derive(Debug, Clone)]
-pub struct Conditions {
-    /// The chance that a message is lost.
-    pub loss: f64,
-    /// The chance that a request arrives twice.
-    pub duplicate: f64,
-    /// The shortest and the longest delay; messages overtake each other within it.
-    pub delay: (Duration, Duration),
-    /// How old the view of the members may be by which closest members are located.
-    pub staleness: Duration,
-    /// How far wall clocks are off, at most, either way.
-    pub skew: Duration,
-    /// How much faster or slower monotonic clocks run, in millionths, at most.
-    pub drift_ppm: i64,
-}
-
-impl Default for Conditions {
-    fn default() -> Self {
-        Self {
-            loss: 0.0,
-            duplicate: 0.0,
-            delay: (Duration::from_millis(2), Duration::from_millis(40)),
-            staleness: Duration::ZERO,
-            skew: Duration::ZERO,
-            drift_ppm: 0,
-        }
-    }
-}
-
-#[derive(Debug, Clone)]
-enum Action {
-    Request {
-        to: usize,
-        from: usize,
-        start: u64,
-        id: u64,
-        bytes: Vec<u8>,
-    },
-    Reply {
-        to: usize,
-        start: u64,
-        id: u64,
-        result: Result<Vec<u8>, SendError>,
-    },
-    Located {
-        to: usize,
-        start: u64,
-        query: u64,
-        peers: Vec<PeerId>,
-    },
-    Gossip {
-        to: usize,
-        from: usize,
-        bytes: Vec<u8>,
-    },
-    Link {
-        node: usize,
-        other: usize,
-        up: bool,
-    },
-    Timer {
-        node: usize,
-    },
-}
+use crate::queue::Queue;
+use crate::ring::Ring;
+use crate::tally::Tally;
 
 /// The simulated grid.
 pub struct World {
@@ -99,27 +29,40 @@ pub struct World {
     pub nodes: Vec<Node>,
     /// What the network does.
     pub conditions: Conditions,
+    /// When the register of nodes started from now on acts.
+    pub timings: Timings,
     /// What must be true.
     pub checker: Checker,
+    /// What happened.
+    pub tally: Tally,
     /// The grid's range.
     pub range: VirtualRange,
     /// What is special in the configuration of the node of this number.
     pub setup: fn(usize, &mut Config),
+    /// Nodes that know other addresses of the range as reserved than the rest.
+    pub pools: BTreeMap<usize, AddressPool>,
     /// Results of look-ups: by node and number.
     pub found: BTreeMap<(usize, u64), Option<Found>>,
-    seed: u64,
-    rng: ChaCha8Rng,
-    base: Instant,
-    now: Duration,
-    queue: BTreeMap<(Duration, u64), Action>,
-    order: u64,
-    /// Whom an answer belongs to: the asker, its start, its number.
-    askers: BTreeMap<u64, (usize, u64, u64)>,
-    by_peer: BTreeMap<PeerId, usize>,
+    pub(crate) rng: ChaCha8Rng,
+    pub(crate) now: Duration,
+    pub(crate) base: Instant,
+    pub(crate) by_peer: BTreeMap<PeerId, usize>,
+    /// Whom answers to the request at hand belong to: the asker, its start, its number.
+    pub(crate) asker: Option<(usize, u64, u64)>,
+    pub(crate) requests: u64,
     /// The side of a partition on which each node is.
-    sides: Vec<usize>,
-    /// Who ran when, for stale views.
-    history: Vec<(Duration, Vec<usize>)>,
+    pub(crate) sides: Vec<usize>,
+    pub(crate) cut: Cut,
+    /// Who runs, by side of the partition.
+    pub(crate) rings: BTreeMap<usize, Ring>,
+    pub(crate) running: usize,
+    /// Who went down, and when, for stale views.
+    pub(crate) gone: Vec<(Duration, usize)>,
+    pub(crate) liars: BTreeMap<usize, Liar>,
+    /// Whom a node of a wrong view does not see among the closest members.
+    pub(crate) shunned: BTreeMap<usize, BTreeSet<usize>>,
+    queue: Queue<Action>,
+    seed: u64,
     trace: u64,
     steps: u64,
 }
@@ -131,21 +74,29 @@ impl World {
         Self {
             nodes: Vec::new(),
             conditions,
+            timings: Timings::default(),
             checker: Checker::default(),
+            tally: Tally::default(),
             range,
             setup: |_, _| {},
+            pools: BTreeMap::new(),
             found: BTreeMap::new(),
             seed,
             rng: ChaCha8Rng::seed_from_u64(seed),
             // Virtual time needs some instant to count from; which one leaves no trace.
             base: Instant::now(),
             now: Duration::ZERO,
-            queue: BTreeMap::new(),
-            order: 0,
-            askers: BTreeMap::new(),
+            queue: Queue::default(),
             by_peer: BTreeMap::new(),
+            asker: None,
+            requests: 0,
             sides: Vec::new(),
-            history: Vec::new(),
+            cut: Cut::Both,
+            rings: BTreeMap::new(),
+            running: 0,
+            gone: Vec::new(),
+            liars: BTreeMap::new(),
+            shunned: BTreeMap::new(),
             trace: 0,
             steps: 0,
         }
@@ -188,6 +139,9 @@ impl World {
             skew_ms: self.rng.random_range(-skew..=skew),
             drift_ppm: self.rng.random_range(-drift..=drift),
         };
+        self.tally.skewed += u64::from(clock.skew_ms.abs() > 1000);
+        self.tally.drifting += u64::from(clock.drift_ppm != 0);
+        let keys = SimKeys::new(index, roles);
         self.nodes.push(Node {
             index,
             clock,
@@ -197,10 +151,22 @@ impl World {
             store: None,
             start: 0,
             request: None,
+            turns: 0,
+            position: keys.me().position(),
+            near: BTreeSet::new(),
+            far: BTreeSet::new(),
             links: BTreeSet::new(),
+            known_links: BTreeSet::new(),
+            came: Duration::ZERO,
+            went: Duration::ZERO,
+            paused: Duration::ZERO,
+            asking: None,
+            bereft: None,
+            moved: None,
+            until: Duration::ZERO,
             timer: None,
             twin: None,
-            keys: SimKeys::new(index, roles),
+            keys,
         });
         self.by_peer.insert(peer(index), index);
         self.sides.push(0);
@@ -212,22 +178,21 @@ impl World {
     pub fn add_copy(&mut self, of: usize) -> usize {
         let index = self.add();
         let twin = &self.nodes[of];
-        let (keys, request) = (twin.keys.clone(), twin.request.clone());
+        let (keys, request, position) = (twin.keys.clone(), twin.request.clone(), twin.position);
         let store = twin
             .core
             .clone()
             .map(Register::into_store)
             .or_else(|| twin.store.clone());
         let node = &mut self.nodes[index];
-        (node.keys, node.request, node.store) = (keys, request, store);
+        (node.keys, node.request, node.store, node.position) = (keys, request, store, position);
         node.twin = Some(of);
         self.nodes[of].twin = Some(index);
         index
     }
 
     /// The id by which others know a node.
-    fn peer_of(&self, index: usize) -> PeerId {
-        use aerie_dht_proto::Keys;
+    pub(crate) fn peer_of(&self, index: usize) -> PeerId {
         self.nodes[index].keys.me()
     }
 
@@ -237,22 +202,60 @@ impl World {
         reason = "a store in memory loads what the same code wrote"
     )]
     pub fn start(&mut self, index: usize) {
-        let mut config = Config::new(Self::grid(), self.range);
-        config.founder = index == 0;
-        (self.setup)(index, &mut config);
+        let config = self.config(index);
         let node = &mut self.nodes[index];
         assert!(node.core.is_none(), "node {index} runs already");
         node.start += 1;
+        if node.start > 1 {
+            self.tally.restarts += u64::from(node.store.is_some());
+            self.tally.amnesias += u64::from(node.store.is_none());
+        }
         let store = node.store.take().unwrap_or_default();
         let now = node.clock.at(self.base, self.now);
         let mut core =
             Register::new(config, node.keys.clone(), store, &mut self.rng, now).expect("a readable store");
         if let Some(request) = node.request.clone() {
+            node.asking = Some(self.now);
             core.acquire(request, now);
         }
         node.core = Some(core);
-        self.topology_changed();
+        node.came = self.now;
+        self.came_up(index);
         self.drain(index);
+    }
+
+    /// What a node is started with.
+    pub(crate) fn config(&self, index: usize) -> Config {
+        let mut config = Config::new(Self::grid(), self.range);
+        config.founder = index == 0;
+        config.timings = self.timings.clone();
+        if let Some(pool) = self.pools.get(&index) {
+            config.pool = pool.clone();
+        }
+        (self.setup)(index, &mut config);
+        config
+    }
+
+    /// Lets a witness lie from now on.
+    pub fn turn_into_liar(&mut self, index: usize) {
+        self.checker.liar(self.peer_of(index));
+        self.liars.insert(index, Liar::default());
+    }
+
+    /// Lets a node see certain others no longer, neither as closest members nor over connections.
+    pub fn shun(&mut self, index: usize, others: BTreeSet<usize>) {
+        for other in &others {
+            self.cut_off(index, *other);
+        }
+        self.shunned.insert(index, others);
+    }
+
+    /// Puts a row into the store of a node that is down.
+    pub fn plant(&mut self, index: usize, row: Option<Change>) {
+        if let Some(store) = &mut self.nodes[index].store {
+            // A store in memory that is not broken takes everything.
+            let _ = store.persist(row.as_slice());
+        }
     }
 
     /// Kills a node. With `amnesia` its store is lost.
@@ -262,10 +265,24 @@ impl World {
         };
         let node = &mut self.nodes[index];
         node.store = (!amnesia).then(|| core.into_store());
-        node.links.clear();
         node.timer = None;
         node.told = Told::Nothing;
-        self.topology_changed();
+        node.paused = Duration::ZERO;
+        node.went = self.now;
+        self.tally.crashes += 1;
+        self.went_down(index);
+    }
+
+    /// Lets a node stand still: it takes no message and no timer rings until it goes on.
+    pub fn pause(&mut self, index: usize, pause: Duration) {
+        self.nodes[index].paused = self.now + pause;
+        self.tally.pauses += 1;
+    }
+
+    /// Whether a node stands still.
+    #[must_use]
+    pub fn is_paused(&self, index: usize) -> bool {
+        self.nodes[index].paused > self.now
     }
 
     /// Lets a node claim an address, now and after each start.
@@ -274,17 +291,23 @@ impl World {
             name: name(index),
             fixed,
         };
-        self.nodes[index].request = Some(request.clone());
-        // What it holds it gives back first.
+        let node = &mut self.nodes[index];
+        node.request = Some(request.clone());
+        node.turns += 1;
+        node.asking = Some(self.now);
+        node.told = Told::Nothing;
+        self.tally.asked += 1;
         self.checker.gave_back(index);
-        self.nodes[index].told = Told::Nothing;
         self.with(index, |core, now| core.acquire(request, now));
     }
 
     /// Lets a node leave cleanly.
     pub fn leave(&mut self, index: usize) {
-        self.nodes[index].request = None;
-        self.nodes[index].told = Told::Nothing;
+        let node = &mut self.nodes[index];
+        (node.request, node.asking) = (None, None);
+        node.turns += 1;
+        node.told = Told::Nothing;
+        self.tally.leaves += 1;
         self.with(index, |core, now| core.release_all(now));
         self.checker.gave_back(index);
     }
@@ -297,25 +320,13 @@ impl World {
     }
 
     /// Calls a running node's core at the present time.
-    pub fn with(
-        &mut self,
-        index: usize,
-        call: impl FnOnce(&mut Register<MemoryStore, SimKeys>, aerie_dht_proto::Now),
-    ) {
+    pub fn with(&mut self, index: usize, call: impl FnOnce(&mut Register<MemoryStore, SimKeys>, Now)) {
         let node = &mut self.nodes[index];
         let now = node.clock.at(self.base, self.now);
         if let Some(core) = &mut node.core {
             call(core, now);
             self.drain(index);
         }
-    }
-
-    /// Tears the grid: nodes of different sides do not reach each other.
-    pub fn partition(&mut self, side: impl Fn(usize) -> usize) {
-        for index in 0..self.sides.len() {
-            self.sides[index] = side(index);
-        }
-        self.topology_changed();
     }
 
     /// Runs for a while.
@@ -330,8 +341,8 @@ impl World {
             if done(self) {
                 return true;
             }
-            match self.queue.first_key_value() {
-                Some(((at, _), _)) if *at <= end => self.step(),
+            match self.queue.next_at() {
+                Some(at) if at <= end => self.step(),
                 _ => {
                     self.now = end;
                     return false;
@@ -340,318 +351,49 @@ impl World {
         }
     }
 
+    /// Runs until something is so, looking every `every`, or the time is up. Whether it is so.
+    pub fn run_until_seen(
+        &mut self,
+        end: Duration,
+        every: Duration,
+        mut seen: impl FnMut(&mut Self) -> bool,
+    ) -> bool {
+        loop {
+            if seen(self) {
+                return true;
+            }
+            if self.now >= end {
+                return false;
+            }
+            self.run(every.min(end - self.now));
+        }
+    }
+
     fn step(&mut self) {
-        let Some(((at, order), action)) = self.queue.pop_first() else {
+        let Some((at, order, action)) = self.queue.pop() else {
             return;
         };
         self.now = at;
         self.steps += 1;
         let nanos = u64::try_from(at.as_nanos()).unwrap_or(u64::MAX);
-        let (kind, node) = match &action {
-            Action::Request { to, bytes, .. } => (hash(&[b"request", bytes]), *to),
-            Action::Reply { to, id, .. } => (*id, *to),
-            Action::Located { to, query, .. } => (*query, *to),
-            Action::Gossip { to, bytes, .. } => (hash(&[b"gossip", bytes]), *to),
-            Action::Link { node, other, .. } => (*other as u64, *node),
-            Action::Timer { node } => (0, *node),
-        };
+        let (kind, node) = action.traced();
         let words = [self.trace, nanos, order, kind, node as u64].map(u64::to_be_bytes);
         self.trace = hash(&[words.as_flattened()]);
         self.act(action);
     }
 
-    fn act(&mut self, action: Action) {
-        match action {
-            Action::Request {
-                to,
-                from,
-                start,
-                id,
-                bytes,
-            } => {
-                if !self.reachable(from, to) {
-                    return;
-                }
-                let request = self.order;
-                self.order += 1;
-                self.askers.insert(request, (from, start, id));
-                let input = Input::Request {
-                    from: self.peer_of(from),
-                    id: request,
-                    bytes,
-                };
-                self.input(to, input);
-                self.askers.remove(&request);
-            }
-            Action::Reply {
-                to,
-                start,
-                id,
-                result,
-            } => {
-                if self.nodes[to].start == start {
-                    self.input(to, Input::Reply { id, result });
-                }
-            }
-            Action::Located {
-                to,
-                start,
-                query,
-                peers,
-            } => {
-                if self.nodes[to].start == start {
-                    self.input(to, Input::Located { query, peers });
-                }
-            }
-            Action::Gossip { to, from, bytes } => {
-                if self.reachable(from, to) {
-                    let from = self.peer_of(from);
-                    self.input(to, Input::Gossip { from, bytes });
-                }
-            }
-            Action::Link { node, other, up } => {
-                if self.nodes[node].is_up() && self.nodes[node].links.contains(&other) == up {
-                    let peer = self.peer_of(other);
-                    let input = if up {
-                        Input::MemberUp { peer }
-                    } else {
-                        Input::MemberDown { peer }
-                    };
-                    self.input(node, input);
-                }
-            }
-            Action::Timer { node } => {
-                if self.nodes[node].timer == Some(self.now) {
-                    self.nodes[node].timer = None;
-                    self.with(node, |core, now| core.handle_timeout(now));
-                }
-            }
-        }
-    }
-
-    fn input(&mut self, index: usize, input: Input) {
-        self.with(index, |core, now| core.handle_input(input, now));
-    }
-
-    /// Takes everything that a core wants done and told, and sets its timer.
-    fn drain(&mut self, index: usize) {
-        while let Some(output) = self.nodes[index].core.as_mut().and_then(Register::poll_output) {
-            self.output(index, output);
-        }
-        while let Some(event) = self.nodes[index].core.as_mut().and_then(Register::poll_event) {
-            self.event(index, event);
-        }
-        let node = &mut self.nodes[index];
-        let due = node.core.as_ref().and_then(Register::poll_timeout);
-        let due = due.map(|due| {
-            node.clock
-                .when(self.base, due)
-                .max(self.now + Duration::from_micros(1))
-        });
-        if node.timer != due {
-            node.timer = due;
-            if let Some(due) = due {
-                self.schedule(due, Action::Timer { node: index });
-            }
-        }
-    }
-
-    fn output(&mut self, index: usize, output: Output) {
-        let start = self.nodes[index].start;
-        match output {
-            Output::Answer { id, bytes } => {
-                if let Some((to, start, id)) = self.askers.get(&id).copied()
-                    && !self.lost()
-                {
-                    let result = Ok(bytes);
-                    self.later(Action::Reply {
-                        to,
-                        start,
-                        id,
-                        result,
-                    });
-                }
-            }
-            Output::Send { to, id, bytes } => {
-                let to = self.by_peer.get(&to).copied();
-                let to = to.map(|to| match self.nodes[to].twin {
-                    // Two connections to one peer id: a request takes either.
-                    Some(twin) if self.nodes[twin].is_up() && twin != index && self.rng.random_bool(0.5) => {
-                        twin
-                    }
-                    _ => to,
-                });
-                match to.filter(|to| self.reachable(index, *to)) {
-                    None => {
-                        let result = Err(SendError::Unreachable);
-                        self.later(Action::Reply {
-                            to: index,
-                            start,
-                            id,
-                            result,
-                        });
-                    }
-                    Some(to) => {
-                        let from = index;
-                        if self.rng.random_bool(self.conditions.duplicate) {
-                            let bytes = bytes.clone();
-                            self.later(Action::Request {
-                                to,
-                                from,
-                                start,
-                                id,
-                                bytes,
-                            });
-                        }
-                        if !self.lost() {
-                            self.later(Action::Request {
-                                to,
-                                from,
-                                start,
-                                id,
-                                bytes,
-                            });
-                        }
-                    }
-                }
-            }
-            Output::Locate { query, key } => {
-                let peers = self.closest(index, key);
-                self.later(Action::Located {
-                    to: index,
-                    start,
-                    query,
-                    peers,
-                });
-            }
-            Output::Gossip(bytes) => {
-                for to in 0..self.nodes.len() {
-                    if to != index && self.reachable(index, to) && !self.lost() {
-                        let bytes = bytes.clone();
-                        self.later(Action::Gossip {
-                            to,
-                            from: index,
-                            bytes,
-                        });
-                    }
-                }
-            }
-        }
-    }
-
-    fn event(&mut self, index: usize, event: Event) {
-        let node = &mut self.nodes[index];
-        match event {
-            Event::Held(lease) | Event::Renewed(lease) => {
-                let until = node.clock.when(self.base, lease.until);
-                self.checker.holds(index, &lease, until, self.now);
-                node.told = Told::Held(Box::new(lease));
-            }
-            Event::Waiting { reason } => {
-                if !matches!(node.told, Told::Held(_)) {
-                    node.told = Told::Waiting(reason);
-                }
-            }
-            Event::Failed(failure) => node.told = Told::Failed(failure),
-            Event::Lost(reason) => {
-                self.checker.gave_back(index);
-                node.conflicts += u32::from(matches!(reason, LostReason::Conflict { .. }));
-                node.told = Told::Lost(reason);
-            }
-            Event::LookedUp { id, found } => {
-                self.found.insert((index, id), found);
-            }
-            Event::Ready | Event::CloneSeen { .. } | Event::SetChanged { .. } | Event::Left => {}
-        }
-    }
-
-    fn lost(&mut self) -> bool {
-        self.rng.random_bool(self.conditions.loss)
-    }
-
-    fn later(&mut self, action: Action) {
-        let (shortest, longest) = self.conditions.delay;
-        let delay = self.rng.random_range(shortest..=longest);
+    pub(crate) fn later(&mut self, action: Action) {
+        let delay = self.delay();
         self.schedule(self.now + delay, action);
     }
 
-    fn schedule(&mut self, at: Duration, action: Action) {
-        self.order += 1;
-        self.queue.insert((at, self.order), action);
+    pub(crate) fn delay(&mut self) -> Duration {
+        let (shortest, longest) = self.conditions.delay;
+        let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        Duration::from_micros(self.rng.random_range(micros(shortest)..=micros(longest)))
     }
 
-    fn reachable(&self, from: usize, to: usize) -> bool {
-        self.nodes[from].is_up() && self.nodes[to].is_up() && self.sides[from] == self.sides[to]
-    }
-
-    /// The members closest to a key, by a view that may be stale.
-    fn closest(&mut self, index: usize, key: Key) -> Vec<PeerId> {
-        let stale = u64::try_from(self.conditions.staleness.as_millis()).unwrap_or(u64::MAX);
-        let age = Duration::from_millis(self.rng.random_range(0..=stale));
-        let then = self.now.saturating_sub(age);
-        let view = self
-            .history
-            .iter()
-            .rev()
-            .find(|(at, _)| *at <= then)
-            .or_else(|| self.history.first());
-        let up = view.map(|(_, up)| up.clone()).unwrap_or_default();
-        let position = key.position();
-        let side = self.sides[index];
-        let mut peers: Vec<PeerId> = up
-            .into_iter()
-            .filter(|other| *other != index && self.sides[*other] == side)
-            .map(|other| self.peer_of(other))
-            .collect();
-        peers.sort_by_cached_key(|peer| peer.position().distance(&position));
-        peers.dedup();
-        peers.truncate(LOCATED);
-        peers
-    }
-
-    /// Connects whom should be, and tells both ends a little later.
-    fn topology_changed(&mut self) {
-        let up: Vec<usize> = (0..self.nodes.len())
-            .filter(|index| self.nodes[*index].is_up())
-            .collect();
-        self.history.push((self.now, up.clone()));
-        let mut links: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
-        for index in &up {
-            for other in self.neighbours(*index, &up) {
-                links.entry(*index).or_default().insert(other);
-                links.entry(other).or_default().insert(*index);
-            }
-        }
-        for index in up {
-            let wanted = links.remove(&index).unwrap_or_default();
-            let before = std::mem::replace(&mut self.nodes[index].links, wanted.clone());
-            for other in wanted.symmetric_difference(&before) {
-                let up = wanted.contains(other);
-                self.later(Action::Link {
-                    node: index,
-                    other: *other,
-                    up,
-                });
-            }
-        }
-    }
-
-    fn neighbours(&self, index: usize, up: &[usize]) -> Vec<usize> {
-        let twin = self.nodes[index].twin;
-        let same = |other: &&usize| {
-            **other != index && Some(**other) != twin && self.sides[**other] == self.sides[index]
-        };
-        let mut others: Vec<usize> = up.iter().filter(same).copied().collect();
-        if up.len() <= MESHED {
-            return others;
-        }
-        let position = peer(index).position();
-        others.sort_by_cached_key(|other| peer(*other).position().distance(&position));
-        let rest = others.split_off(NEAREST.min(others.len()));
-        let far = rest
-            .iter()
-            .filter(|other| hash(&[&peer(index).0, &peer(**other).0]) % (rest.len() as u64) < OTHERS as u64);
-        others.extend(far);
-        others
+    pub(crate) fn schedule(&mut self, at: Duration, action: Action) {
+        self.queue.push(at, action);
     }
 }

@@ -1,0 +1,382 @@
+//! Everything at once: three lives of a lease, with every kind of fault and twenty addresses that several nodes want.
+//!
+//! The register has the times that ship: 30 minutes for a lease, renewals every 5. The grid starts within 30 s; then
+//! something happens every 20 s or so for 80 minutes: nodes claim contested addresses together or give them back,
+//! crash and restart (one at a time without its store), join, leave, stand still, look each other up. Once the grid
+//! is torn, in one direction or in both, for ten seconds up to forty minutes, and heals. The last 10 minutes are
+//! without faults of nodes.
+//!
+//! Checked are G1 at every certificate; G2 one renewal after the healing; that no live lease is lost but to an older
+//! one that came about on the other side of the partition; and at the end that everybody that asked has an answer,
+//! and that nobody's lease has lapsed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use aerie_dht_proto::addr_key;
+use aerie_types::VirtualAddr;
+use rand::RngExt;
+
+use super::{SECOND, range};
+use crate::conditions::{Conditions, Cut};
+use crate::keys::peer;
+use crate::node::Told;
+use crate::world::World;
+
+pub(super) const ABOUT: &str = "three lives of a lease with crashes, amnesia, joins, leaves, pauses, skewed clocks, \
+     a partition, loss, doubling and contested addresses";
+
+/// How long faults go on.
+const COURSE: Duration = Duration::from_secs(80 * 60);
+
+/// What is left of three lives of a lease, for the grid to come to rest.
+const REST: Duration = Duration::from_secs(10 * 60);
+
+/// From the healing until each holder has renewed once: the time between renewals and a tenth, a round, a conflict.
+const REFRESHED: Duration = Duration::from_secs(5 * 60 + 30 + 30);
+
+/// Contested addresses.
+const CONTESTED: u32 = 20;
+
+/// Nodes that are down at the same time, at most, so that views differ by fewer than five.
+const DOWN: usize = 4;
+
+struct Course {
+    world: World,
+    most: usize,
+    /// When the grid is torn, until when.
+    tear: (Duration, Duration),
+    torn: bool,
+    /// When G2 is looked at, and who held what when the grid healed, at which of its starts and at which of its turns.
+    refreshed: Option<Duration>,
+    healed: BTreeMap<VirtualAddr, Vec<(usize, u64, u64)>>,
+    /// When those that are down start again.
+    restarts: Vec<(Duration, usize)>,
+    /// Those that left for good.
+    left: BTreeSet<usize>,
+    /// The node whose store was lost last.
+    amnesic: Option<usize>,
+    asked: Vec<(usize, u64, usize)>,
+}
+
+pub(super) fn play(seed: u64, nodes: usize) -> World {
+    let conditions = Conditions {
+        loss: 0.03,
+        duplicate: 0.03,
+        delay: (Duration::from_millis(2), Duration::from_millis(300)),
+        staleness: SECOND,
+        skew: SECOND * 120,
+        drift_ppm: 7500,
+        detection: SECOND * 10,
+    };
+    let mut world = World::new(seed, range("10.0.0.0/22"), conditions);
+    let starts = world.rng().random_range(10..50_u64);
+    let lasts = 10.0 * 240.0_f64.powf(world.rng().random_range(0.0..1.0));
+    let tear = Duration::from_secs(starts * 60);
+    let mut course = Course {
+        world,
+        most: nodes + nodes / 4,
+        tear: (tear, tear + Duration::from_secs_f64(lasts)),
+        torn: false,
+        refreshed: None,
+        healed: BTreeMap::new(),
+        restarts: Vec::new(),
+        left: BTreeSet::new(),
+        amnesic: None,
+        asked: Vec::new(),
+    };
+    course.start(nodes);
+    while course.world.now() < COURSE {
+        course.wait();
+        course.act();
+    }
+    course.rest();
+    course.world
+}
+
+impl Course {
+    fn start(&mut self, nodes: usize) {
+        self.join_for(None);
+        self.world.run(SECOND);
+        for index in 1..nodes {
+            let pause = self.world.rng().random_range(0..1000);
+            self.world.run(Duration::from_millis(pause));
+            let fixed = (index % 3 == 0).then(|| self.contested());
+            self.join_for(fixed);
+        }
+    }
+
+    /// Some seconds pass, with what was planned for them.
+    fn wait(&mut self) {
+        let pause = self.world.rng().random_range(0..40_000);
+        let end = self.world.now() + Duration::from_millis(pause);
+        loop {
+            let planned = [
+                self.restarts.iter().map(|(at, _)| *at).min(),
+                (!self.torn && self.tear.0 > self.world.now()).then_some(self.tear.0),
+                self.torn.then_some(self.tear.1),
+                self.refreshed,
+            ];
+            let next = planned.into_iter().flatten().min();
+            let next = next.filter(|next| *next <= end);
+            let until = next.unwrap_or(end).max(self.world.now());
+            self.world.run(until - self.world.now());
+            if next.is_none() {
+                return;
+            }
+            self.planned();
+        }
+    }
+
+    fn planned(&mut self) {
+        let now = self.world.now();
+        let (due, later) = self.restarts.iter().partition(|(at, _)| *at <= now);
+        self.restarts = later;
+        let due: Vec<(Duration, usize)> = due;
+        for (_, index) in due {
+            self.world.start(index);
+        }
+        if self.torn && self.tear.1 <= now {
+            self.heal();
+        } else if !self.torn && self.tear.0 == now {
+            self.tear();
+        }
+        if self.refreshed.is_some_and(|at| at <= now) {
+            self.look_at_g2();
+        }
+    }
+
+    fn tear(&mut self) {
+        self.torn = true;
+        let part = self.world.rng().random_range(0.1..0.9);
+        let one_way = self.world.rng().random_bool(0.3);
+        let cut = if one_way { Cut::Upward } else { Cut::Both };
+        let count = self.world.nodes.len() * 4;
+        let sides: Vec<usize> = (0..count)
+            .map(|_| usize::from(self.world.rng().random_bool(part)))
+            .collect();
+        self.world
+            .tear(cut, |index| sides.get(index).copied().unwrap_or(0));
+    }
+
+    fn heal(&mut self) {
+        self.torn = false;
+        self.world.partition(|_| 0);
+        self.refreshed = Some(self.world.now() + REFRESHED);
+        for node in &self.world.nodes {
+            if let Some(lease) = node.lease() {
+                let holders = self.healed.entry(lease.addr).or_default();
+                holders.push((node.index, node.start, node.turns));
+            }
+        }
+    }
+
+    /// One renewal after the healing every address has one holder at most, and exactly one where all still run that
+    /// held it then and wanted to go on.
+    fn look_at_g2(&mut self) {
+        self.refreshed = None;
+        let mut holders: BTreeMap<VirtualAddr, Vec<usize>> = BTreeMap::new();
+        for node in &self.world.nodes {
+            if let Some(lease) = node.lease() {
+                holders.entry(lease.addr).or_default().push(node.index);
+            }
+        }
+        let now = self.world.now();
+        for (addr, several) in holders.iter().filter(|(_, holders)| holders.len() > 1) {
+            let what = format!("at {now:?}, after the healing, nodes {several:?} hold {addr} (G2)");
+            self.world.checker.violated(what);
+        }
+        for (addr, before) in std::mem::take(&mut self.healed) {
+            let ran_on = before.iter().all(|(index, start, turns)| {
+                let node = &self.world.nodes[*index];
+                (node.start, node.turns) == (*start, *turns) && node.is_up()
+            });
+            if ran_on && !holders.contains_key(&addr) {
+                let what = format!("at {now:?}, after the healing, nobody of {before:?} holds {addr} (G2)");
+                self.world.checker.violated(what);
+            }
+        }
+        self.world.checker.settled();
+    }
+
+    fn contested(&mut self) -> VirtualAddr {
+        let index = self.world.rng().random_range(0..CONTESTED);
+        self.world.range.nth(900 + index)
+    }
+
+    fn up(&self) -> Vec<usize> {
+        let up = self.world.nodes.iter().filter(|node| node.is_up());
+        up.map(|node| node.index)
+            .filter(|index| !self.world.is_paused(*index) && !self.left.contains(index))
+            .collect()
+    }
+
+    fn some(&mut self, among: &[usize]) -> Option<usize> {
+        if among.is_empty() {
+            return None;
+        }
+        let place = self.world.rng().random_range(0..among.len());
+        among.get(place).copied()
+    }
+
+    fn act(&mut self) {
+        let up = self.up();
+        self.count_found();
+        let Some(index) = self.some(&up) else {
+            return;
+        };
+        let down = self.restarts.len();
+        match self.world.rng().random_range(0..100) {
+            0..12 => self.contest(&up),
+            12..18 => self.free(index),
+            18..30 if down < DOWN => self.crash(index, false),
+            30..32 if down == 0 && index != 0 && self.amnesic_is_ready() => {
+                self.amnesic = Some(index);
+                self.crash(index, true);
+            }
+            32..36 if up.len() < self.most => self.join_for(None),
+            36..39 if up.len() > self.most / 2 && down < DOWN => self.go(index),
+            39..46 => {
+                let pause = self.world.rng().random_range(500..20_000);
+                self.world.pause(index, Duration::from_millis(pause));
+            }
+            _ => {
+                for _ in 0..3 {
+                    self.look_up(&up);
+                }
+            }
+        }
+    }
+
+    fn amnesic_is_ready(&self) -> bool {
+        let ready = |index: usize| {
+            let node = &self.world.nodes[index];
+            node.core
+                .as_ref()
+                .is_some_and(aerie_dht_proto::Register::is_ready)
+        };
+        self.amnesic
+            .is_none_or(|index| ready(index) || self.left.contains(&index))
+    }
+
+    /// Some nodes claim one address at about the same time.
+    fn contest(&mut self, up: &[usize]) {
+        let fixed = self.contested();
+        self.world.tally.contested += 1;
+        for _ in 0..self.world.rng().random_range(2..=4) {
+            let Some(index) = self.some(up) else {
+                return;
+            };
+            // Whoever has one of the contested addresses goes on with it.
+            let kept = self.world.nodes[index].request.as_ref();
+            let contested = |addr| (0..CONTESTED).any(|place| self.world.range.nth(900 + place) == addr);
+            let kept = kept.and_then(|request| request.fixed).is_some_and(contested);
+            let node = &self.world.nodes[index];
+            if node.is_up() && !(kept && matches!(node.told, Told::Held(_) | Told::Lost(_))) {
+                self.world.acquire(index, Some(fixed));
+            }
+            let pause = self.world.rng().random_range(0..400);
+            self.world.run(Duration::from_millis(pause));
+        }
+    }
+
+    /// A node takes another address instead of what it has. One that asks for any address gets its last one again.
+    fn free(&mut self, index: usize) {
+        let other = self.world.rng().random_range(0..CONTESTED * 40);
+        let other = self.world.range.nth(other);
+        self.world.acquire(index, Some(other));
+    }
+
+    fn crash(&mut self, index: usize, amnesia: bool) {
+        self.world.kill(index, amnesia);
+        let pause = self.world.rng().random_range(0..120_000);
+        let pause = if amnesia { pause / 10 } else { pause };
+        self.restarts
+            .push((self.world.now() + Duration::from_millis(pause), index));
+    }
+
+    fn join_for(&mut self, fixed: Option<VirtualAddr>) {
+        let index = self.world.add();
+        self.world.tally.joins += 1;
+        self.world.start(index);
+        self.world.acquire(index, fixed);
+    }
+
+    /// A node leaves cleanly and is gone.
+    fn go(&mut self, index: usize) {
+        self.world.leave(index);
+        self.world.run(SECOND * 2);
+        self.world.kill(index, true);
+        self.world.tally.crashes -= 1;
+        self.left.insert(index);
+    }
+
+    /// Asks for the address of a node whose lease has been there for a while.
+    fn look_up(&mut self, up: &[usize]) {
+        let (Some(asker), Some(holder)) = (self.some(up), self.some(up)) else {
+            return;
+        };
+        let node = &self.world.nodes[holder];
+        let settled = self.world.now().saturating_sub(node.came) > SECOND * 30;
+        let Told::Held(lease) = &node.told else {
+            return;
+        };
+        if self.torn || self.refreshed.is_some() || !settled || !self.world.nodes[asker].is_up() {
+            return;
+        }
+        let key = addr_key(World::grid(), lease.addr);
+        if let Some(id) = self.world.look_up(asker, key) {
+            self.world.tally.look_ups += 1;
+            self.asked.push((asker, id, holder));
+        }
+    }
+
+    /// Counts the look-ups that have an answer.
+    fn count_found(&mut self) {
+        let found = &mut self.world.found;
+        let tally = &mut self.world.tally;
+        self.asked.retain(|(asker, id, holder)| {
+            let Some(answer) = found.remove(&(*asker, *id)) else {
+                return true;
+            };
+            match answer {
+                Some(answer) if answer.holder == peer(*holder) => tally.answered += 1,
+                Some(_) => tally.misled += 1,
+                None => {}
+            }
+            false
+        });
+    }
+
+    /// Everybody comes back, and has an address or a refusal in the end.
+    fn rest(&mut self) {
+        for (_, index) in std::mem::take(&mut self.restarts) {
+            self.world.start(index);
+        }
+        if self.torn {
+            self.heal();
+        }
+        let end = self.world.now() + REST;
+        self.world.run(REFRESHED);
+        if self.refreshed.is_some() {
+            self.look_at_g2();
+        }
+        self.world.run(end - self.world.now());
+        self.count_found();
+        let now = self.world.now();
+        let mut wrong = Vec::new();
+        for node in self.world.nodes.iter().filter(|node| node.is_up()) {
+            match &node.told {
+                Told::Held(_) if node.until > now && node.lease().is_some() => {}
+                Told::Failed(_) => {}
+                told => wrong.push(format!(
+                    "at the end node {} has no lease: {told:?}, own end {:?}",
+                    node.index, node.until
+                )),
+            }
+        }
+        wrong
+            .into_iter()
+            .for_each(|what| self.world.checker.violated(what));
+    }
+}
