@@ -10,7 +10,7 @@
 use std::time::Duration;
 
 use aerie_dht_proto::limits::{CLOCK_SKEW, MAX_KEYS_PER_HOLDER, MAX_MESSAGE};
-use aerie_dht_proto::{AcquireRequest, Certificate, Input, Stats, Terms, addr_key};
+use aerie_dht_proto::{AcquireRequest, Certificate, Input, Proof, Stats, Terms, addr_key};
 use aerie_types::{GridId, Instance, Role, WallMillis};
 
 mod common;
@@ -632,4 +632,51 @@ fn one_member_fills_no_more_than_its_share_of_the_sets() {
         .count();
     assert_eq!(kept, aerie_dht_proto::limits::MAX_SETS_PER_PUBLISHER);
     assert_eq!(world.stats().over_bound, 100 - kept as u64);
+}
+
+#[test]
+fn an_exchange_of_state_under_another_members_credential_is_counted() {
+    let mut world = World::new();
+    let counted = world.stats();
+    let merge = |credential: Vec<u8>| Request::Merge {
+        credential,
+        votes: true,
+        members: Vec::new(),
+        after: None,
+    };
+    let theirs = world.members[HOLDER].der.to_vec();
+    assert_eq!(world.ask(LIAR, &merge(theirs)), Answer::Malformed);
+    assert_eq!(world.stats().malformed, counted.malformed + 1);
+    assert_eq!(world.ask(LIAR, &merge(vec![0; 5000])), Answer::Malformed);
+    assert_eq!(world.node.members_known(world.now), 1);
+}
+
+#[test]
+fn a_certificate_of_witnesses_whose_credentials_do_not_come_along_is_counted() {
+    let (mut world, _) = World::with_lease();
+    let ca = common::grid_ca(world.now.wall);
+    let life = Duration::from_secs(3600);
+    for number in [40, 41, 42] {
+        world.members.push(common::enrol(
+            &ca,
+            number,
+            Role::Worker.into(),
+            world.now.wall,
+            life,
+        ));
+    }
+    let terms = world.terms(LIAR, world.addr(9));
+    let forged = world.certify(&terms, &[6, 7, 8], |_| {});
+    let proof = Proof {
+        certificate: forged,
+        credentials: Vec::new(),
+    };
+    let counted = world.stats().bad_certificates;
+    let handed = vec![wire::Handed {
+        proof,
+        remaining_ms: LONG,
+    }];
+    world.ask(LIAR, &Request::HandOver(handed));
+    assert_eq!(world.stats().bad_certificates, counted + 1);
+    assert_eq!(world.look_up(terms.key), None);
 }

@@ -343,6 +343,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             .learn(credential, now)
             .is_none_or(|member| member.peer != from)
         {
+            self.stats.malformed += 1;
             return Answer::Malformed;
         }
         self.hear_from(from, votes, now);
@@ -541,7 +542,9 @@ impl<S: Store, K: Keys> Register<S, K> {
                     self.stats.handed_over += 1;
                     self.take_certificate(handed.proof.certificate.clone(), life.min(told), now);
                 }
-                Err(Flaw::UnknownWitness | Flaw::Invalid) => {}
+                // Here nobody is asked for what is missing.
+                Err(Flaw::UnknownWitness) => self.stats.bad_certificates += 1,
+                Err(Flaw::Invalid) => {}
             }
         }
     }
