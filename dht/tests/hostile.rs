@@ -680,3 +680,32 @@ fn a_certificate_of_witnesses_whose_credentials_do_not_come_along_is_counted() {
     assert_eq!(world.stats().bad_certificates, counted + 1);
     assert_eq!(world.look_up(terms.key), None);
 }
+
+#[test]
+fn a_certificate_that_was_given_up_takes_nothing_from_the_next_holder() {
+    let (mut world, lease) = World::with_lease();
+    let (key, instance) = (lease.terms.key, lease.terms.instance);
+    let release = Request::Release {
+        key,
+        instance,
+        seq: 2,
+    };
+    assert_eq!(world.ask(HOLDER, &release), Answer::Done);
+    world.pass(Duration::from_secs(60));
+    world.node.acquire(
+        AcquireRequest {
+            range: common::range(),
+            name: world.members[WITNESS].name.clone(),
+            fixed: Some(lease.terms.addr),
+        },
+        world.now,
+    );
+    let held = world.node.lease().expect("the address is free");
+    assert_eq!(world.hand_over(LIAR, &lease, LONG), Answer::Done);
+    let handed = wire::Handed {
+        proof: world.proof(&lease),
+        remaining_ms: LONG,
+    };
+    world.ask(LIAR, &Request::Conflict(handed));
+    assert_eq!(world.node.lease(), Some(held));
+}

@@ -362,11 +362,16 @@ impl<S: Store, K: Keys> Register<S, K> {
         if grant.is_some_and(|grant| grant.instance != instance || grant.seq > seq) {
             return Answer::Done;
         }
+        let since = record
+            .certificate_of(from)
+            .filter(|seen| seen.certificate.terms.instance == instance)
+            .map(|seen| seen.certificate.since());
         // As long as certificates of the lease may be about, and handed over by who has not heard of the release.
         record.give_up(Released {
             holder: from,
             instance,
             seq,
+            since,
             until: now.instant + self.config.timings.ttl,
         });
         record.hearsay.take_if(|hearsay| hearsay.holder == from);
@@ -392,8 +397,12 @@ impl<S: Store, K: Keys> Register<S, K> {
     pub(crate) fn take_certificate(&mut self, certificate: Certificate, life: Duration, now: Now) {
         let key = certificate.terms.key;
         let until = now.instant + life;
-        self.conflict_with_own(&certificate, now);
         let mut record = self.record(key, now);
+        // What its holder gave up takes nothing from the next one, whoever shows it.
+        if record.has_given_up(&certificate) {
+            return;
+        }
+        self.conflict_with_own(&certificate, now);
         let terms = &certificate.terms;
         if record.given_up(terms.holder, terms.instance, 0) {
             return;
