@@ -360,7 +360,7 @@ impl<S: Store, K: Keys> Register<S, K> {
         Answer::State(Box::new(state))
     }
 
-    /// The keys here that a member may be a witness of.
+    /// The keys here that a member may be a witness of, and the last of them where there are more.
     fn summaries(&self, to: PeerId, after: Option<Key>, now: Now) -> (Vec<Summary>, Option<Key>) {
         let start = after.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded);
         let strict = self.named.is_on();
@@ -377,7 +377,8 @@ impl<S: Store, K: Keys> Register<S, K> {
                 continue;
             }
             if summaries.len() == MAX_SUMMARIES {
-                return (summaries, Some(*key));
+                let last = summaries.last().map(|summary: &Summary| summary.key);
+                return (summaries, last);
             }
             summaries.push(Summary {
                 key: *key,

@@ -90,7 +90,21 @@ pub fn enrol(ca: &GridCa, number: u64, roles: Roles, now: WallMillis, life: Dura
     }
 }
 
+fn register(ca: &GridCa, verifier: &Arc<RwLock<Verifier>>, member: &Member, founder: bool, now: Now) -> Node {
+    let (_, own) = watch::channel(Arc::clone(&member.der));
+    let keys = IdentityKeys::new(member.keys.overlay_signer(), Arc::clone(verifier), own);
+    let mut config = Config::new(ca.grid_id(), range());
+    config.founder = founder;
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    Register::new(config, keys, MemoryStore::default(), &mut rng, now).unwrap()
+}
+
 impl World {
+    /// Another register, of one of the members, with an empty store.
+    pub fn start(&self, member: usize, founder: bool) -> Node {
+        register(&self.ca, &self.verifier, &self.members[member], founder, self.now)
+    }
+
     /// A founder that votes, and five more members.
     pub fn new() -> Self {
         let now = Now {
@@ -103,13 +117,7 @@ impl World {
         let members: Vec<_> = (0..6)
             .map(|number| enrol(&ca, number, Role::Worker.into(), now.wall, day))
             .collect();
-        let (_, own) = watch::channel(Arc::clone(&members[WITNESS].der));
-        let signer = members[WITNESS].keys.overlay_signer();
-        let keys = IdentityKeys::new(signer, Arc::clone(&verifier), own);
-        let mut config = Config::new(ca.grid_id(), range());
-        config.founder = true;
-        let mut rng = ChaCha8Rng::seed_from_u64(1);
-        let node = Register::new(config, keys, MemoryStore::default(), &mut rng, now).unwrap();
+        let node = register(&ca, &verifier, &members[WITNESS], true, now);
         assert!(node.is_ready());
         Self {
             ca,
