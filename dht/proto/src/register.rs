@@ -230,7 +230,7 @@ impl Found {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Purpose {
     Claim { round: u64 },
-    Merge,
+    Merge { page: usize },
     Fetch,
     Offer,
     Challenge { key: Key, current: Instance },
@@ -578,7 +578,7 @@ impl<S: Store, K: Keys> Register<S, K> {
         let from = pending.to;
         match pending.purpose {
             Purpose::Claim { round } => self.claim_answered(round, from, answer, now),
-            Purpose::Merge => self.merge_answered(from, answer, now),
+            Purpose::Merge { page } => self.merge_answered(from, page, answer, now),
             Purpose::Fetch => self.fetch_answered(answer, now),
             Purpose::Offer => self.offer_answered(from, answer, now),
             Purpose::Challenge { key, current } => {
