@@ -16,7 +16,7 @@ use aerie_types::{Key, Role};
 mod common;
 
 use common::wire::{self, Answer, Request, State, Told};
-use common::{LIAR, OTHERS, World};
+use common::{HOLDER, LIAR, OTHERS, World};
 
 fn merge(world: &World, after: Option<Key>) -> Request {
     Request::Merge {
@@ -118,4 +118,21 @@ fn a_state_without_end_neither_keeps_a_newcomer_from_voting_nor_is_asked_for_for
     assert!(newcomer.stats().over_bound > 0);
     let most = 4 * MAX_KEYS.div_ceil(MAX_SUMMARIES) as u64;
     assert!(pages <= most, "{pages} pages asked for");
+}
+
+#[test]
+fn an_exchange_of_state_under_another_members_credential_is_counted() {
+    let mut world = World::new();
+    let counted = world.stats();
+    let merge = |credential: Vec<u8>| Request::Merge {
+        credential,
+        votes: true,
+        members: Vec::new(),
+        after: None,
+    };
+    let theirs = world.members[HOLDER].der.to_vec();
+    assert_eq!(world.ask(LIAR, &merge(theirs)), Answer::Malformed);
+    assert_eq!(world.stats().malformed, counted.malformed + 1);
+    assert_eq!(world.ask(LIAR, &merge(vec![0; 5000])), Answer::Malformed);
+    assert_eq!(world.node.members_known(world.now), 1);
 }
