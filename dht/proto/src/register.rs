@@ -751,7 +751,7 @@ impl<S: Store, K: Keys> Register<S, K> {
         record
     }
 
-    fn note_stale(&mut self, key: Key, grant: bool, seen: bool) {
+    pub(crate) fn note_stale(&mut self, key: Key, grant: bool, seen: bool) {
         if grant {
             self.stale.insert((Table::Grants, key));
         }
@@ -769,13 +769,13 @@ impl<S: Store, K: Keys> Register<S, K> {
         }
         let stale = std::mem::take(&mut self.stale);
         let mut changes: Vec<Change> = stale
-            .into_iter()
+            .iter()
             .filter(|(table, key)| match self.records.get(key) {
                 Some(record) if *table == Table::Grants => record.grant.is_none(),
                 Some(record) => record.seen.is_none(),
                 None => true,
             })
-            .map(|(table, key)| remove(table, &key.0))
+            .map(|(table, key)| remove(*table, &key.0))
             .collect();
         let gone = self.members.purge(now.instant);
         changes.extend(gone.iter().map(|peer| remove(Table::Members, &peer.0)));
@@ -785,7 +785,9 @@ impl<S: Store, K: Keys> Register<S, K> {
             let connected = self.members.connected().filter(|peer| self.members.counts(*peer));
             changes.extend(connected.map(|peer| put(Table::Members, &peer.0, until.to_vec())));
         }
-        let _ = self.persist(&changes);
+        if self.persist(&changes).is_err() {
+            self.stale.extend(stale);
+        }
     }
 }
 

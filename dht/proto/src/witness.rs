@@ -387,8 +387,11 @@ impl<S: Store, K: Keys> Register<S, K> {
             changes.push(remove(Table::Certificates, &key.0));
         }
         self.keep(key, record);
-        // A release that was not written only makes the key free later.
-        let _ = self.persist(&changes);
+        // A release that was not written only makes the key free later, after a restart.
+        if self.persist(&changes).is_err() {
+            let has = |table| changes.iter().any(|change| change.table == table);
+            self.note_stale(key, has(Table::Grants), has(Table::Certificates));
+        }
         Answer::Done
     }
 

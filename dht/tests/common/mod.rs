@@ -12,8 +12,8 @@ use std::time::{Duration, SystemTime};
 
 use aerie_dht::IdentityKeys;
 use aerie_dht_proto::{
-    Certificate, Config, Input, MemoryStore, Now, Output, Proof, Receipt, Register, Stats, Terms, addr_key,
-    name_key,
+    Certificate, Config, Input, MemoryStore, Now, Output, Proof, Receipt, Register, Stats, Store, Terms,
+    addr_key, name_key,
 };
 use aerie_identity::{EnrolRequest, GridCa, NodeKeys, Subject, Verifier};
 use aerie_types::{
@@ -42,7 +42,7 @@ pub const LIAR: usize = 2;
 /// Other members, with whose keys receipts are signed.
 pub const OTHERS: [usize; 3] = [3, 4, 5];
 
-pub type Node = Register<MemoryStore, IdentityKeys>;
+pub type Node<S = MemoryStore> = Register<S, IdentityKeys>;
 
 pub struct Member {
     pub name: NodeName,
@@ -56,11 +56,11 @@ impl Member {
     }
 }
 
-pub struct World {
+pub struct World<S = MemoryStore> {
     pub ca: GridCa,
     pub verifier: Arc<RwLock<Verifier>>,
     pub members: Vec<Member>,
-    pub node: Node,
+    pub node: Node<S>,
     pub now: Now,
 }
 
@@ -90,42 +90,29 @@ pub fn enrol(ca: &GridCa, number: u64, roles: Roles, now: WallMillis, life: Dura
     }
 }
 
-fn register(ca: &GridCa, verifier: &Arc<RwLock<Verifier>>, member: &Member, founder: bool, now: Now) -> Node {
+fn register<S: Store>(
+    ca: &GridCa,
+    verifier: &Arc<RwLock<Verifier>>,
+    member: &Member,
+    founder: bool,
+    store: S,
+    now: Now,
+) -> Node<S> {
     let (_, own) = watch::channel(Arc::clone(&member.der));
     let keys = IdentityKeys::new(member.keys.overlay_signer(), Arc::clone(verifier), own);
     let mut config = Config::new(ca.grid_id(), range());
     config.founder = founder;
-    let mut rng = ChaCha8Rng::seed_from_u64(1);
-    Register::new(config, keys, MemoryStore::default(), &mut rng, now).unwrap()
+    // Another start has another instance.
+    let mut rng = ChaCha8Rng::seed_from_u64(now.wall.0);
+    Register::new(config, keys, store, &mut rng, now).unwrap()
 }
 
 impl World {
-    /// Another register, of one of the members, with an empty store.
-    pub fn start(&self, member: usize, founder: bool) -> Node {
-        register(&self.ca, &self.verifier, &self.members[member], founder, self.now)
-    }
-
     /// A founder that votes, and five more members.
     pub fn new() -> Self {
-        let now = Now {
-            instant: std::time::Instant::now(),
-            wall: SystemTime::now().into(),
-        };
-        let ca = grid_ca(now.wall);
-        let verifier = Arc::new(RwLock::new(ca.verifier().unwrap()));
-        let day = Duration::from_secs(24 * 3600);
-        let members: Vec<_> = (0..6)
-            .map(|number| enrol(&ca, number, Role::Worker.into(), now.wall, day))
-            .collect();
-        let node = register(&ca, &verifier, &members[WITNESS], true, now);
-        assert!(node.is_ready());
-        Self {
-            ca,
-            verifier,
-            members,
-            node,
-            now,
-        }
+        let world = Self::over(MemoryStore::default());
+        assert!(world.node.is_ready());
+        world
     }
 
     /// The same, where the holder has a long lease on the first address, and the witness has seen its certificate.
@@ -149,6 +136,43 @@ impl World {
         let (seen, _) = world.look_up(terms.key).unwrap();
         assert_eq!(seen, long);
         (world, long)
+    }
+
+    /// Another register, of one of the members, with an empty store.
+    pub fn start(&self, member: usize, founder: bool) -> Node {
+        let member = &self.members[member];
+        let store = MemoryStore::default();
+        register(&self.ca, &self.verifier, member, founder, store, self.now)
+    }
+}
+
+impl<S: Store> World<S> {
+    /// A founder with this store, and five more members.
+    pub fn over(store: S) -> Self {
+        let now = Now {
+            instant: std::time::Instant::now(),
+            wall: SystemTime::now().into(),
+        };
+        let ca = grid_ca(now.wall);
+        let verifier = Arc::new(RwLock::new(ca.verifier().unwrap()));
+        let day = Duration::from_secs(24 * 3600);
+        let members: Vec<_> = (0..6)
+            .map(|number| enrol(&ca, number, Role::Worker.into(), now.wall, day))
+            .collect();
+        let node = register(&ca, &verifier, &members[WITNESS], true, store, now);
+        Self {
+            ca,
+            verifier,
+            members,
+            node,
+            now,
+        }
+    }
+
+    /// The witness is killed, and started again over what its store has.
+    pub fn restart(&mut self, founder: bool, store: S) {
+        let member = &self.members[WITNESS];
+        self.node = register(&self.ca, &self.verifier, member, founder, store, self.now);
     }
 
     pub fn grid(&self) -> GridId {
@@ -277,8 +301,13 @@ impl World {
         self.node.stats().clone()
     }
 
-    pub fn pass(&mut self, time: Duration) {
+    /// Time passes, and nobody is told yet.
+    pub fn pass_nothing(&mut self, time: Duration) {
         self.now = after(self.now, time);
+    }
+
+    pub fn pass(&mut self, time: Duration) {
+        self.pass_nothing(time);
         self.node.handle_timeout(self.now);
         while self.node.poll_output().is_some() {}
     }
