@@ -314,7 +314,12 @@ impl<S: Store, K: Keys> Register<S, K> {
             None => 0,
             Some(bytes) => {
                 let bytes: [u8; 8] = bytes.as_slice().try_into().map_err(|_| row_error(Table::Meta))?;
-                u64::from_be_bytes(bytes)
+                let number = u64::from_be_bytes(bytes);
+                // No witness lives to grant so much, and the next number has to be a higher one.
+                if number > u64::MAX / 2 {
+                    return Err(row_error(Table::Meta));
+                }
+                number
             }
         };
         let readiness = Readiness::at_start(&meta);

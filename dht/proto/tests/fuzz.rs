@@ -360,6 +360,18 @@ proptest! {
     }
 }
 
+#[test]
+fn a_number_of_grants_at_its_end_is_a_damaged_row() {
+    let mut store = TARGET.node.clone().into_store();
+    let number = Change {
+        table: Table::Meta,
+        key: b"number".to_vec(),
+        value: Some(u64::MAX.to_be_bytes().to_vec()),
+    };
+    store.persist(&[number]).unwrap();
+    assert!(try_node(1, store, TARGET.now).is_err());
+}
+
 /// Starts over the rows, and lets it vote and expire.
 fn over(store: MemoryStore) {
     let now = TARGET.now;
