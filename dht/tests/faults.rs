@@ -294,7 +294,6 @@ impl Run {
     fn script(&mut self) {
         let name = self.world.members[WITNESS].name.clone();
         let request = AcquireRequest {
-            range: common::range(),
             name,
             fixed: Some(self.world.addr(100)),
         };

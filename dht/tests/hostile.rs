@@ -110,6 +110,35 @@ fn what_the_forged_certificates_below_are_made_from_is_one_that_counts() {
 }
 
 #[test]
+fn a_long_lease_of_an_address_takes_the_long_certificate_of_its_own_name_with_it() {
+    let (mut world, lease) = World::with_lease();
+    let free = world.terms(LIAR, world.addr(9));
+    let right = world.certify(&free, &OTHERS, |_| {});
+    let since = Terms {
+        since: Some(right.since()),
+        ..free.clone()
+    };
+    let short = world.certify(&world.name_terms(LIAR, free.addr), &OTHERS, |receipt| {
+        receipt.ttl_ms = 10_000;
+    });
+    let homes = [
+        None,
+        Some(world.home(HOLDER, &free)),
+        Some(world.home(LIAR, &lease.terms)),
+        Some(world.proof(&right)),
+        Some(world.proof(&short)),
+    ];
+    unmoved(&mut world, &lease, |world| {
+        for home in homes {
+            let mut claim = world.claim_of(LIAR, &since, 1, Some(world.proof(&right)));
+            claim.home = home;
+            let answer = world.ask(LIAR, &Request::Claim(claim));
+            assert_eq!(answer, Answer::Refused(Refusal::BadProof));
+        }
+    });
+}
+
+#[test]
 fn a_message_above_the_bound_or_cut_anywhere_is_counted_and_answered() {
     let (mut world, lease) = World::with_lease();
     let terms = world.terms(LIAR, world.addr(9));
@@ -524,7 +553,6 @@ fn gossip_of_a_restart_that_nobody_made_costs_no_lease() {
     let mut world = World::new();
     world.node.acquire(
         AcquireRequest {
-            range: common::range(),
             name: world.members[WITNESS].name.clone(),
             fixed: None,
         },
@@ -584,7 +612,6 @@ fn a_certificate_that_was_given_up_takes_nothing_from_the_next_holder() {
     world.pass(Duration::from_secs(60));
     world.node.acquire(
         AcquireRequest {
-            range: common::range(),
             name: world.members[WITNESS].name.clone(),
             fixed: Some(lease.terms.addr),
         },

@@ -186,7 +186,7 @@ impl<S: Store, K: Keys> Register<S, K> {
     pub(crate) fn merge_with(&mut self, peer: PeerId, now: Now) {
         if self.named.is_on() && self.is_ready() {
             if self.named.contains(peer) || !self.named.is_complete() {
-                self.ask_state_of(peer, None, now);
+                self.ask_state_of(peer, None, 1, now);
             }
             return;
         }

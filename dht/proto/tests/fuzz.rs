@@ -70,7 +70,7 @@ fn the_corpus_has_every_kind_of_message_in_the_form_of_today() {
         honest,
         "write the corpus anew"
     );
-    assert_eq!(corpus.len(), 12 + 13 + 9 + 3);
+    assert_eq!(corpus.len(), 12 + 13 + 10 + 3);
     for (kind, bytes) in corpus {
         let again = match kind.split('-').next() {
             Some("request") => wire::from_bytes::<Request>(&bytes).map(|message| wire::to_bytes(&message)),

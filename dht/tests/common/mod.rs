@@ -242,12 +242,20 @@ impl<S: Store> World<S> {
         }
     }
 
-    /// The certificate with the credentials of all members.
+    /// The certificate with the credentials of its witnesses.
     pub fn proof(&self, certificate: &Certificate) -> Proof {
+        let signed = |peer| certificate.receipts.iter().any(|receipt| receipt.witness == peer);
+        let witnesses = self.members.iter().filter(|member| signed(member.peer()));
         Proof {
             certificate: certificate.clone(),
-            credentials: self.members.iter().map(|member| member.der.to_vec()).collect(),
+            credentials: witnesses.map(|member| member.der.to_vec()).collect(),
         }
+    }
+
+    /// The certificate of a member's name with the address of the terms.
+    pub fn home(&self, member: usize, terms: &Terms) -> Proof {
+        let name = self.name_terms(member, terms.addr);
+        self.proof(&self.certify(&name, &OTHERS, |_| {}))
     }
 
     pub fn claim_of(&self, member: usize, terms: &Terms, seq: u64, proof: Option<Proof>) -> Claim {
@@ -256,6 +264,7 @@ impl<S: Store> World<S> {
             seq,
             ttl_ms: LONG,
             proof,
+            home: Some(self.home(member, terms)),
             credential: Some(self.members[member].der.to_vec()),
             want_credential: false,
         }

@@ -199,7 +199,6 @@ impl Honest {
     fn acquire(&mut self, number: u8, index: Option<u32>) {
         let range: aerie_types::VirtualRange = "10.0.0.0/24".parse().unwrap();
         let request = AcquireRequest {
-            range,
             name: name(number),
             fixed: index.map(|index| range.nth(index)),
         };
@@ -334,6 +333,7 @@ impl Honest {
             taken,
             Refusal::Cloned { current: instance },
             Refusal::Restarting { wait_ms: 1500 },
+            Refusal::Moved { wait_ms: 1500 },
             Refusal::BadProof,
             Refusal::BadCredential,
             Refusal::TooFar,

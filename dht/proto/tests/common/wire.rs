@@ -54,6 +54,7 @@ pub struct Claim {
     pub seq: u64,
     pub ttl_ms: u32,
     pub proof: Option<Proof>,
+    pub home: Option<Proof>,
     pub credential: Option<Vec<u8>>,
     pub want_credential: bool,
 }
@@ -96,6 +97,9 @@ pub enum Refusal {
         current: Instance,
     },
     Restarting {
+        wait_ms: u32,
+    },
+    Moved {
         wait_ms: u32,
     },
     BadProof,
