@@ -18,6 +18,19 @@ pub enum Error {
         #[source]
         source: rusqlite::Error,
     },
+    /// The database's file is not one, or not whole.
+    #[error(
+        "the register's database {} is damaged: {source}; remove it together with its -wal file, and this node \
+         votes again once it has learned from others what is granted",
+        path.display()
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite says.
+        #[source]
+        source: rusqlite::Error,
+    },
     /// The database's file could not be made private.
     #[error("cannot create the register's database {}: {source}; check its folder", path.display())]
     Create {

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use aerie_dht_proto::{Change, Rows, Store, StoreError, Table};
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, ErrorCode, params};
 
 use crate::Error;
 
@@ -32,7 +32,7 @@ impl SqliteStore {
     /// Opens the database, which is created with mode 0600 where it is missing.
     ///
     /// # Errors
-    /// [`Error::Create`], [`Error::Open`] or [`Error::Version`].
+    /// [`Error::Create`], [`Error::Open`], [`Error::Damaged`] or [`Error::Version`].
     pub fn open(path: &Path) -> Result<Self, Error> {
         std::fs::OpenOptions::new()
             .create(true)
@@ -43,10 +43,7 @@ impl SqliteStore {
                 path: path.to_owned(),
                 source,
             })?;
-        let (connection, found) = open(path).map_err(|source| Error::Open {
-            path: path.to_owned(),
-            source,
-        })?;
+        let (connection, found) = open(path).map_err(|source| failed_to_open(path, source))?;
         if found > VERSION {
             return Err(Error::Version {
                 path: path.to_owned(),
@@ -55,6 +52,14 @@ impl SqliteStore {
             });
         }
         Ok(Self { connection })
+    }
+}
+
+fn failed_to_open(path: &Path, source: rusqlite::Error) -> Error {
+    let path = path.to_owned();
+    match source.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => Error::Damaged { path, source },
+        _ => Error::Open { path, source },
     }
 }
 

@@ -31,7 +31,8 @@ pub const MAX_KEYS: usize = 8192;
 /// others or left behind with an erased disk.
 pub const MAX_ADDRS_PER_HOLDER: usize = 4;
 
-/// Keys a witness grants to one holder at once: an address, a name, and candidates given up within ten seconds.
+/// Keys a witness grants to one holder at once: an address, a name, and candidates given up within ten seconds. As
+/// many releases of one holder are remembered.
 pub const MAX_KEYS_PER_HOLDER: usize = 32;
 
 /// Members remembered. Beyond these only connected ones count.

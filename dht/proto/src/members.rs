@@ -252,6 +252,11 @@ impl Members {
         self.credentials.insert(peer, credential.to_vec());
     }
 
+    /// How many members are known, and how many credentials are kept.
+    pub(crate) fn kept(&self) -> (usize, usize) {
+        (self.known.len(), self.credentials.len())
+    }
+
     fn counted(&self, now: Instant) -> impl Iterator<Item = (PeerId, &Known)> + '_ {
         self.known
             .iter()

@@ -1,4 +1,5 @@
-//! What a model checker needs of the core: one number for its state, and what a message is about.
+//! What a model checker and other tests need of the core: one number for its state, how much it keeps, and what a
+//! message is about.
 
 use std::hash::{Hash, Hasher};
 
@@ -24,6 +25,31 @@ impl<S: Hash, K> Hash for Register<S, K> {
         (&self.pending, &self.queries, &self.stale).hash(state);
         (self.handover_at, self.purge_at, self.save_at).hash(state);
         self.store.hash(state);
+    }
+}
+
+/// How much a register keeps of what others send, against the bounds in [`crate::limits`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kept {
+    /// Keys with a grant, a certificate, hearsay or a release.
+    pub keys: usize,
+    /// Requests under way.
+    pub pending: usize,
+    /// Members known.
+    pub members: usize,
+    /// Credentials of members.
+    pub credentials: usize,
+}
+
+/// Counts what a register keeps.
+#[must_use]
+pub fn kept<S, K>(register: &Register<S, K>) -> Kept {
+    let (members, credentials) = register.members.kept();
+    Kept {
+        keys: register.records.len(),
+        pending: register.pending.len(),
+        members,
+        credentials,
     }
 }
 

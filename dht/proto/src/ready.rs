@@ -41,7 +41,7 @@ use aerie_types::{Key, PeerId};
 
 use crate::Keys;
 use crate::lease::millis;
-use crate::limits::{MAX_HANDED, MAX_SUMMARIES, MAX_TOLD};
+use crate::limits::{MAX_HANDED, MAX_KEYS, MAX_SUMMARIES, MAX_TOLD};
 use crate::record::Hearsay;
 use crate::register::{Purpose, SendError};
 use crate::store::Store;
@@ -57,6 +57,9 @@ const FOUNDER_ROW: &[u8] = b"founder";
 
 /// How much longer another's certificate has to last for it to be worth fetching.
 const WORTH_FETCHING: Duration = Duration::from_secs(60);
+
+/// Pages of a whole state: as many as it takes to tell all keys that a witness keeps.
+const MAX_PAGES: usize = MAX_KEYS.div_ceil(MAX_SUMMARIES);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Standing {
@@ -183,7 +186,7 @@ impl<S: Store, K: Keys> Register<S, K> {
     pub(crate) fn merge_with(&mut self, peer: PeerId, now: Now) {
         if self.named.is_on() && self.is_ready() {
             if self.named.contains(peer) || !self.named.is_complete() {
-                self.ask_state_of(peer, None, now);
+                self.ask_state_of(peer, None, 1, now);
             }
             return;
         }
@@ -192,7 +195,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             let reach = self.config.quorum.reach;
             let nearest = || self.members.closest(self.me.position(), reach);
             if small || nearest().contains(&peer) {
-                self.ask_state_of(peer, None, now);
+                self.ask_state_of(peer, None, 1, now);
             }
             return;
         }
@@ -212,7 +215,7 @@ impl<S: Store, K: Keys> Register<S, K> {
         for peer in self.sources(now) {
             if !self.readiness.merged.contains(&peer) && !self.readiness.asked.contains_key(&peer) {
                 self.readiness.asked.insert(peer, Asked::UnderWay);
-                self.ask_state_of(peer, None, now);
+                self.ask_state_of(peer, None, 1, now);
             }
         }
         self.check_ready(now);
@@ -274,14 +277,14 @@ impl<S: Store, K: Keys> Register<S, K> {
         self.become_ready(now);
     }
 
-    fn ask_state_of(&mut self, peer: PeerId, after: Option<Key>, now: Now) {
+    fn ask_state_of(&mut self, peer: PeerId, after: Option<Key>, page: usize, now: Now) {
         let request = Request::Merge {
             credential: self.keys.credential(),
             votes: self.is_whole(),
             members: self.told(peer, now),
             after,
         };
-        self.ask(peer, &request, Purpose::Merge, now);
+        self.ask(peer, &request, Purpose::Merge { page }, now);
     }
 
     /// Whom a member may not know yet: everybody in a small grid, those nearest to it in a large one, and the named
@@ -341,6 +344,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             .learn(credential, now)
             .is_none_or(|member| member.peer != from)
         {
+            self.stats.malformed += 1;
             return Answer::Malformed;
         }
         self.hear_from(from, votes, now);
@@ -357,7 +361,7 @@ impl<S: Store, K: Keys> Register<S, K> {
         Answer::State(Box::new(state))
     }
 
-    /// The keys here that a member may be a witness of.
+    /// The keys here that a member may be a witness of, and the last of them where there are more.
     fn summaries(&self, to: PeerId, after: Option<Key>, now: Now) -> (Vec<Summary>, Option<Key>) {
         let start = after.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded);
         let strict = self.named.is_on();
@@ -374,7 +378,8 @@ impl<S: Store, K: Keys> Register<S, K> {
                 continue;
             }
             if summaries.len() == MAX_SUMMARIES {
-                return (summaries, Some(*key));
+                let last = summaries.last().map(|summary: &Summary| summary.key);
+                return (summaries, last);
             }
             summaries.push(Summary {
                 key: *key,
@@ -386,7 +391,13 @@ impl<S: Store, K: Keys> Register<S, K> {
         (summaries, None)
     }
 
-    pub(crate) fn merge_answered(&mut self, from: PeerId, answer: Result<Answer, SendError>, now: Now) {
+    pub(crate) fn merge_answered(
+        &mut self,
+        from: PeerId,
+        page: usize,
+        answer: Result<Answer, SendError>,
+        now: Now,
+    ) {
         let Ok(Answer::State(state)) = answer else {
             if !self.is_ready() {
                 self.readiness.asked.insert(from, Asked::Failed);
@@ -404,14 +415,17 @@ impl<S: Store, K: Keys> Register<S, K> {
         if !self.is_ready() && state.whole {
             self.adopt(&state.summaries, now);
         }
-        if let Some(next) = state.next {
-            return self.ask_state_of(from, Some(next), now);
+        let endless = state.next.is_some() && page >= MAX_PAGES;
+        if endless {
+            self.stats.over_bound += 1;
+        } else if let Some(next) = state.next {
+            return self.ask_state_of(from, Some(next), page + 1, now);
         }
         if self.is_ready() {
             self.holder_nudged(now);
             return;
         }
-        if state.whole {
+        if state.whole && !endless {
             self.readiness.asked.remove(&from);
             self.readiness.merged.insert(from);
         } else {
@@ -430,7 +444,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             let life = Duration::from_millis(summary.remaining_ms.into()).min(self.config.timings.ttl);
             let until = now.instant + life;
             let mut record = self.record(summary.key, now);
-            if record.is_empty() && self.records.len() >= crate::limits::MAX_KEYS {
+            if record.is_empty() && self.records.len() >= MAX_KEYS {
                 self.stats.over_bound += 1;
                 return;
             }
@@ -530,7 +544,9 @@ impl<S: Store, K: Keys> Register<S, K> {
                     self.stats.handed_over += 1;
                     self.take_certificate(handed.proof.certificate.clone(), life.min(told), now);
                 }
-                Err(Flaw::UnknownWitness | Flaw::Invalid) => {}
+                // Here nobody is asked for what is missing.
+                Err(Flaw::UnknownWitness) => self.stats.bad_certificates += 1,
+                Err(Flaw::Invalid) => {}
             }
         }
     }

@@ -78,6 +78,9 @@ pub(crate) struct Released {
     pub(crate) holder: PeerId,
     pub(crate) instance: Instance,
     pub(crate) seq: u64,
+    /// Since when the lease that was given up had been held, if its certificate was known: what tells it from one
+    /// that the same instance took later.
+    pub(crate) since: Option<WallMillis>,
     pub(crate) until: Instant,
 }
 
@@ -165,7 +168,20 @@ impl Record {
             .is_some_and(|released| seq <= released.seq)
     }
 
-    pub(crate) fn give_up(&mut self, released: Released) {
+    /// Whether a certificate is of a lease that was given up.
+    pub(crate) fn has_given_up(&self, certificate: &Certificate) -> bool {
+        let of = |released: &Released| {
+            released.holder == certificate.terms.holder && released.since == Some(certificate.since())
+        };
+        self.released.iter().any(of)
+    }
+
+    pub(crate) fn give_up(&mut self, mut released: Released) {
+        let before = self
+            .released
+            .iter()
+            .find(|before| before.holder == released.holder);
+        released.since = released.since.or(before.and_then(|before| before.since));
         self.forget_release(released.holder);
         if self.released.len() >= MAX_INSTANCES {
             self.released.remove(0);

@@ -230,7 +230,7 @@ impl Found {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Purpose {
     Claim { round: u64 },
-    Merge,
+    Merge { page: usize },
     Fetch,
     Offer,
     Challenge { key: Key, current: Instance },
@@ -314,7 +314,12 @@ impl<S: Store, K: Keys> Register<S, K> {
             None => 0,
             Some(bytes) => {
                 let bytes: [u8; 8] = bytes.as_slice().try_into().map_err(|_| row_error(Table::Meta))?;
-                u64::from_be_bytes(bytes)
+                let number = u64::from_be_bytes(bytes);
+                // No witness lives to grant so much, and the next number has to be a higher one.
+                if number > u64::MAX / 2 {
+                    return Err(row_error(Table::Meta));
+                }
+                number
             }
         };
         let readiness = Readiness::at_start(&meta);
@@ -578,7 +583,7 @@ impl<S: Store, K: Keys> Register<S, K> {
         let from = pending.to;
         match pending.purpose {
             Purpose::Claim { round } => self.claim_answered(round, from, answer, now),
-            Purpose::Merge => self.merge_answered(from, answer, now),
+            Purpose::Merge { page } => self.merge_answered(from, page, answer, now),
             Purpose::Fetch => self.fetch_answered(answer, now),
             Purpose::Offer => self.offer_answered(from, answer, now),
             Purpose::Challenge { key, current } => {
@@ -751,7 +756,7 @@ impl<S: Store, K: Keys> Register<S, K> {
         record
     }
 
-    fn note_stale(&mut self, key: Key, grant: bool, seen: bool) {
+    pub(crate) fn note_stale(&mut self, key: Key, grant: bool, seen: bool) {
         if grant {
             self.stale.insert((Table::Grants, key));
         }
@@ -773,13 +778,13 @@ impl<S: Store, K: Keys> Register<S, K> {
         }
         let stale = std::mem::take(&mut self.stale);
         let mut changes: Vec<Change> = stale
-            .into_iter()
+            .iter()
             .filter(|(table, key)| match self.records.get(key) {
                 Some(record) if *table == Table::Grants => record.grant.is_none(),
                 Some(record) => record.seen.is_none(),
                 None => true,
             })
-            .map(|(table, key)| remove(table, &key.0))
+            .map(|(table, key)| remove(*table, &key.0))
             .collect();
         let gone = self.members.purge(now.instant);
         changes.extend(gone.iter().map(|peer| remove(Table::Members, &peer.0)));
@@ -789,7 +794,9 @@ impl<S: Store, K: Keys> Register<S, K> {
             let connected = self.members.connected().filter(|peer| self.members.counts(*peer));
             changes.extend(connected.map(|peer| put(Table::Members, &peer.0, until.to_vec())));
         }
-        let _ = self.persist(&changes);
+        if self.persist(&changes).is_err() {
+            self.stale.extend(stale);
+        }
     }
 }
 

@@ -161,7 +161,7 @@ pub(crate) struct State {
     pub(crate) credential: Vec<u8>,
     pub(crate) members: Vec<Told>,
     pub(crate) summaries: Vec<Summary>,
-    /// Where the next page begins.
+    /// After which key the next page begins.
     pub(crate) next: Option<Key>,
 }
 

@@ -354,21 +354,26 @@ impl<S: Store, K: Keys> Register<S, K> {
         now: Now,
     ) -> Answer {
         let mut record = self.record(key, now);
-        if record.is_empty() && self.records.len() >= MAX_KEYS {
-            self.stats.over_bound += 1;
-            return Answer::Done;
-        }
         let grant = record.grant.as_ref().filter(|grant| grant.holder == from);
         if grant.is_some_and(|grant| grant.instance != instance || grant.seq > seq) {
             return Answer::Done;
         }
-        // As long as certificates of the lease may be about, and handed over by who has not heard of the release.
-        record.give_up(Released {
-            holder: from,
-            instance,
-            seq,
-            until: now.instant + self.config.timings.ttl,
-        });
+        let since = record
+            .certificate_of(from)
+            .filter(|seen| seen.certificate.terms.instance == instance)
+            .map(|seen| seen.certificate.since());
+        if self.has_room_for_release(from, key) {
+            // As long as certificates of the lease may be about, and handed over by who has not heard of the release.
+            record.give_up(Released {
+                holder: from,
+                instance,
+                seq,
+                since,
+                until: now.instant + self.config.timings.ttl,
+            });
+        } else {
+            self.stats.over_bound += 1;
+        }
         record.hearsay.take_if(|hearsay| hearsay.holder == from);
         let mut changes = Vec::new();
         if record.grant.take_if(|grant| grant.holder == from).is_some() {
@@ -381,9 +386,12 @@ impl<S: Store, K: Keys> Register<S, K> {
         if record.seen.take_if(of_instance).is_some() {
             changes.push(remove(Table::Certificates, &key.0));
         }
-        self.records.insert(key, record);
-        // A release that was not written only makes the key free later.
-        let _ = self.persist(&changes);
+        self.keep(key, record);
+        // A release that was not written only makes the key free later, after a restart.
+        if self.persist(&changes).is_err() {
+            let has = |table| changes.iter().any(|change| change.table == table);
+            self.note_stale(key, has(Table::Grants), has(Table::Certificates));
+        }
         Answer::Done
     }
 
@@ -392,8 +400,12 @@ impl<S: Store, K: Keys> Register<S, K> {
     pub(crate) fn take_certificate(&mut self, certificate: Certificate, life: Duration, now: Now) {
         let key = certificate.terms.key;
         let until = now.instant + life;
-        self.conflict_with_own(&certificate, now);
         let mut record = self.record(key, now);
+        // What its holder gave up takes nothing from the next one, whoever shows it.
+        if record.has_given_up(&certificate) {
+            return;
+        }
+        self.conflict_with_own(&certificate, now);
         let terms = &certificate.terms;
         if record.given_up(terms.holder, terms.instance, 0) {
             return;
@@ -552,6 +564,14 @@ impl<S: Store, K: Keys> Register<S, K> {
             .filter(|record| record.grant.as_ref().is_some_and(|grant| grant.holder == holder))
             .count();
         of_holder < MAX_KEYS_PER_HOLDER && (self.records.len() < MAX_KEYS || self.records.contains_key(&key))
+    }
+
+    /// A release that is not remembered still frees the key: at worst it is blocked once more by what comes late.
+    fn has_room_for_release(&self, holder: PeerId, key: Key) -> bool {
+        let of_holder = |record: &Record| record.released.iter().any(|released| released.holder == holder);
+        let others = self.records.iter().filter(|(of, _)| **of != key);
+        others.filter(|(_, record)| of_holder(record)).count() < MAX_KEYS_PER_HOLDER
+            && (self.records.len() < MAX_KEYS || self.records.contains_key(&key))
     }
 
     pub(crate) fn keep(&mut self, key: Key, record: Record) {
