@@ -17,7 +17,7 @@ use std::time::Duration;
 use aerie_types::{GridId, Instance, Key, NodeName, PeerId, VirtualAddr, WallMillis};
 use serde::{Deserialize, Serialize};
 
-use crate::limits::MAX_RECEIPTS;
+use crate::limits::{CLOCK_SKEW, MAX_RECEIPTS};
 use crate::{Keys, QuorumRule, Signature};
 
 /// The key of an address.
@@ -146,7 +146,7 @@ impl Certificate {
         receipts: &[&Receipt],
         needs: impl Fn(usize) -> usize,
     ) -> Option<Self> {
-        let mut sorted: Vec<&Receipt> = receipts.to_vec();
+        let mut sorted = timely(receipts.iter().copied());
         sorted.sort_by_key(|receipt| (receipt.members, receipt.witness));
         while let Some(last) = sorted.last() {
             if sorted.len() >= needs(last.members as usize) {
@@ -185,6 +185,12 @@ impl Certificate {
         let mut times: Vec<_> = self.receipts.iter().map(|receipt| receipt.time).collect();
         times.sort_unstable();
         times.get(times.len() / 2).copied().unwrap_or(WallMillis(0))
+    }
+
+    /// The receipts that count: those of about the same time. Ones of another day were kept to make up a quorum of
+    /// grants that never stood side by side, or their witness's clock is wrong.
+    pub(crate) fn timely(&self) -> Vec<&Receipt> {
+        timely(self.receipts.iter())
     }
 
     /// Since when the lease has been held.
@@ -238,6 +244,15 @@ impl Proof {
     }
 }
 
+fn timely<'r>(receipts: impl Iterator<Item = &'r Receipt>) -> Vec<&'r Receipt> {
+    let mut receipts: Vec<&Receipt> = receipts.collect();
+    let mut times: Vec<_> = receipts.iter().map(|receipt| receipt.time).collect();
+    times.sort_unstable();
+    let median = times.get(times.len() / 2).copied().unwrap_or(WallMillis(0));
+    receipts.retain(|receipt| receipt.time.since(median).max(median.since(receipt.time)) <= CLOCK_SKEW * 2);
+    receipts
+}
+
 /// A duration in milliseconds for the wire, at most 49 days.
 pub(crate) fn millis(duration: Duration) -> u32 {
     u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
@@ -273,6 +288,41 @@ mod tests {
             assert!(majority(members) + majority(members + 1) > members + 1);
         }
         assert_eq!((quorum(1), quorum(8), quorum(13), quorum(1000)), (1, 5, 7, 7));
+    }
+
+    #[test]
+    fn a_receipt_of_another_hour_does_not_count() {
+        let grid = GridId([1; 16]);
+        let addr = VirtualAddr::from(std::net::Ipv4Addr::new(10, 0, 0, 1));
+        let terms = Terms {
+            grid,
+            key: addr_key(grid, addr),
+            holder: PeerId([1; 32]),
+            addr,
+            name: "w1".parse().unwrap(),
+            instance: Instance(1),
+            since: None,
+        };
+        let receipt = |witness, seconds: u64| Receipt {
+            witness: PeerId([witness; 32]),
+            number: 1,
+            time: WallMillis(1_800_000_000_000 + seconds * 1000),
+            ttl_ms: 1_800_000,
+            members: 5,
+            signature: [0; 64].into(),
+        };
+        let receipts = [receipt(1, 4000), receipt(2, 3600), receipt(3, 0)];
+        let certificate = Certificate {
+            terms: terms.clone(),
+            receipts: receipts.to_vec(),
+        };
+        assert_eq!(certificate.timely().len(), 2);
+        let all: Vec<_> = receipts.iter().collect();
+        assert!(
+            Certificate::assemble(&terms, &all, quorum).is_none(),
+            "two of five are no majority"
+        );
+        assert!(Certificate::assemble(&terms, &all, |_| 2).is_some());
     }
 
     #[test]

@@ -253,7 +253,7 @@ impl<S: Store, K: Keys> Register<S, K> {
     /// How many different named witnesses have signed, of those that are known and valid.
     pub(crate) fn named_receipts(&mut self, certificate: &Certificate, now: Now) -> usize {
         let mut names = BTreeSet::new();
-        for receipt in &certificate.receipts {
+        for receipt in certificate.timely() {
             if let Some(member) = self.member(receipt.witness, now)
                 && self.named.0.contains_key(&member.node)
                 && receipt.verify(&self.keys, &certificate.terms)

@@ -36,7 +36,7 @@
 
 use std::time::Duration;
 
-use aerie_types::{Instance, Key, PeerId};
+use aerie_types::{Instance, Key, PeerId, WallMillis};
 
 use crate::lease::{Certificate, Proof, Receipt, Terms, encode, millis, name_key};
 use crate::limits::{CLOCK_SKEW, MAX_CREDENTIAL, MAX_KEYS, MAX_KEYS_PER_HOLDER, MAX_RECEIPTS};
@@ -464,22 +464,31 @@ impl<S: Store, K: Keys> Register<S, K> {
         if !certificate.well_formed(self.config.grid) || proof.credentials.len() > MAX_RECEIPTS {
             return invalid(self);
         }
-        let median = certificate.median();
-        let ttl = certificate.ttl().min(self.config.timings.ttl);
-        let life = median.plus(ttl + CLOCK_SKEW).since(now.wall).min(ttl);
-        if median > now.wall.plus(CLOCK_SKEW) || life.is_zero() {
+        let timely = certificate.timely();
+        let most = self.config.timings.ttl;
+        let ttls = timely
+            .iter()
+            .map(|receipt| Duration::from_millis(receipt.ttl_ms.into()));
+        let ttl = ttls.min().unwrap_or_default().min(most);
+        // It proves a lease until the first of its grants ends.
+        let ends = timely.iter().map(|receipt| {
+            let ttl = Duration::from_millis(receipt.ttl_ms.into()).min(most);
+            receipt.time.plus(ttl + CLOCK_SKEW)
+        });
+        let life = ends.min().unwrap_or(WallMillis(0)).since(now.wall).min(ttl);
+        if certificate.median() > now.wall.plus(CLOCK_SKEW) || life.is_zero() {
             return invalid(self);
         }
         let settled = self.members.settled(self.config.timings.settle, now.instant);
         let needed = self.needed(certificate.members().max(settled));
-        if certificate.receipts.len() < needed {
+        if timely.len() < needed {
             return invalid(self);
         }
         for credential in &proof.credentials {
             self.learn(credential, now);
         }
         let (mut valid, mut unknown) = (0, 0);
-        for receipt in &certificate.receipts {
+        for receipt in timely {
             if self.known_credential(receipt.witness).is_none() {
                 unknown += 1;
             } else if self.member(receipt.witness, now).is_some()
