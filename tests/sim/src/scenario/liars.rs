@@ -5,8 +5,9 @@
 //! so that d + f = 4, and so does one that comes with the holder's certificates in its store. None of
 //! them ever gets a held address, no holder loses its own, and what look-ups find is the holder.
 //!
-//! A second course has honest witnesses alone, and a former holder that comes back with the certificates of its time,
-//! as a disk does that is set back to a snapshot.
+//! Two more courses have honest witnesses alone. In one a former holder comes back with the certificates of its time,
+//! as a disk does that is set back to a snapshot. In the other a claimant does not ask the nine but those after them:
+//! that is beyond the d of the promise, and yet up to any claimant.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
