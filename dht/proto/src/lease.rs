@@ -12,6 +12,7 @@
 //! of which shows its predecessor; the order between two conflicting certificates goes by it, so that renewing does
 //! not make a lease younger.
 
+use std::cmp::Ordering;
 use std::time::Duration;
 
 use aerie_types::{GridId, Instance, Key, NodeName, PeerId, VirtualAddr, WallMillis};
@@ -199,10 +200,29 @@ impl Certificate {
         self.terms.since.unwrap_or_else(|| self.median())
     }
 
-    /// Whether this certificate survives against one of another holder: the older, then the lower H(key, holder).
+    /// Whether this certificate survives against one of another holder.
+    ///
+    /// Where witnesses signed both, the one that they signed later does: they would not have signed it unless the other
+    /// lease had been given back or had ended, so that nobody is evicted by a certificate that somebody kept. Where
+    /// there is no such witness, or they differ, it is the older lease, then the lower H(key, holder).
     #[must_use]
     pub fn beats(&self, other: &Self) -> bool {
-        self.rank() < other.rank()
+        match self.order(other) {
+            Ordering::Less => false,
+            Ordering::Greater => true,
+            Ordering::Equal => self.rank() < other.rank(),
+        }
+    }
+
+    /// Whether the witnesses that signed both signed this one earlier or later, by the numbers of their grants.
+    pub(crate) fn order(&self, other: &Self) -> Ordering {
+        let number = |receipt: &Receipt| {
+            let same = other.receipts.iter().find(|one| one.witness == receipt.witness)?;
+            Some(receipt.number.cmp(&same.number))
+        };
+        let votes = self.receipts.iter().filter_map(number);
+        let balance: i32 = votes.map(|vote| vote as i32).sum();
+        balance.cmp(&0)
     }
 
     /// A short name of the certificate: its hash.
@@ -288,6 +308,39 @@ mod tests {
             assert!(majority(members) + majority(members + 1) > members + 1);
         }
         assert_eq!((quorum(1), quorum(8), quorum(13), quorum(1000)), (1, 5, 7, 7));
+    }
+
+    #[test]
+    fn a_lease_given_back_does_not_evict_its_successor_and_else_the_older_one_survives() {
+        let certificate = |holder, since, numbers: &[(u8, u64)]| {
+            let grid = GridId([1; 16]);
+            let addr = VirtualAddr::from(std::net::Ipv4Addr::new(10, 0, 0, 1));
+            let receipt = |(witness, number): &(u8, u64)| Receipt {
+                witness: PeerId([*witness; 32]),
+                number: *number,
+                time: WallMillis(since),
+                ttl_ms: 1,
+                members: 9,
+                signature: [0; 64].into(),
+            };
+            Certificate {
+                terms: Terms {
+                    grid,
+                    key: addr_key(grid, addr),
+                    holder: PeerId([holder; 32]),
+                    addr,
+                    name: "w1".parse().unwrap(),
+                    instance: Instance(1),
+                    since: Some(WallMillis(since)),
+                },
+                receipts: numbers.iter().map(receipt).collect(),
+            }
+        };
+        let given_back = certificate(1, 100, &[(1, 4), (2, 7), (3, 1)]);
+        let successor = certificate(2, 500, &[(2, 8), (3, 2), (4, 1)]);
+        assert!(successor.beats(&given_back) && !given_back.beats(&successor));
+        let torn = certificate(2, 500, &[(4, 8), (5, 2), (6, 1)]);
+        assert!(given_back.beats(&torn) && !torn.beats(&given_back));
     }
 
     #[test]
