@@ -55,6 +55,7 @@ fn rough() -> Conditions {
         staleness: SECOND,
         skew: SECOND * 120,
         drift_ppm: 2000,
+        ..Conditions::default()
     }
 }
 

@@ -59,7 +59,7 @@ pub(super) fn play(seed: u64, nodes: usize) -> World {
             .filter(|node| node.is_up())
             .map(|node| node.index)
             .collect();
-        let mut some = |world: &mut World| up[world.rng().random_range(0..up.len())];
+        let some = |world: &mut World| up[world.rng().random_range(0..up.len())];
         let goes = some(&mut world);
         if world.rng().random_bool(0.5) {
             world.kill(goes, false);
