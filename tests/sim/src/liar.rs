@@ -6,6 +6,7 @@
 //! bytes, or keeps silent.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use aerie_dht_proto::{Change, Config, Input, MemoryStore, Now, Output, Register, Store, Table};
 use aerie_types::PeerId;
@@ -54,11 +55,10 @@ impl Liar {
             }
             _ => {}
         }
-        if !self.faces.contains_key(&from) {
-            let face = forgetful(honest, config, keys, links, now, rng)?;
-            self.faces.insert(from, face);
-        }
-        let face = self.faces.get_mut(&from)?;
+        let face = match self.faces.entry(from) {
+            Entry::Occupied(face) => face.into_mut(),
+            Entry::Vacant(vacant) => vacant.insert(forgetful(honest, config, keys, links, now, rng)?),
+        };
         let input = Input::Request {
             from,
             id: 0,

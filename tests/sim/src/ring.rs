@@ -8,9 +8,12 @@ use aerie_types::Key;
 /// Lists this short are sorted instead of halved on.
 const SHORT: usize = 8;
 
+/// A position and the node there.
+type Place = (Key, usize);
+
 /// Running members by position.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Ring(Vec<(Key, usize)>);
+pub(crate) struct Ring(Vec<Place>);
 
 impl Ring {
     pub(crate) fn clear(&mut self) {
@@ -65,11 +68,7 @@ impl Ring {
 }
 
 /// The half on the position's side of a bit, and the other one.
-fn halves<'a>(
-    sorted: &'a [(Key, usize)],
-    depth: usize,
-    position: &Key,
-) -> (&'a [(Key, usize)], &'a [(Key, usize)]) {
+fn halves<'a>(sorted: &'a [Place], depth: usize, position: &Key) -> (&'a [Place], &'a [Place]) {
     let place = sorted.partition_point(|(other, _)| !bit(other, depth));
     let (zeros, ones) = sorted.split_at(place);
     if bit(position, depth) {
@@ -80,7 +79,7 @@ fn halves<'a>(
 }
 
 fn walk(
-    sorted: &[(Key, usize)],
+    sorted: &[Place],
     depth: usize,
     to: &Key,
     count: usize,
@@ -122,7 +121,7 @@ mod tests {
         }
         for key in 0..50_u8 {
             let key = Key([key.wrapping_mul(37); 32]);
-            let even = |index: usize| index % 2 == 0;
+            let even = |index: usize| index.is_multiple_of(2);
             let mut sorted: Vec<_> = all.iter().filter(|(_, index)| even(*index)).collect();
             sorted.sort_by_key(|(position, _)| position.distance(&key));
             let sorted: Vec<_> = sorted.into_iter().map(|(_, index)| *index).collect();
