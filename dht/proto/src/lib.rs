@@ -32,7 +32,7 @@
 //!
 //! How G1 comes about: a holder counts its lease from before it asked the first witness, and a witness from when it
 //! grants, so that a certificate ends before any of its grants; a witness grants only one holder at a time; and two
-//! quorums share a witness (seven of the same thirteen closest, or majorities of memberships that differ by a joining
+//! quorums share a witness (seven of the same eleven closest, or majorities of memberships that differ by a joining
 //! member, which became ready through n - q + 1 of the others).
 //!
 //! Who *uses* a key may meet a certificate of a lease that was given up before its end; the [`Fence`] keeps it from

@@ -8,12 +8,17 @@ pub const WITNESSES: usize = 9;
 /// Receipts that make a certificate where there are enough members. `q` of the design.
 pub const QUORUM: usize = 7;
 
-/// How far a claim goes down the list of closest members for [`WITNESSES`] that answer. Any two quorums of seven
-/// among the same thirteen share a member.
+/// How far a claim goes down the list of closest members for [`WITNESSES`] that answer. A grid of no more members votes
+/// as a whole.
 pub const CANDIDATES: usize = 13;
 
-/// Members closer to a key than a witness beyond which that witness does not vote. As many as a look-up returns.
-pub const REACH: usize = 20;
+/// Members closer to a key than a witness beyond which that witness does not vote: two more than the witnesses, for
+/// views that differ. A claimant that means no good chooses whom it asks; any two quorums of seven among the same
+/// eleven share three, one of whom is honest where two lie.
+pub const REACH: usize = 11;
+
+/// Members of a large grid that exchange what they know of each other's keys. As many as a look-up returns.
+pub const NEAR: usize = 20;
 
 /// Bytes of one message: sixteen full certificates of nine credentials each, and some.
 pub const MAX_MESSAGE: usize = 256 * 1024;

@@ -202,12 +202,12 @@ impl Members {
         all.into_iter().map(|(_, peer)| peer).collect()
     }
 
-    /// How many connected members are closer to a position than this node is.
+    /// How many connected members that vote are closer to a position than this node is.
     pub(crate) fn closer(&self, position: Key) -> usize {
         let mine = far(self.place, position);
         self.known
             .values()
-            .filter(|known| known.connected && far(known.position, position) < mine)
+            .filter(|known| known.connected && known.counts && far(known.position, position) < mine)
             .count()
     }
 

@@ -22,8 +22,9 @@
 //! signed a certificate, though the newcomer be one of them, another one is then among those it heard. That is three
 //! where q = 7 of 9; in a small grid the one other of two, both others of three, two of four, three of five or six,
 //! four of seven or eight. It asks everybody, or the twenty closest, and waits for every answer or failure, so that
-//! it normally merges from all. Where too many are away, there is another way: whatever it may have forgotten has
-//! ended one full lease after it came, and from then on a single whole state suffices.
+//! it normally merges from all; though not for longer than that patience, so that those of a crowd do not wait for each
+//! other. Where too many are away, there is another way: whatever it may have forgotten has ended one full lease after
+//! it came, and from then on a single whole state suffices.
 //!
 //! Nobody counts a newcomer so far. Then it *announces* that it is about to vote, and votes when n - q + 1 others count
 //! it: fewer than a quorum of the old membership are left that do not, so that no certificate comes about that neglects
@@ -192,7 +193,7 @@ impl<S: Store, K: Keys> Register<S, K> {
         }
         if self.is_ready() {
             let small = self.members.count(now.instant) <= self.config.quorum.candidates;
-            let reach = self.config.quorum.reach;
+            let reach = self.config.quorum.near;
             let nearest = || self.members.closest(self.me.position(), reach);
             if small || nearest().contains(&peer) {
                 self.ask_state_of(peer, None, 1, now);
@@ -239,7 +240,7 @@ impl<S: Store, K: Keys> Register<S, K> {
         // The closest one to its own position is this node itself.
         let closest = self
             .members
-            .closest(self.me.position(), self.config.quorum.reach + 1);
+            .closest(self.me.position(), self.config.quorum.near + 1);
         closest.into_iter().filter(|peer| *peer != self.me).collect()
     }
 
@@ -251,7 +252,12 @@ impl<S: Store, K: Keys> Register<S, K> {
         let open = |peer: &&PeerId| {
             !self.readiness.merged.contains(*peer) && self.readiness.asked.get(*peer) != Some(&Asked::Failed)
         };
-        if sources.iter().any(|peer| open(&peer)) {
+        let patience = self.config.timings.patience;
+        let waited = self
+            .readiness
+            .met
+            .is_some_and(|met| met + patience <= now.instant);
+        if !waited && sources.iter().any(|peer| open(&peer)) {
             return;
         }
         let members = self.members.count(now.instant);
@@ -374,7 +380,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             let Some(standing) = record.holders().find(|standing| standing.until > now.instant) else {
                 continue;
             };
-            if !whole && self.members.rank(to, key.position()) >= self.config.quorum.reach {
+            if !whole && self.members.rank(to, key.position()) >= self.config.quorum.near {
                 continue;
             }
             if summaries.len() == MAX_SUMMARIES {

@@ -180,17 +180,19 @@ impl Record {
         let before = self
             .released
             .iter()
-            .find(|before| before.holder == released.holder);
+            .find(|before| before.holder == released.holder && before.instance == released.instance);
         released.since = released.since.or(before.and_then(|before| before.since));
-        self.forget_release(released.holder);
+        self.forget_release(released.holder, released.instance);
         if self.released.len() >= MAX_INSTANCES {
             self.released.remove(0);
         }
         self.released.push(released);
     }
 
-    pub(crate) fn forget_release(&mut self, holder: PeerId) {
-        self.released.retain(|released| released.holder != holder);
+    /// Leases of the holder's other starts stay given up.
+    pub(crate) fn forget_release(&mut self, holder: PeerId, instance: Instance) {
+        self.released
+            .retain(|released| released.holder != holder || released.instance != instance);
     }
 
     /// When this holder may lease the name with this address: `None` if now. Call [`Self::expire`] first.

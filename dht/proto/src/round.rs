@@ -243,6 +243,8 @@ impl Round {
             return false;
         }
         let granted = receipts.len();
+        let stated = receipts.iter().map(|receipt| receipt.members as usize).max();
+        let needed = needed.max(needs(stated.unwrap_or(1)));
         self.outcome = Some(Outcome::Lost(self.loss(granted, needed)));
         true
     }

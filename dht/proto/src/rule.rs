@@ -1,13 +1,13 @@
 //! Who votes, and how many votes make a certificate.
 
 use crate::lease::majority;
-use crate::limits::{CANDIDATES, QUORUM, REACH, WITNESSES};
+use crate::limits::{CANDIDATES, NEAR, QUORUM, REACH, WITNESSES};
 
 /// The numbers of the register's quorums. All members of a grid must have the same.
 ///
 /// The default is the design's; a model of the register runs with smaller ones, whose relations are the same: two
-/// quorums among the same `candidates` share a member (2q > candidates), and two quorums of witnesses whose views
-/// differ by d members share an honest one when f of them lie, as long as d + f <= 2q - n - 1.
+/// quorums among the same `reach` share a member (2q > reach), and two quorums of witnesses whose views differ by d
+/// members share an honest one when f of them lie, as long as d + f <= 2q - n - 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct QuorumRule {
     /// Members that vote on a key: the closest ones that are ready.
@@ -17,8 +17,11 @@ pub struct QuorumRule {
     /// How far a claim goes down the list of closest members for witnesses that answer. A grid of no more members
     /// votes as a whole, by majority.
     pub candidates: usize,
-    /// Members closer to a key than a witness beyond which that witness does not vote.
+    /// Connected members closer to a key than a witness beyond which that witness does not vote, in a grid that does
+    /// not vote as a whole.
     pub reach: usize,
+    /// Members of a large grid that exchange what they know of each other's keys.
+    pub near: usize,
 }
 
 impl Default for QuorumRule {
@@ -28,6 +31,7 @@ impl Default for QuorumRule {
             quorum: QUORUM,
             candidates: CANDIDATES,
             reach: REACH,
+            near: NEAR,
         }
     }
 }

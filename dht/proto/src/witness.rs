@@ -182,7 +182,7 @@ impl<S: Store, K: Keys> Register<S, K> {
         self.number = number;
         record.grant = Some(grant);
         record.hearsay = None;
-        record.forget_release(terms.holder);
+        record.forget_release(terms.holder, terms.instance);
         self.records.insert(terms.key, record);
         let members = self.members.count(now.instant);
         let receipt = Receipt::sign(&self.keys, terms, number, now.wall, ttl, members);
@@ -214,7 +214,9 @@ impl<S: Store, K: Keys> Register<S, K> {
             self.stats.bad_credentials += 1;
             return Err(Box::new(Answer::Refused(Refusal::BadCredential)));
         }
-        if !self.named.is_on() && self.members.closer(terms.key.position()) >= self.config.quorum.reach {
+        let rule = self.config.quorum;
+        let whole = self.named.is_on() || self.members.count(now.instant) <= rule.candidates;
+        if !whole && self.members.closer(terms.key.position()) >= rule.reach {
             self.stats.too_far += 1;
             return Err(Box::new(Answer::Refused(Refusal::TooFar)));
         }

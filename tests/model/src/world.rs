@@ -66,7 +66,8 @@ pub const FOUR_OF_FIVE: QuorumRule = QuorumRule {
     witnesses: 5,
     quorum: 4,
     candidates: 7,
-    reach: 11,
+    reach: 7,
+    near: 11,
 };
 
 /// What every world is, until it says otherwise.

@@ -133,6 +133,24 @@ fn every_member_is_served_under_loss_delay_doubling_and_skewed_clocks() {
 }
 
 #[test]
+fn a_crowd_that_comes_at_once_to_slow_machines_does_not_wait_for_itself() {
+    each(4, |seed| {
+        let slow = Conditions {
+            delay: (Duration::from_millis(300), Duration::from_millis(900)),
+            ..Conditions::default()
+        };
+        let mut world = World::new(seed, range("10.0.0.0/16"), slow);
+        for index in 0..40 {
+            world.add();
+            world.start(index);
+            world.acquire(index, None);
+        }
+        expect_all_hold(&mut world, SECOND * 60);
+        world
+    });
+}
+
+#[test]
 fn eight_that_race_for_one_fixed_address_give_one_holder_and_seven_refusals() {
     each(30, |seed| {
         let mut world = World::new(seed, range("10.0.0.0/24"), Conditions::default());

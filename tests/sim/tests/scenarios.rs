@@ -88,3 +88,13 @@ fn two_liars_among_nine_witnesses_neither_forge_a_holder_nor_evict_one() {
     let reports = play("liars", 30, 0..4);
     assert!(reports.iter().all(|report| report.tally.lies > 0));
 }
+
+#[test]
+fn a_disk_set_back_takes_nothing_from_the_present_holder() {
+    play("revenant", 20, 0..4);
+}
+
+#[test]
+fn a_claimant_that_chooses_its_witnesses_gets_no_held_address() {
+    play("chooser", 40, 0..4);
+}
