@@ -128,6 +128,7 @@ impl Dht {
         proto.founder = config.founder;
         proto.timings = config.timings.clone();
         let store = SqliteStore::open(&config.store)?;
+        let store_failure = store.failure();
         let me = keys.me();
         let register = Register::new(proto, keys, store, &mut rand::rng(), now())?;
         let (commands, commands_in) = mpsc::channel(COMMANDS);
@@ -165,6 +166,7 @@ impl Dht {
             events,
             sets,
             runtime,
+            store_failure,
         })
     }
 }
@@ -213,6 +215,7 @@ pub struct Handle {
     events: broadcast::Sender<Event>,
     sets: Arc<Sets>,
     runtime: tokio::runtime::Handle,
+    store_failure: watch::Receiver<Option<String>>,
 }
 
 impl Handle {
@@ -346,6 +349,13 @@ impl Handle {
         if self.send(Command::Shutdown(ended)).await.is_ok() {
             let _ = wait.await;
         }
+    }
+
+    /// Why the register's database could not be written at the last attempt: until it can be, this witness abstains.
+    /// `None` when all is well.
+    #[must_use]
+    pub fn store_failure(&self) -> Option<String> {
+        self.store_failure.borrow().clone()
     }
 
     /// What the register counted; `None` when it has ended.

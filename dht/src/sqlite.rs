@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use aerie_dht_proto::{Change, Rows, Store, StoreError, Table};
 use rusqlite::{Connection, ErrorCode, params};
+use tokio::sync::watch;
 
 use crate::Error;
 
@@ -26,6 +27,7 @@ const SCHEMA: &str = "CREATE TABLE IF NOT EXISTS state (
 #[derive(Debug)]
 pub struct SqliteStore {
     connection: Connection,
+    failure: watch::Sender<Option<String>>,
 }
 
 impl SqliteStore {
@@ -51,7 +53,32 @@ impl SqliteStore {
                 known: VERSION,
             });
         }
-        Ok(Self { connection })
+        Ok(Self {
+            connection,
+            failure: watch::Sender::new(None),
+        })
+    }
+
+    /// Why the last transaction could not be written; `None` when it was.
+    #[must_use]
+    pub fn failure(&self) -> watch::Receiver<Option<String>> {
+        self.failure.subscribe()
+    }
+
+    fn write(&mut self, changes: &[Change]) -> Result<(), rusqlite::Error> {
+        let transaction = self.connection.transaction()?;
+        for Change { table, key, value } in changes {
+            let part = part(*table);
+            match value {
+                Some(value) => transaction
+                    .prepare_cached("INSERT OR REPLACE INTO state (part, key, value) VALUES (?1, ?2, ?3)")?
+                    .execute(params![part, key, value])?,
+                None => transaction
+                    .prepare_cached("DELETE FROM state WHERE part = ?1 AND key = ?2")?
+                    .execute(params![part, key])?,
+            };
+        }
+        transaction.commit()
     }
 }
 
@@ -92,24 +119,14 @@ impl Store for SqliteStore {
     }
 
     fn persist(&mut self, changes: &[Change]) -> Result<(), StoreError> {
-        let mut write = || {
-            let transaction = self.connection.transaction()?;
-            for Change { table, key, value } in changes {
-                let part = part(*table);
-                match value {
-                    Some(value) => transaction
-                        .prepare_cached(
-                            "INSERT OR REPLACE INTO state (part, key, value) VALUES (?1, ?2, ?3)",
-                        )?
-                        .execute(params![part, key, value])?,
-                    None => transaction
-                        .prepare_cached("DELETE FROM state WHERE part = ?1 AND key = ?2")?
-                        .execute(params![part, key])?,
-                };
-            }
-            transaction.commit()
-        };
-        write().map_err(store_error)
+        let result = self.write(changes).map_err(store_error);
+        let failure = result.as_ref().err().map(|error| error.0.clone());
+        self.failure.send_if_modified(|before| {
+            let changed = *before != failure;
+            *before = failure;
+            changed
+        });
+        result
     }
 }
 
@@ -177,6 +194,27 @@ mod tests {
         };
         assert_eq!(pragma("journal_mode").unwrap(), "wal".to_owned().into());
         assert_eq!(pragma("synchronous").unwrap(), 2_i64.into());
+    }
+
+    #[test]
+    fn a_write_that_fails_is_told_until_one_succeeds() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = SqliteStore::open(&dir.path().join("register.sqlite")).unwrap();
+        let failure = store.failure();
+        let limit = |store: &SqliteStore, pages: i64| {
+            store
+                .connection
+                .pragma_update_and_check(None, "max_page_count", pages, |_| Ok(()))
+        };
+        // As a full disk: the file can grow no more.
+        limit(&store, 1).unwrap();
+        let large = vec![7; 64 * 1024];
+        let error = store.persist(&[change(b"a", Some(&large))]).unwrap_err();
+        assert_eq!(*failure.borrow(), Some(error.0));
+        limit(&store, 1000).unwrap();
+        store.persist(&[change(b"a", Some(&large))]).unwrap();
+        assert_eq!(*failure.borrow(), None);
+        assert_eq!(store.load(Table::Grants).unwrap(), [(b"a".to_vec(), large)]);
     }
 
     #[test]

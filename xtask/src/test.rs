@@ -125,22 +125,19 @@ fn lab(steps: &mut Steps, only: Option<&str>) -> Result<()> {
 
 /// Builds the `aerie` program and returns its path.
 pub(crate) fn build_aerie(release: bool) -> Result<PathBuf> {
-    let mut command = cargo(&[
-        "build",
-        "--package",
-        "aerie",
-        "--bin",
-        "aerie",
-        "--locked",
-        "--quiet",
-    ]);
+    build_program("aerie", release)
+}
+
+/// Builds the program of the package of the same name and returns its path.
+pub(crate) fn build_program(name: &str, release: bool) -> Result<PathBuf> {
+    let mut command = cargo(&["build", "--package", name, "--bin", name, "--locked", "--quiet"]);
     if release {
         command.arg("--release");
     }
     call(command)?;
     let path = target_dir()?
         .join(if release { "release" } else { "debug" })
-        .join("aerie");
+        .join(name);
     ensure!(path.is_file(), "cargo built no program at {}", path.display());
     Ok(path)
 }

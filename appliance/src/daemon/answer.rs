@@ -1,5 +1,6 @@
 //! What the daemon answers on its control socket.
 
+use std::path::Path;
 use std::sync::PoisonError;
 use std::time::Instant;
 
@@ -12,7 +13,7 @@ use super::node::Node;
 use super::shared::Shared;
 use super::trust;
 use crate::control::{Reply, Request};
-use crate::status::{PeerReport, Report};
+use crate::status::{PeerReport, Report, Stage};
 
 pub(crate) async fn answer(shared: &Shared, request: Request) -> Reply {
     if request == Request::Status {
@@ -78,6 +79,15 @@ async fn report(shared: &Shared) -> Report {
     report.range = node.spec.grid.pool.range().to_string();
     report.credential_secs = Some(credential.not_after.since(now()).as_secs());
     let lease = node.held();
+    if let Some(failure) = node.dht.store_failure()
+        && let Some(address) = report
+            .stages
+            .iter_mut()
+            .find(|report| report.stage == Stage::Address)
+        && address.hint.is_empty()
+    {
+        address.hint = abstains(&failure, &node.paths.register());
+    }
     report.addr = lease.as_ref().map(|held| held.addr.to_string());
     report.lease_secs = lease
         .as_ref()
@@ -95,6 +105,15 @@ async fn report(shared: &Shared) -> Report {
         }
     }
     report
+}
+
+/// What a person can do about a register that cannot write.
+fn abstains(failure: &str, register: &Path) -> String {
+    format!(
+        "as a witness of others' addresses this node abstains, since it cannot write {} ({failure}); make room on its \
+         file system. It votes again by itself",
+        register.display()
+    )
 }
 
 fn kind(path: &PathKind) -> &'static str {

@@ -1,8 +1,9 @@
 //! Which members are closest to a key.
 //!
-//! In a small grid everybody is connected to everybody, so the connected members are the answer and the network is
-//! not asked, as soon as some member has said whom it knows and all those have been dialled. Otherwise Kademlia
-//! locates, and what it finds is merged with the connected members and with those that are still to be dialled: a
+//! As long as a node has room for more connections it is connected to everybody, so the connected members are the answer
+//! and the network is not asked, as soon as some member has said whom it knows and all those have been dialled. A
+//! look-up in Kademlia asks twenty members, which is work for all of them: what a full mesh knows by itself is not worth
+//! that, least of all while many join at once. Otherwise Kademlia locates, and what it finds is merged with the connected members and with those that are still to be dialled: a
 //! look-up asks for twenty, never names the node itself, and can miss somebody whom this node knows. Right after a
 //! join it may know nobody to ask.
 
@@ -50,8 +51,8 @@ impl Driver {
     }
 
     fn look_up(&mut self, key: Key, reply: oneshot::Sender<Vec<PeerId>>) {
-        let small = self.live.len() < CLOSEST.min(self.config.max_members) && self.untried().next().is_none();
-        if small || self.live.is_empty() || self.queries.closest.len() >= MAX_QUERIES {
+        let complete = self.live.len() < self.config.max_members && self.untried().next().is_none();
+        if complete || self.live.is_empty() || self.queries.closest.len() >= MAX_QUERIES {
             let _ = reply.send(self.nearest(key, std::iter::empty()));
             return;
         }

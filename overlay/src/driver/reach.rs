@@ -29,8 +29,9 @@ use crate::peer::{from_libp2p, ip_of, is_dialable, is_quic, is_relayed, relay_of
 /// The pause after a relay gave no place or withdrew it.
 const RETRY: Duration = Duration::from_secs(10);
 
-/// A relay that has not answered after this time is given up.
-const ASKED_TIMEOUT: Duration = Duration::from_secs(15);
+/// A relay that has not answered after this time is given up. Longer than the minute that libp2p gives the request: its
+/// relay client panics when a relay accepts a request whose listener was removed meanwhile.
+const ASKED_TIMEOUT: Duration = Duration::from_secs(75);
 
 /// A relay in use is dialled over QUIC too, this long after and this long after a failure.
 const QUIC_DELAY: Duration = Duration::from_secs(3);

@@ -414,8 +414,9 @@ impl<'a> Grid<'a> {
     /// # Errors
     /// When a command fails.
     pub fn join(&self, join: &Join) -> Result<Member> {
-        let node = self.lab.node(&join.name, join.place.clone())?;
-        self.join_node(node, join)
+        let member = self.prepare(join)?;
+        member.start()?;
+        Ok(member)
     }
 
     /// As [`Grid::join`], for a node that is booted already.
@@ -423,6 +424,21 @@ impl<'a> Grid<'a> {
     /// # Errors
     /// When a command fails.
     pub fn join_node(&self, node: Node, join: &Join) -> Result<Member> {
+        let member = self.prepare_node(node, join)?;
+        member.start()?;
+        Ok(member)
+    }
+
+    /// Boots a node and gives it a blob. Its daemon is left to be started, with many others at once or later.
+    ///
+    /// # Errors
+    /// When a command fails.
+    pub fn prepare(&self, join: &Join) -> Result<Member> {
+        let node = self.lab.node(&join.name, join.place.clone())?;
+        self.prepare_node(node, join)
+    }
+
+    fn prepare_node(&self, node: Node, join: &Join) -> Result<Member> {
         let form = match join.delivery {
             Delivery::File => "toml",
             Delivery::Zip => "zip",
@@ -472,9 +488,7 @@ impl<'a> Grid<'a> {
             }
         }
         argv.extend(join.options.iter().cloned());
-        let member = Member::new(node, argv, join.env.clone());
-        member.start()?;
-        Ok(member)
+        Ok(Member::new(node, argv, join.env.clone()))
     }
 
     /// Waits until a member's status is as wished. A failure tells the stages that are not done and the ends of

@@ -221,6 +221,30 @@ impl Site {
     pub fn restore(&self) -> Result<()> {
         self.0.uplink.restore()
     }
+
+    /// Lets nothing pass between the site and the outside but one service elsewhere, by its TCP port. Its LAN goes on.
+    ///
+    /// # Errors
+    /// When the router is gone, or is told so already.
+    pub fn only(&self, tcp_port: u16) -> Result<()> {
+        // Before the translation of addresses, in which a connection that was once let through goes on. Where the
+        // kernel shows bridged packets to the rules, those of the LAN come by here too.
+        self.net().nft(&format!(
+            "create table inet only\n\
+             add chain inet only through {{ type filter hook forward priority -300; policy drop; }}\n\
+             add rule inet only through iifname != wan oifname != wan accept\n\
+             add rule inet only through tcp dport {tcp_port} accept\n\
+             add rule inet only through tcp sport {tcp_port} accept\n"
+        ))
+    }
+
+    /// Ends [`Site::only`].
+    ///
+    /// # Errors
+    /// When the router is gone, or lets everything pass.
+    pub fn everything(&self) -> Result<()> {
+        self.net().nft("delete table inet only\n")
+    }
 }
 
 /// A host with nothing but a network: for sockets of the test itself.

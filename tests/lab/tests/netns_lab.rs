@@ -204,6 +204,40 @@ fn a_cut_link_carries_nothing_until_it_is_restored() {
 }
 
 #[test]
+fn a_torn_site_reaches_one_service_elsewhere_and_nothing_else() {
+    let lab = Lab::new("torn").unwrap();
+    let site = lab.site("home", Nat::PortRestricted).unwrap();
+    let (inside, neighbour) = (
+        lab.host("inside", &site).unwrap(),
+        lab.host("neighbour", &site).unwrap(),
+    );
+    let server = lab.host("server", Place::Internet).unwrap();
+    let (from, to) = (udp(&inside, 5000), udp(&server, 1001));
+    let at = SocketAddr::from((server.addr(), 1001));
+    let arrives = || Ok(send(&from, &to, at).map(|_| ()));
+    wait_until(Duration::from_secs(5), "the first datagram", arrives).unwrap();
+    let service = |port| {
+        let listener = server
+            .net()
+            .enter(|| Ok(TcpListener::bind((server.addr(), port))?))
+            .unwrap();
+        let at = listener.local_addr().unwrap();
+        let connected = inside
+            .net()
+            .enter(|| Ok(TcpStream::connect_timeout(&at, Duration::from_secs(1)).is_ok()));
+        connected.unwrap()
+    };
+    assert!(service(2001) && service(2002));
+    site.only(2001).unwrap();
+    assert_eq!(send(&from, &to, at), None);
+    assert!(service(2001) && !service(2002));
+    tcp(&inside, &neighbour).unwrap();
+    site.everything().unwrap();
+    wait_until(Duration::from_secs(5), "a datagram of the whole site", arrives).unwrap();
+    assert!(service(2002));
+}
+
+#[test]
 fn two_labs_run_side_by_side_with_the_same_addresses() {
     let labs = [Lab::new("left").unwrap(), Lab::new("right").unwrap()];
     let pairs = labs.each_ref().map(|lab| {

@@ -4,6 +4,7 @@
 //! - `tests/assembly.rs`: a grid comes together across NATs and runs jobs
 //! - `tests/nat.rs`: every pair of NATs connects
 //! - `tests/faults.rs`: daemons and managers die, the enrolment service is away
+//! - `tests/register.rs`: many join at once, daemons are killed, the grid is torn, a witness's disk is full
 //! - `tests/trust.rs`: credentials are revoked
 //! - `tests/names.rs`: names resolve, and a node leaves
 //! - `tests/refusals.rs`: tokens, devices, programs, disks and clocks that are not as they should be

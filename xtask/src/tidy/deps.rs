@@ -52,6 +52,16 @@ const DIRECTIONS: &[(&str, &[&str])] = &[
     ),
     ("aerie-lab", &[]),
     (
+        "aerie-leases",
+        &[
+            "aerie-dht",
+            "aerie-dht-proto",
+            "aerie-identity",
+            "aerie-overlay",
+            "aerie-types",
+        ],
+    ),
+    (
         "aerie-sim",
         &["aerie-dht-proto", "aerie-vpn-proto", "aerie-types"],
     ),
