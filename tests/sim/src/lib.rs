@@ -10,6 +10,7 @@
 //! A run is a function of its seed. A test that fails prints the seed; running that seed again repeats the failure.
 
 mod checker;
+pub mod kad;
 mod keys;
 mod node;
 mod world;
