@@ -325,8 +325,8 @@ mod tests {
         /// answers come, a search ends, asks nobody twice, and names only members that answered.
         #[test]
         fn a_search_ends_and_asks_nobody_twice(
-            members in 1..200_usize,
-            dead in prop::collection::btree_set(0..200_usize, 0..60),
+            members in 1..80_usize,
+            dead in prop::collection::btree_set(0..80_usize, 0..30),
             order in prop::collection::vec(any::<prop::sample::Index>(), 400),
             place: [u8; 32],
         ) {

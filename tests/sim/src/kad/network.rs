@@ -527,20 +527,20 @@ mod tests {
             network.join(peer(index), index.checked_sub(1).map(|last| last / 2));
             network.run_until(network.now() + Duration::from_millis(50));
         }
-        network.run_until(network.now() + Duration::from_secs(60));
+        network.run_until(network.now() + Duration::from_secs(40));
         network
     }
 
     #[test]
     fn members_that_know_one_other_find_the_closest_of_all() {
-        let mut network = grid(150, 1);
+        let mut network = grid(100, 1);
         let members = network.members();
-        for index in 0..20 {
+        for index in 0..12 {
             network.locate(index * 7, Key([u8::try_from(index).unwrap(); 32]).position());
             network.run_until(network.now() + Duration::from_secs(5));
         }
         let found = network.found();
-        assert_eq!(found.len(), 20);
+        assert_eq!(found.len(), 12);
         for one in &found {
             let closest: Vec<_> = one.closest.iter().copied().map(Contact::from).collect();
             assert_eq!(closest, closest_of(&members, &one.place, Some(one.asker)));
@@ -550,7 +550,7 @@ mod tests {
     #[test]
     fn a_run_is_a_function_of_its_seed() {
         let run = |seed| {
-            let mut network = grid(60, seed);
+            let mut network = grid(30, seed);
             network.locate(3, Key([1; 32]));
             network.run_until(network.now() + Duration::from_secs(5));
             (network.found(), network.messages(), network.degrees())
@@ -561,7 +561,7 @@ mod tests {
 
     #[test]
     fn connections_stay_near_the_limit_in_a_grid_that_is_larger() {
-        let network = grid(150, 2);
+        let network = grid(100, 2);
         let limit = Settings::default().limit;
         for (links, known) in network.degrees() {
             assert!(links >= K && links <= 2 * limit, "{links} links");
@@ -571,8 +571,8 @@ mod tests {
 
     #[test]
     fn the_dead_are_not_named_and_cost_no_waiting_once_their_connections_closed() {
-        let mut network = grid(120, 3);
-        for index in (0..120).step_by(4) {
+        let mut network = grid(90, 3);
+        for index in (0..90).step_by(4) {
             network.die(index);
         }
         network.run_until(network.now() + Duration::from_secs(5));
