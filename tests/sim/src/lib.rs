@@ -13,6 +13,7 @@
 
 mod checker;
 mod conditions;
+pub mod kad;
 mod keys;
 mod liar;
 mod net;

@@ -65,6 +65,7 @@ const DIRECTIONS: &[(&str, &[&str])] = &[
         "aerie-sim",
         &["aerie-dht-proto", "aerie-vpn-proto", "aerie-types"],
     ),
+    ("aerie-kad-compare", &["aerie-sim", "aerie-types"]),
     ("aerie-model", &["aerie-dht-proto", "aerie-sim", "aerie-types"]),
     ("aerie-scenarios", &["aerie-lab"]),
     ("xtask", &["aerie-lab"]),
