@@ -41,13 +41,13 @@ use std::time::{Duration, Instant};
 use aerie_types::{Key, PeerId};
 
 use crate::Keys;
+use crate::SendError;
 use crate::lease::millis;
 use crate::limits::{MAX_HANDED, MAX_KEYS, MAX_SUMMARIES, MAX_TOLD};
 use crate::record::Hearsay;
-use crate::register::{Purpose, SendError};
+use crate::register::Purpose;
 use crate::store::Store;
-use crate::wire::{Answer, Handed, Request, State, Summary, Told};
-use crate::witness::Flaw;
+use crate::wire::{Answer, Request, State, Summary, Told};
 use crate::{Event, Now, Register};
 
 /// The row that says that this store has everything its witness granted.
@@ -467,7 +467,7 @@ impl<S: Store, K: Keys> Register<S, K> {
     }
 
     /// Which of these certificates are worth having here.
-    fn wanted(&self, summaries: &[Summary], now: Now) -> Vec<Key> {
+    pub(crate) fn wanted(&self, summaries: &[Summary], now: Now) -> Vec<Key> {
         if !self.is_witness() {
             return Vec::new();
         }
@@ -494,109 +494,5 @@ impl<S: Store, K: Keys> Register<S, K> {
             .filter(wanted)
             .map(|summary| summary.key)
             .collect()
-    }
-
-    pub(crate) fn offered(&mut self, summaries: &[Summary], now: Now) -> Answer {
-        Answer::Want(self.wanted(summaries, now))
-    }
-
-    pub(crate) fn fetched(&mut self, keys: &[Key], now: Now) -> Answer {
-        Answer::Certificates(self.handed_of(keys, now))
-    }
-
-    fn handed_of(&self, keys: &[Key], now: Now) -> Vec<Handed> {
-        let seen = keys
-            .iter()
-            .take(MAX_HANDED)
-            .filter_map(|key| self.records.get(key)?.seen.as_ref());
-        seen.filter(|seen| seen.until > now.instant)
-            .map(|seen| self.handed(seen, now))
-            .collect()
-    }
-
-    pub(crate) fn fetch_answered(&mut self, answer: Result<Answer, SendError>, now: Now) {
-        if let Ok(Answer::Certificates(handed)) = answer {
-            self.take_handed(&handed, now);
-        }
-    }
-
-    pub(crate) fn offer_answered(&mut self, from: PeerId, answer: Result<Answer, SendError>, now: Now) {
-        let Ok(Answer::Want(keys)) = answer else {
-            for record in self.records.values_mut() {
-                record.offered.remove(&from);
-            }
-            return;
-        };
-        for keys in keys.chunks(MAX_HANDED).take(MAX_SUMMARIES / MAX_HANDED) {
-            let handed = self.handed_of(keys, now);
-            self.ask(from, &Request::HandOver(handed), Purpose::Nothing, now);
-        }
-    }
-
-    pub(crate) fn handed_over(&mut self, handed: &[Handed], now: Now) -> Answer {
-        self.take_handed(handed, now);
-        Answer::Done
-    }
-
-    fn take_handed(&mut self, handed: &[Handed], now: Now) {
-        #[cfg(feature = "weaken")]
-        if self.config.weaken == Some(crate::Weaken::NewWitnessIgnoresCertificates) {
-            return;
-        }
-        for handed in handed.iter().take(MAX_HANDED) {
-            match self.check(&handed.proof, now) {
-                Ok(life) => {
-                    let told = Duration::from_millis(handed.remaining_ms.into());
-                    self.stats.handed_over += 1;
-                    self.take_certificate(handed.proof.certificate.clone(), life.min(told), now);
-                }
-                // Here nobody is asked for what is missing.
-                Err(Flaw::UnknownWitness) => self.stats.bad_certificates += 1,
-                Err(Flaw::Invalid) => {}
-            }
-        }
-    }
-
-    pub(crate) fn schedule_handover(&mut self, now: Now) {
-        if self.handover_at.is_none() {
-            let delay = self.draw.about(self.config.timings.handover);
-            self.handover_at = Some(now.instant + delay);
-        }
-    }
-
-    /// Offers certificates to those of their keys' closest nine who were not offered them yet.
-    pub(crate) fn handover_due(&mut self, now: Now) {
-        if self.handover_at.is_none_or(|at| at > now.instant) {
-            return;
-        }
-        self.handover_at = None;
-        let mut offers: BTreeMap<PeerId, Vec<Summary>> = BTreeMap::new();
-        let named = self.named_peers();
-        for (key, record) in &mut self.records {
-            let Some(seen) = record.seen.as_ref().filter(|seen| seen.until > now.instant) else {
-                continue;
-            };
-            let nine = if named.is_empty() {
-                self.members.closest(key.position(), self.config.quorum.witnesses)
-            } else {
-                named.clone()
-            };
-            for peer in nine.into_iter().filter(|peer| *peer != self.me) {
-                let batch = offers.entry(peer).or_default();
-                if batch.len() < MAX_SUMMARIES && record.offered.insert(peer) {
-                    batch.push(Summary {
-                        key: *key,
-                        holder: seen.certificate.terms.holder,
-                        remaining_ms: millis(seen.until - now.instant),
-                        certified: true,
-                    });
-                }
-            }
-        }
-        for (peer, batch) in offers {
-            if !batch.is_empty() {
-                self.ask(peer, &Request::Offer(batch), Purpose::Offer, now);
-            }
-        }
     }
 }

@@ -23,11 +23,12 @@ use crate::lease::millis;
 use crate::limits::MAX_SEARCHES;
 use crate::members::sorted;
 use crate::record::Seen;
-use crate::register::{Found, Purpose, SendError, Wanted};
+use crate::register::{Purpose, Wanted};
 use crate::store::Store;
 use crate::strict::Tally;
 use crate::wire::{Answer, Handed, Request};
 use crate::{Certificate, Event, Keys, Now, Register};
+use crate::{Found, SendError};
 
 /// Members asked at the same time: enough that one that is away costs no time, few enough to be cheap.
 const PARALLEL: usize = 3;

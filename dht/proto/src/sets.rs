@@ -23,12 +23,13 @@ use std::time::{Duration, Instant};
 use aerie_types::{GridId, GroupName, Key, NodeName, PeerId, Roles};
 use serde::{Deserialize, Serialize};
 
+use crate::SendError;
 use crate::lease::{millis, signed_message};
 use crate::limits::{
     MAX_PUBLISHERS, MAX_SET_NAME, MAX_SET_TTL, MAX_SET_VALUE, MAX_SETS, MAX_SETS_PER_PUBLISHER,
 };
 use crate::members::sorted;
-use crate::register::{Purpose, SendError, Wanted};
+use crate::register::{Purpose, Wanted};
 use crate::store::Store;
 use crate::wire::{Answer, Gossip, ReadEntry, Request};
 use crate::{Event, Keys, Now, Register, Signature};

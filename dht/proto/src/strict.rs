@@ -27,10 +27,11 @@ use aerie_types::{NodeName, PeerId};
 
 use crate::lease::{Certificate, majority};
 use crate::record::Seen;
-use crate::register::{Found, Purpose, SendError};
+use crate::register::Purpose;
 use crate::store::Store;
 use crate::wire::{Answer, Request};
 use crate::{Error, Event, Keys, Member, Now, Register};
+use crate::{Found, SendError};
 
 /// The fewest witnesses that may be named, and the most.
 const NAMED: std::ops::RangeInclusive<usize> = 3..=5;

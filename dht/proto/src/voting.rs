@@ -5,9 +5,10 @@ use std::time::Duration;
 use aerie_types::{Key, PeerId};
 
 use crate::Keys;
+use crate::SendError;
 use crate::lease::{Proof, Receipt, millis};
 use crate::members::sorted;
-use crate::register::{Purpose, SendError, Wanted};
+use crate::register::{Purpose, Wanted};
 use crate::round::{Refused, Round, Vote};
 use crate::store::Store;
 use crate::wire::{Answer, Claim, Refusal, Request};

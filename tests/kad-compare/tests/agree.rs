@@ -5,6 +5,7 @@ use std::time::Duration;
 use aerie_kad_compare::compare::Comparison;
 use aerie_sim::kad::{Plan, Settings};
 
+#[ignore = "libp2p runs in real time and wants the machine for itself; `aerie-kad-compare compare` is the measurement"]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_stand_in_asks_and_finds_like_libp2p_in_a_grid_of_a_hundred() {
     let mut plan = Plan::new(aerie_kad_compare::members(100).unwrap(), 7);
