@@ -151,6 +151,31 @@ fn a_crowd_that_comes_at_once_to_slow_machines_does_not_wait_for_itself() {
 }
 
 #[test]
+fn a_lease_of_a_small_grid_is_found_again_when_the_grid_grew_while_its_holder_was_away() {
+    each(10, |seed| {
+        let mut world = grid(seed, 3, range("10.0.0.0/24"), Conditions::default());
+        expect_all_hold(&mut world, SECOND * 10);
+        let addr = world.nodes[2].lease().unwrap().addr;
+        world.partition(|index| usize::from(index == 2));
+        for index in 3..30 {
+            world.add();
+            world.start(index);
+            world.acquire(index, None);
+            world.run(SECOND);
+        }
+        world.run(SECOND * 120);
+        world.partition(|_| 0);
+        world.run(SECOND * 60);
+        let id = world.look_up(11, addr_key(World::grid(), addr)).unwrap();
+        world.run(SECOND * 10);
+        let found = world.found[&(11, id)].as_ref().map(|found| found.holder);
+        assert_eq!(found, Some(peer(2)), "{:?}", world.nodes[2].told);
+        assert!(held(&world, 2));
+        world
+    });
+}
+
+#[test]
 fn eight_that_race_for_one_fixed_address_give_one_holder_and_seven_refusals() {
     each(30, |seed| {
         let mut world = World::new(seed, range("10.0.0.0/24"), Conditions::default());

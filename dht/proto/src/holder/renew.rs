@@ -112,6 +112,12 @@ impl<S: Store, K: Keys> Register<S, K> {
                     if loss.cloned {
                         return self.cloned(now);
                     }
+                    // The grid has grown beyond it: the next renewal does without.
+                    if loss.bad_proof
+                        && let Some(lease) = &mut self.holding.lease
+                    {
+                        lease.until[slot] = now.instant;
+                    }
                     if let Some(other) = &loss.certificate {
                         self.conflict_with_own(other, now);
                         if self.holding.lease.is_none() {
