@@ -77,7 +77,7 @@ impl Terms {
 pub struct Receipt {
     /// Who granted.
     pub witness: PeerId,
-    /// The number of the grant, rising at each witness.
+    /// The number of the grant, rising at each witness: the time in milliseconds, or one more than the last.
     pub number: u64,
     /// The witness's wall time.
     pub time: WallMillis,

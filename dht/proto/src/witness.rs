@@ -153,7 +153,8 @@ impl<S: Store, K: Keys> Register<S, K> {
             Some(grant) if grant.until > until => (grant.until, grant.ttl.max(ttl)),
             _ => (until, ttl),
         };
-        let number = self.number + 1;
+        // Rising also where the store with the last one was lost.
+        let number = (self.number + 1).max(now.wall.0);
         let grant = Grant {
             holder: terms.holder,
             addr: terms.addr,

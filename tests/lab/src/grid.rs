@@ -363,9 +363,22 @@ impl<'a> Grid<'a> {
     /// # Errors
     /// When a command fails or the hub does not get so far; the message holds the ends of the logs.
     pub fn found(lab: &'a Lab, name: &str, range: Option<&str>, groups: &[&str]) -> Result<Self> {
+        let options: Vec<&str> = range.into_iter().flat_map(|range| ["--range", range]).collect();
+        let grid = Self::create(lab, name, &options, groups)?;
+        grid.wait_for(&grid.hub, READY_LIMIT, "its address", |status| {
+            status.addr.is_some()
+        })?;
+        Ok(grid)
+    }
+
+    /// As [`Grid::found`], with other options of `aerie grid create`. Does not wait for the hub.
+    ///
+    /// # Errors
+    /// When a command fails; the message holds the ends of the logs.
+    pub fn create(lab: &'a Lab, name: &str, options: &[&str], groups: &[&str]) -> Result<Self> {
         let node = lab.node(HUB, Place::Internet)?;
         let mut create = vec![AERIE, "grid", "create", name, "--dir", PORTAL_DIR];
-        create.extend(range.into_iter().flat_map(|range| ["--range", range]));
+        create.extend(options);
         node.run("root", &create)?;
         for group in groups {
             node.run(
@@ -390,17 +403,13 @@ impl<'a> Grid<'a> {
         .map(str::to_owned);
         let hub = Member::new(node, argv.into(), Vec::new());
         hub.start()?;
-        let grid = Self {
+        Ok(Self {
             lab,
             name: name.to_owned(),
             hub,
             portal: Mutex::new(portal),
             clouds: Mutex::default(),
-        };
-        grid.wait_for(&grid.hub, READY_LIMIT, "its address", |status| {
-            status.addr.is_some()
-        })?;
-        Ok(grid)
+        })
     }
 
     /// A node's full name.

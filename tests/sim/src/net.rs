@@ -382,8 +382,8 @@ impl World {
         }
     }
 
-    /// A node has lost its address to another holder: to an older lease of the other side of a partition, or to nothing
-    /// that may take a live lease, such as the certificate of one that was given up.
+    /// A node has lost its address to another holder: to an older lease of the other side of a partition, to one that
+    /// was given up and of which a certificate came back, or to nothing that may take a live lease.
     fn lost_to(&mut self, index: usize, winner: PeerId, addr: VirtualAddr, live: bool) {
         let winner = self.by_peer.get(&winner).copied();
         if !live || winner.is_some_and(|winner| self.checker.was_rival(index, winner)) {
@@ -392,7 +392,10 @@ impl World {
         }
         let key = addr_key(Self::grid(), addr);
         if winner.is_some_and(|winner| !self.checker.relies(key, winner, self.now)) {
+            // The other side of a partition did not hear that it was given back, and no witness signed both.
             self.tally.revived += 1;
+            self.nodes[index].turns += 1;
+            return;
         }
         self.tally.live_lost += 1;
         self.checker.violated(format!(

@@ -121,6 +121,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             name,
             certificates,
             until,
+            refused: [false, false],
         });
         self.save_lease();
         self.push_certificates(&rounds, now);

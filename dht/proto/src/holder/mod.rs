@@ -210,6 +210,8 @@ struct Lease {
     name: NodeName,
     certificates: [Certificate; 2],
     until: [Instant; 2],
+    /// The witnesses do not accept the certificate any more, since the grid has grown.
+    refused: [bool; 2],
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -79,7 +79,7 @@ impl<S: Store, K: Keys> Register<S, K> {
         let Some(lease) = self.holding.lease.clone() else {
             return;
         };
-        let valid = [0, 1].map(|slot| lease.until[slot] > now.instant);
+        let valid = [0, 1].map(|slot| lease.until[slot] > now.instant && !lease.refused[slot]);
         let proofs = [0, 1].map(|slot| {
             let certificate = lease.certificates[slot].clone();
             valid[slot].then(|| self.proof_of(certificate))
@@ -105,6 +105,7 @@ impl<S: Store, K: Keys> Register<S, K> {
                         let until = valid_until(round.started, certificate);
                         lease.until[slot] = until;
                         lease.certificates[slot] = certificate.clone();
+                        lease.refused[slot] = false;
                     }
                 }
                 Some(Outcome::Lost(loss)) => {
@@ -116,7 +117,7 @@ impl<S: Store, K: Keys> Register<S, K> {
                     if loss.bad_proof
                         && let Some(lease) = &mut self.holding.lease
                     {
-                        lease.until[slot] = now.instant;
+                        lease.refused[slot] = true;
                     }
                     if let Some(other) = &loss.certificate {
                         self.conflict_with_own(other, now);

@@ -369,6 +369,8 @@ impl Course {
             match &node.told {
                 Told::Held(_) if node.until > now && node.lease().is_some() => {}
                 Told::Failed(_) => {}
+                // It has moved too often of late, and is told so.
+                Told::Waiting(reason) if reason.starts_with("this node has leased 4 addresses") => {}
                 told => wrong.push(format!(
                     "at the end node {} has no lease: {told:?}, own end {:?}",
                     node.index, node.until
