@@ -422,7 +422,10 @@ fn numbers_of_grants_at_the_end_of_their_range_disturb_neither_a_witness_nor_a_r
         }
     });
     assert_eq!(numbers[1], numbers[0] + 1);
-    assert!(numbers[1] < u64::MAX / 2, "its own numbers, which are times: {numbers:?}");
+    assert!(
+        numbers[1] < u64::MAX / 2,
+        "its own numbers, which are times: {numbers:?}"
+    );
     // A reader remembers the numbers of what it uses, and reads a later certificate of another witness's number.
     for number in [u64::MAX, 1] {
         let again = world.certify(&terms, &OTHERS, |receipt| receipt.number = number);

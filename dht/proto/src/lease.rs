@@ -302,6 +302,20 @@ pub(crate) fn encode(value: &impl Serialize) -> Vec<u8> {
 mod tests {
     use super::*;
 
+    fn terms(holder: u8, since: Option<WallMillis>) -> Terms {
+        let grid = GridId([1; 16]);
+        let addr = VirtualAddr::from(std::net::Ipv4Addr::new(10, 0, 0, 1));
+        Terms {
+            grid,
+            key: addr_key(grid, addr),
+            holder: PeerId([holder; 32]),
+            addr,
+            name: "w1".parse().unwrap(),
+            instance: Instance(1),
+            since,
+        }
+    }
+
     #[test]
     fn majorities_of_neighbouring_sizes_share_a_member() {
         for members in 1..30 {
@@ -313,8 +327,6 @@ mod tests {
     #[test]
     fn a_lease_given_back_does_not_evict_its_successor_and_else_the_older_one_survives() {
         let certificate = |holder, since, numbers: &[(u8, u64)]| {
-            let grid = GridId([1; 16]);
-            let addr = VirtualAddr::from(std::net::Ipv4Addr::new(10, 0, 0, 1));
             let receipt = |(witness, number): &(u8, u64)| Receipt {
                 witness: PeerId([*witness; 32]),
                 number: *number,
@@ -324,15 +336,7 @@ mod tests {
                 signature: [0; 64].into(),
             };
             Certificate {
-                terms: Terms {
-                    grid,
-                    key: addr_key(grid, addr),
-                    holder: PeerId([holder; 32]),
-                    addr,
-                    name: "w1".parse().unwrap(),
-                    instance: Instance(1),
-                    since: Some(WallMillis(since)),
-                },
+                terms: terms(holder, Some(WallMillis(since))),
                 receipts: numbers.iter().map(receipt).collect(),
             }
         };
@@ -345,17 +349,7 @@ mod tests {
 
     #[test]
     fn a_receipt_of_another_hour_does_not_count() {
-        let grid = GridId([1; 16]);
-        let addr = VirtualAddr::from(std::net::Ipv4Addr::new(10, 0, 0, 1));
-        let terms = Terms {
-            grid,
-            key: addr_key(grid, addr),
-            holder: PeerId([1; 32]),
-            addr,
-            name: "w1".parse().unwrap(),
-            instance: Instance(1),
-            since: None,
-        };
+        let terms = terms(1, None);
         let receipt = |witness, seconds: u64| Receipt {
             witness: PeerId([witness; 32]),
             number: 1,
@@ -380,17 +374,7 @@ mod tests {
 
     #[test]
     fn a_witness_that_exaggerates_the_membership_is_left_out() {
-        let grid = GridId([1; 16]);
-        let addr = VirtualAddr::from(std::net::Ipv4Addr::new(10, 0, 0, 1));
-        let terms = Terms {
-            grid,
-            key: addr_key(grid, addr),
-            holder: PeerId([1; 32]),
-            addr,
-            name: "w1".parse().unwrap(),
-            instance: Instance(1),
-            since: None,
-        };
+        let terms = terms(1, None);
         let receipt = |witness, members| Receipt {
             witness: PeerId([witness; 32]),
             number: 1,
