@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use aerie_types::{Key, PeerId, WallMillis};
 
 use crate::Certificate;
+use crate::lease::order_of;
 use crate::limits::MAX_FENCED;
 
 /// The order of one certificate among those of its key.
@@ -48,17 +49,10 @@ impl Order {
     }
 
     fn is_before(&self, other: &Self) -> bool {
-        let (mut before, mut after) = (0, 0);
-        for (witness, number) in &self.numbers {
-            match other.numbers.get(witness).map(|other| number.cmp(other)) {
-                Some(Ordering::Less) => before += 1,
-                Some(Ordering::Greater) => after += 1,
-                Some(Ordering::Equal) | None => {}
-            }
-        }
-        match before.cmp(&after) {
-            Ordering::Less => false,
-            Ordering::Greater => true,
+        let common = |(witness, number): (&PeerId, &u64)| Some((*number, *other.numbers.get(witness)?));
+        match order_of(self.numbers.iter().filter_map(common)) {
+            Ordering::Less => true,
+            Ordering::Greater => false,
             Ordering::Equal => self.issued < other.issued,
         }
     }

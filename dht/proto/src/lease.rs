@@ -218,11 +218,9 @@ impl Certificate {
     pub(crate) fn order(&self, other: &Self) -> Ordering {
         let number = |receipt: &Receipt| {
             let same = other.receipts.iter().find(|one| one.witness == receipt.witness)?;
-            Some(receipt.number.cmp(&same.number))
+            Some((receipt.number, same.number))
         };
-        let votes = self.receipts.iter().filter_map(number);
-        let balance: i32 = votes.map(|vote| vote as i32).sum();
-        balance.cmp(&0)
+        order_of(self.receipts.iter().filter_map(number))
     }
 
     /// A short name of the certificate: its hash.
@@ -262,6 +260,12 @@ impl Proof {
     pub fn encode(&self) -> Vec<u8> {
         encode(self)
     }
+}
+
+/// Which of two certificates most of their common witnesses signed later, by each one's two numbers.
+pub(crate) fn order_of(numbers: impl Iterator<Item = (u64, u64)>) -> Ordering {
+    let balance: i32 = numbers.map(|(one, other)| one.cmp(&other) as i32).sum();
+    balance.cmp(&0)
 }
 
 fn timely<'r>(receipts: impl Iterator<Item = &'r Receipt>) -> Vec<&'r Receipt> {
