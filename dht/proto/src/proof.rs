@@ -1,5 +1,6 @@
 //! Whether a certificate proves what it says, by the credentials that are known here.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use aerie_types::{PeerId, WallMillis};
@@ -54,20 +55,22 @@ impl<S: Store, K: Keys> Register<S, K> {
             self.learn(credential, now);
         }
         let (mut valid, mut unknown) = (0, 0);
+        let mut names = BTreeSet::new();
         for receipt in timely {
             if self.known_credential(receipt.witness).is_none() {
                 unknown += 1;
-            } else if self.member(receipt.witness, now).is_some()
+            } else if let Some(member) = self.member(receipt.witness, now)
                 && receipt.verify(&self.keys, &certificate.terms)
             {
                 valid += 1;
+                names.extend(self.named.has(&member.node).then_some(member.node));
             }
         }
         // Without the receipts of members revoked meanwhile the rest has to suffice.
         if valid < needed && valid + unknown >= needed {
             return Err(Flaw::UnknownWitness);
         }
-        if valid < needed || self.named.is_on() && self.named_receipts(certificate, now) < needed {
+        if valid < needed || self.named.is_on() && names.len() < needed {
             return invalid(self);
         }
         Ok(life)

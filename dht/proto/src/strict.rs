@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use aerie_types::{NodeName, PeerId};
 
-use crate::lease::{Certificate, majority};
+use crate::lease::majority;
 use crate::record::Seen;
 use crate::register::Purpose;
 use crate::store::Store;
@@ -65,6 +65,11 @@ impl Named {
         if let Some(peers) = self.0.get_mut(&member.node) {
             peers.insert(member.peer);
         }
+    }
+
+    /// Whether a node of this name is a witness.
+    pub(crate) fn has(&self, name: &NodeName) -> bool {
+        self.0.contains_key(name)
     }
 
     pub(crate) fn contains(&self, peer: PeerId) -> bool {
@@ -249,20 +254,6 @@ impl<S: Store, K: Keys> Register<S, K> {
             peers.iter().find(here).or_else(|| peers.last()).copied()
         };
         self.named.0.values().filter_map(one).collect()
-    }
-
-    /// How many different named witnesses have signed, of those that are known and valid.
-    pub(crate) fn named_receipts(&mut self, certificate: &Certificate, now: Now) -> usize {
-        let mut names = BTreeSet::new();
-        for receipt in certificate.timely() {
-            if let Some(member) = self.member(receipt.witness, now)
-                && self.named.0.contains_key(&member.node)
-                && receipt.verify(&self.keys, &certificate.terms)
-            {
-                names.insert(member.node);
-            }
-        }
-        names.len()
     }
 
     /// The names of the witnesses that are not connected.
