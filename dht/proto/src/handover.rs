@@ -6,7 +6,6 @@ use std::time::Duration;
 use aerie_types::{Key, PeerId};
 
 use crate::SendError;
-use crate::lease::millis;
 use crate::limits::{MAX_HANDED, MAX_SUMMARIES};
 use crate::proof::Flaw;
 use crate::register::Purpose;
@@ -103,12 +102,9 @@ impl<S: Store, K: Keys> Register<S, K> {
             for peer in nine.into_iter().filter(|peer| *peer != self.me) {
                 let batch = offers.entry(peer).or_default();
                 if batch.len() < MAX_SUMMARIES && record.offered.insert(peer) {
-                    batch.push(Summary {
-                        key: *key,
-                        holder: seen.certificate.terms.holder,
-                        remaining_ms: millis(seen.until - now.instant),
-                        certified: true,
-                    });
+                    let holder = seen.certificate.terms.holder;
+                    let rest = seen.until - now.instant;
+                    batch.push(Summary::new(*key, holder, rest, Some(&seen.certificate)));
                 }
             }
         }

@@ -387,12 +387,9 @@ impl<S: Store, K: Keys> Register<S, K> {
                 let last = summaries.last().map(|summary: &Summary| summary.key);
                 return (summaries, last);
             }
-            summaries.push(Summary {
-                key: *key,
-                holder: standing.holder,
-                remaining_ms: millis(standing.until - now.instant),
-                certified: record.certificate_of(standing.holder).is_some(),
-            });
+            let certificate = record.certificate_of(standing.holder).map(|seen| &seen.certificate);
+            let rest = standing.until - now.instant;
+            summaries.push(Summary::new(*key, standing.holder, rest, certificate));
         }
         (summaries, None)
     }
@@ -459,7 +456,7 @@ impl<S: Store, K: Keys> Register<S, K> {
                 record.hearsay = Some(Hearsay {
                     holder: summary.holder,
                     until,
-                    certified: summary.certified,
+                    certified: summary.receipts > 0,
                 });
                 self.records.insert(summary.key, record);
             }
@@ -471,9 +468,11 @@ impl<S: Store, K: Keys> Register<S, K> {
         if !self.is_witness() {
             return Vec::new();
         }
-        let whole = self.named.is_on() || self.members.count(now.instant) <= self.config.quorum.candidates;
+        let members = self.members.count(now.instant);
+        let whole = self.named.is_on() || members <= self.config.quorum.candidates;
+        let needed = self.needed(members);
         let wanted = |summary: &&Summary| {
-            if !summary.certified
+            if summary.receipts == 0
                 || !(whole || self.members.closer(summary.key.position()) < self.config.quorum.candidates)
             {
                 return false;
@@ -485,7 +484,10 @@ impl<S: Store, K: Keys> Register<S, K> {
             seen.is_none_or(|seen| {
                 let rest = seen.until.saturating_duration_since(now.instant);
                 let offered = Duration::from_millis(summary.remaining_ms.into());
-                seen.certificate.terms.holder != summary.holder || offered > rest + WORTH_FETCHING
+                let mine = seen.certificate.receipts.len();
+                seen.certificate.terms.holder != summary.holder
+                    || offered > rest + WORTH_FETCHING
+                    || mine < needed && mine < summary.receipts.into()
             })
         };
         summaries

@@ -3,11 +3,13 @@
 //! Requests come over a connection that the overlay has authenticated, so `from` is certain and nothing but receipts
 //! and entries of sets is signed. Times cross as durations.
 
+use std::time::Duration;
+
 use aerie_types::{Instance, Key, PeerId, VirtualAddr};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::lease::{Proof, Receipt, Terms, encode};
+use crate::lease::{Certificate, Proof, Receipt, Terms, encode, millis};
 use crate::limits::MAX_MESSAGE;
 use crate::sets::SignedEntry;
 
@@ -151,7 +153,20 @@ pub(crate) struct Summary {
     pub(crate) key: Key,
     pub(crate) holder: PeerId,
     pub(crate) remaining_ms: u32,
-    pub(crate) certified: bool,
+    /// Receipts of the certificate that the sender has of it; 0 if it has none.
+    pub(crate) receipts: u8,
+}
+
+impl Summary {
+    pub(crate) fn new(key: Key, holder: PeerId, remaining: Duration, certificate: Option<&Certificate>) -> Self {
+        let receipts = certificate.map_or(0, |certificate| certificate.receipts.len());
+        Self {
+            key,
+            holder,
+            remaining_ms: millis(remaining),
+            receipts: u8::try_from(receipts).unwrap_or(u8::MAX),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -396,6 +396,7 @@ impl<S: Store, K: Keys> Register<S, K> {
     pub(crate) fn take_certificate(&mut self, certificate: Certificate, life: Duration, now: Now) {
         let key = certificate.terms.key;
         let until = now.instant + life;
+        let needed = self.needed(self.members.count(now.instant));
         let mut record = self.record(key, now);
         // What its holder gave up takes nothing from the next one, whoever shows it.
         if record.has_given_up(&certificate) {
@@ -423,6 +424,10 @@ impl<S: Store, K: Keys> Register<S, K> {
                     until,
                 };
                 self.tell_loser(seen.certificate.terms.holder, &winner, now);
+            } else if seen.certificate.receipts.len() < needed.min(certificate.receipts.len()) {
+                // The grid has outgrown the one that was offered to others.
+                record.offered.clear();
+                self.schedule_handover(now);
             } else if seen.until >= until {
                 return;
             }

@@ -176,6 +176,33 @@ fn a_lease_of_a_small_grid_is_found_again_when_the_grid_grew_while_its_holder_wa
 }
 
 #[test]
+fn the_founder_is_found_when_the_grid_has_outgrown_its_first_certificate() {
+    each(5, |seed| {
+        let mut world = World::new(seed, range("100.64.0.0/10"), rough());
+        for index in 0..40 {
+            world.add();
+            world.start(index);
+            world.acquire(index, None);
+            // The founder alone, half of the others, and the other half, who are told of little.
+            if index == 0 || index == 20 {
+                expect_all_hold(&mut world, SECOND * 60);
+            }
+        }
+        expect_all_hold(&mut world, SECOND * 60);
+        // Long enough that certificates have to count the others, and the founder does not renew yet.
+        world.run(SECOND * 90);
+        let addr = world.nodes[0].lease().unwrap().addr;
+        for index in 1..40 {
+            let id = world.look_up(index, addr_key(World::grid(), addr)).unwrap();
+            let end = world.now() + SECOND * 20;
+            assert!(world.run_until(end, |world| world.found.contains_key(&(index, id))));
+            assert!(world.found[&(index, id)].is_some(), "node {index}");
+        }
+        world
+    });
+}
+
+#[test]
 fn eight_that_race_for_one_fixed_address_give_one_holder_and_seven_refusals() {
     each(30, |seed| {
         let mut world = World::new(seed, range("10.0.0.0/24"), Conditions::default());

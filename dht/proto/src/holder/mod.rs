@@ -375,17 +375,13 @@ impl<S: Store, K: Keys> Register<S, K> {
 
     /// Something has changed that may let a waiting claim, or a renewal that lacks receipts, succeed now.
     pub(crate) fn holder_nudged(&mut self, now: Now) {
-        let needed = self.needed(self.members.count(now.instant));
+        let lacking = self.lacks_receipts(now);
         match &mut self.holding.phase {
             Phase::Waiting { until } => {
                 self.holding.backoff = Duration::ZERO;
                 *until = (*until).min(now.instant);
             }
             Phase::Held { renew_at } => {
-                let lacking = self.holding.lease.as_ref().is_some_and(|lease| {
-                    let lacks = |own: &Certificate| own.receipts.len() < needed;
-                    lease.certificates.iter().any(lacks)
-                });
                 if lacking {
                     self.holding.backoff = Duration::ZERO;
                     *renew_at = (*renew_at).min(now.instant + self.config.timings.retry / 4);
@@ -394,6 +390,14 @@ impl<S: Store, K: Keys> Register<S, K> {
             _ => return,
         }
         self.holder_due(now);
+    }
+
+    /// Whether the grid has outgrown a certificate of the lease.
+    fn lacks_receipts(&self, now: Now) -> bool {
+        let needed = self.needed(self.members.count(now.instant));
+        let lacks = |own: &Certificate| own.receipts.len() < needed;
+        let lease = self.holding.lease.as_ref();
+        lease.is_some_and(|lease| lease.certificates.iter().any(lacks))
     }
 
     fn start_rounds(

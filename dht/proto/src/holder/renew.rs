@@ -131,7 +131,7 @@ impl<S: Store, K: Keys> Register<S, K> {
         }
         self.save_lease();
         let short = rounds.iter().any(|round| round.ttl < timings.ttl);
-        let wait = if failed {
+        let wait = if failed || self.lacks_receipts(now) {
             let backoff = (self.holding.backoff * 2).clamp(timings.retry, MAX_BACKOFF);
             self.holding.backoff = backoff;
             self.draw.about(backoff)
@@ -150,20 +150,24 @@ impl<S: Store, K: Keys> Register<S, K> {
             renew_at: now.instant + wait,
         };
         if !failed && let Some(lease) = self.lease() {
-            if !short && self.fresh_terms(&rounds) {
+            if !short && self.fresh_terms(&rounds, now) {
                 self.push_certificates(&rounds, now);
             }
             self.event(Event::Renewed(lease));
         }
     }
 
-    /// Whether the witnesses have seen no certificate of this lease that lasts until the next renewal.
-    pub(super) fn fresh_terms(&self, rounds: &[Round; 2]) -> bool {
-        let short = |round: &Round| {
-            let shown = round.proof.as_ref().map(|proof| proof.certificate.ttl());
-            shown.is_none_or(|ttl| ttl <= self.config.timings.renew_every * 2)
+    /// Whether the witnesses have seen no certificate of this lease that proves it until the next renewal: what they have
+    /// was made for ten seconds only, or when the grid was so small that its receipts will not suffice.
+    fn fresh_terms(&self, rounds: &[Round; 2], now: Now) -> bool {
+        let needed = self.needed(self.members.count(now.instant));
+        let lacking = |round: &Round| {
+            let shown = round.proof.as_ref().map(|proof| &proof.certificate);
+            shown.is_none_or(|shown| {
+                shown.ttl() <= self.config.timings.renew_every * 2 || shown.receipts.len() < needed
+            })
         };
-        rounds.iter().any(short)
+        rounds.iter().any(lacking)
     }
 
     pub(super) fn cloned(&mut self, now: Now) {

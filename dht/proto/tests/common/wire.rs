@@ -123,7 +123,7 @@ pub struct Summary {
     pub key: Key,
     pub holder: PeerId,
     pub remaining_ms: u32,
-    pub certified: bool,
+    pub receipts: u8,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
