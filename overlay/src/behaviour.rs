@@ -93,8 +93,8 @@ impl Behaviour {
             identify: identify::Behaviour::new(
                 identify::Config::new(format!("/aerie/{}/1", config.grid), config.keypair.public())
                     .with_agent_version(concat!("aerie/", env!("CARGO_PKG_VERSION")).to_owned())
-                    // Changes are pushed; the interval only mends what a lost push broke.
-                    .with_push_listen_addr_updates(true)
+                    // The driver pushes changes, several at a time; the interval only mends what a lost push broke.
+                    .with_push_listen_addr_updates(false)
                     .with_interval(Duration::from_secs(3600))
                     .with_cache_size(0),
             ),

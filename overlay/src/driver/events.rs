@@ -51,7 +51,7 @@ impl Driver {
                 error,
             } => self.on_dial_error(connection_id, peer_id, &error),
             SwarmEvent::NewListenAddr { address, .. } => self.on_new_listen_addr(address),
-            SwarmEvent::ExpiredListenAddr { .. } => self.on_listen_addr_gone(),
+            SwarmEvent::ExpiredListenAddr { address, .. } => self.on_listen_addr_gone(&address),
             SwarmEvent::ListenerClosed {
                 listener_id, reason, ..
             } => {

@@ -253,6 +253,7 @@ impl Driver {
         self.begin_deferred(now);
         self.finish_slow_queries(now);
         self.gossip_peers(now);
+        self.tell_due(now);
         if now >= self.chores_at {
             self.chores_at = now + CHORES_EVERY;
             self.settle_duplicates(now);
@@ -276,6 +277,7 @@ impl Driver {
             && self.dials.is_idle()
             && self.queries.is_idle()
             && self.requests.is_idle()
+            && self.reach.is_idle()
             && self.unpublished.is_empty()
             && !self
                 .book

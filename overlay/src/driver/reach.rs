@@ -24,7 +24,7 @@ use libp2p::multiaddr::Protocol;
 use super::{Driver, Live};
 use crate::config::{MAX_ADDRS, RELAYS};
 use crate::handle::Event;
-use crate::peer::{from_libp2p, ip_of, is_dialable, is_quic, is_relayed, relay_of};
+use crate::peer::{from_libp2p, ip_of, is_dialable, is_quic, is_relayed, relay_of, to_libp2p};
 
 /// The pause after a relay gave no place or withdrew it.
 const RETRY: Duration = Duration::from_secs(10);
@@ -37,6 +37,10 @@ const ASKED_TIMEOUT: Duration = Duration::from_secs(75);
 const QUIC_DELAY: Duration = Duration::from_secs(3);
 const QUIC_RETRY: Duration = Duration::from_secs(300);
 
+/// From a change of this node's addresses to telling the members, so that a burst of changes is told once: each message
+/// is a stream of every connection.
+const TELL_AFTER: Duration = Duration::from_millis(400);
+
 /// External addresses kept that others confirmed.
 const MAX_CONFIRMED: usize = 8;
 
@@ -46,6 +50,8 @@ pub(super) struct Reach {
     retry: BTreeMap<PeerId, Instant>,
     mapped: BTreeSet<Multiaddr>,
     confirmed: BTreeSet<Multiaddr>,
+    /// When to tell the members that this node's addresses have changed.
+    tell_at: Option<Instant>,
 }
 
 struct Place {
@@ -63,6 +69,11 @@ impl Reach {
 
     pub(super) fn uses(&self, peer: PeerId) -> bool {
         self.places.contains_key(&peer)
+    }
+
+    /// Whether nothing waits to be told.
+    pub(super) fn is_idle(&self) -> bool {
+        self.tell_at.is_none()
     }
 }
 
@@ -177,7 +188,25 @@ impl Driver {
         if self.config.relay && !is_relayed(&addr) && is_dialable(&addr, true, self.config.virtual_range) {
             self.swarm.add_external_address(addr.clone());
         }
+        self.tell_soon(&addr);
         self.offer(Event::Listening { addr });
+    }
+
+    /// An address of this node has come or gone: the members are told, unless it is of no use to them.
+    fn tell_soon(&mut self, addr: &Multiaddr) {
+        if is_dialable(addr, false, self.config.virtual_range) && self.reach.tell_at.is_none() {
+            self.reach.tell_at = Some(Instant::now() + TELL_AFTER);
+            self.wake();
+        }
+    }
+
+    /// Tells the members of new addresses when it is time to.
+    pub(super) fn tell_due(&mut self, now: Instant) {
+        if self.reach.tell_at.is_some_and(|at| at <= now) {
+            self.reach.tell_at = None;
+            let members = self.live.keys().map(|peer| to_libp2p(*peer)).collect::<Vec<_>>();
+            self.swarm.behaviour_mut().identify.push(members);
+        }
     }
 
     /// Something in the swarm holds an address of this node for confirmed.
@@ -198,6 +227,7 @@ impl Driver {
         if plausible && self.reach.confirmed.len() < MAX_CONFIRMED {
             tracing::debug!(%addr, "reachable from outside");
             self.reach.confirmed.insert(addr.clone());
+            self.tell_soon(&addr);
             self.offer(Event::Listening { addr });
         } else {
             tracing::debug!(%addr, "not taken for an external address");
@@ -206,7 +236,8 @@ impl Driver {
     }
 
     /// This node's addresses changed: what others confirmed before is no longer known to hold.
-    pub(super) fn on_listen_addr_gone(&mut self) {
+    pub(super) fn on_listen_addr_gone(&mut self, gone: &Multiaddr) {
+        self.tell_soon(gone);
         for addr in std::mem::take(&mut self.reach.confirmed) {
             self.swarm.remove_external_address(&addr);
         }
@@ -215,12 +246,14 @@ impl Driver {
     pub(super) fn on_mapped(&mut self, addr: Multiaddr) {
         self.swarm.add_external_address(addr.clone());
         if self.reach.mapped.len() < MAX_CONFIRMED && self.reach.mapped.insert(addr.clone()) {
+            self.tell_soon(&addr);
             self.offer(Event::Listening { addr });
         }
     }
 
     pub(super) fn on_unmapped(&mut self, addr: &Multiaddr) {
         self.reach.mapped.remove(addr);
+        self.tell_soon(addr);
         self.swarm.remove_external_address(addr);
     }
 
