@@ -33,11 +33,13 @@ use futures::{AsyncReadExt, AsyncWriteExt, FutureExt};
 use libp2p::core::transport::PortUse;
 use libp2p::core::upgrade::ReadyUpgrade;
 use libp2p::core::{Endpoint, Multiaddr};
-use libp2p::swarm::handler::{ConnectionEvent, FullyNegotiatedInbound, FullyNegotiatedOutbound};
+use libp2p::swarm::handler::{
+    ConnectionEvent, DialUpgradeError, FullyNegotiatedInbound, FullyNegotiatedOutbound,
+};
 use libp2p::swarm::{
     ConnectionClosed, ConnectionDenied, ConnectionHandler, ConnectionHandlerEvent, ConnectionId, FromSwarm,
-    NetworkBehaviour, NotifyHandler, Stream, SubstreamProtocol, THandler, THandlerInEvent, THandlerOutEvent,
-    ToSwarm,
+    NetworkBehaviour, NotifyHandler, Stream, StreamUpgradeError, SubstreamProtocol, THandler,
+    THandlerInEvent, THandlerOutEvent, ToSwarm,
 };
 use libp2p::{PeerId, StreamProtocol};
 use tokio::time::{Instant, Sleep};
@@ -261,6 +263,8 @@ pub(crate) struct Handler {
 enum Outbound {
     None,
     Opening,
+    /// Nothing was heard of the request for a stream; the deadline runs on.
+    Unopened,
     Idle(Stream),
     Waiting(BoxFuture<'static, io::Result<(Stream, Duration)>>),
 }
@@ -297,7 +301,10 @@ impl Handler {
                 Poll::Ready(Err(_)) => self.inbound = None,
                 Poll::Ready(Ok(stream)) => {
                     self.inbound = Some(echo_one(stream).boxed());
-                    if !self.is_idle() {
+                    if matches!(self.outbound, Outbound::Unopened) {
+                        self.outbound = Outbound::None;
+                        self.set_timer(self.interval.min(self.timeout));
+                    } else if !self.is_idle() {
                         // Slow, but there.
                         self.set_deadline();
                     } else if self.answered.is_some() && self.put_off < MAX_PUT_OFF {
@@ -364,8 +371,8 @@ impl ConnectionHandler for Handler {
                         return self.poll_deadline(cx);
                     }
                 },
-                Outbound::Opening => {
-                    self.outbound = Outbound::Opening;
+                waiting @ (Outbound::Opening | Outbound::Unopened) => {
+                    self.outbound = waiting;
                     return self.poll_deadline(cx);
                 }
                 Outbound::Idle(stream) => {
@@ -408,6 +415,11 @@ impl ConnectionHandler for Handler {
                 stream.ignore_for_keep_alive();
                 self.outbound = Outbound::Waiting(probe_once(stream).boxed());
             }
+            // The swarm gives up before the deadline comes. To begin anew would put it off for ever.
+            ConnectionEvent::DialUpgradeError(DialUpgradeError {
+                error: StreamUpgradeError::Timeout,
+                ..
+            }) => self.outbound = Outbound::Unopened,
             ConnectionEvent::DialUpgradeError(_) => {
                 self.outbound = Outbound::None;
                 self.set_timer(self.interval.min(self.timeout));
@@ -471,6 +483,35 @@ async fn echo_one(mut stream: Stream) -> io::Result<Stream> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Cut off between its handshake and its first stream, a connection knows of no round trip.
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_on_which_no_stream_can_be_opened_is_dead_in_time() {
+        let (interval, timeout) = (Duration::from_secs(5), Duration::from_secs(4));
+        let protocol = StreamProtocol::new("/test/alive");
+        let mut handler = Handler::new(protocol, interval, timeout);
+        let begun = Instant::now();
+        loop {
+            let event = std::future::poll_fn(|cx| handler.poll(cx));
+            // The swarm's own limit for the negotiation of a stream.
+            match tokio::time::timeout(Duration::from_secs(10), event).await {
+                Ok(ConnectionHandlerEvent::NotifyBehaviour(Found::Dead)) => break,
+                Ok(_) => {}
+                Err(_) => {
+                    let error = DialUpgradeError {
+                        info: (),
+                        error: StreamUpgradeError::Timeout,
+                    };
+                    handler.on_connection_event(ConnectionEvent::DialUpgradeError(error));
+                }
+            }
+            assert!(
+                begun.elapsed() < timeout * 6,
+                "not dead after {:?}",
+                begun.elapsed()
+            );
+        }
+    }
 
     #[test]
     fn the_probes_of_a_node_do_not_grow_with_the_grid() {

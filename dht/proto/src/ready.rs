@@ -387,7 +387,9 @@ impl<S: Store, K: Keys> Register<S, K> {
                 let last = summaries.last().map(|summary: &Summary| summary.key);
                 return (summaries, last);
             }
-            let certificate = record.certificate_of(standing.holder).map(|seen| &seen.certificate);
+            let certificate = record
+                .certificate_of(standing.holder)
+                .map(|seen| &seen.certificate);
             let rest = standing.until - now.instant;
             summaries.push(Summary::new(*key, standing.holder, rest, certificate));
         }

@@ -158,7 +158,12 @@ pub(crate) struct Summary {
 }
 
 impl Summary {
-    pub(crate) fn new(key: Key, holder: PeerId, remaining: Duration, certificate: Option<&Certificate>) -> Self {
+    pub(crate) fn new(
+        key: Key,
+        holder: PeerId,
+        remaining: Duration,
+        certificate: Option<&Certificate>,
+    ) -> Self {
         let receipts = certificate.map_or(0, |certificate| certificate.receipts.len());
         Self {
             key,

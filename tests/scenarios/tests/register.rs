@@ -262,8 +262,8 @@ fn a_witness_whose_disk_is_full_abstains_and_says_so_until_there_is_room() {
 fn sees(member: &Member, others: usize) -> Result<()> {
     let what = format!("{} to see {others} others", member.node.name());
     wait_until(SOON, &what, || {
-        let seen = member.peers()?.len();
-        ensure!(seen == others, "it sees {seen}");
+        let seen: Vec<_> = member.peers()?.into_iter().map(|peer| peer.node).collect();
+        ensure!(seen.len() == others, "it sees {}: {seen:?}", seen.len());
         Ok(Some(()))
     })
 }
