@@ -85,12 +85,13 @@ impl<S: Store, K: Keys> Register<S, K> {
         id
     }
 
-    /// What this node knows of a key without asking anybody.
+    /// What this node knows of a key without asking anybody. What it held itself and gave up it knows best.
     fn known_here(&self, key: Key, now: Now) -> Option<Found> {
         let own = self.own_certificate(key, now.instant);
         let own = own.map(|(certificate, until)| Seen { certificate, until });
         let seen = || self.records.get(&key)?.seen.clone();
-        own.or_else(seen)
+        let of_another = |seen: &Seen| seen.certificate.terms.holder != self.me;
+        own.or_else(|| seen().filter(of_another))
             .filter(|seen| seen.until > now.instant)
             .map(|seen| Found::of(&seen, now.instant))
     }

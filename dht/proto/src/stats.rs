@@ -45,6 +45,8 @@ stats! {
     clones,
     /// Two valid certificates met.
     conflicts,
+    /// Certificates that survive this node's own and whose holder has given the key up.
+    given_up,
     /// Certificates refused since a later one of the same key was used already.
     fenced,
     /// Certificates taken over from other witnesses.

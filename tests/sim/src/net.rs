@@ -382,8 +382,8 @@ impl World {
         }
     }
 
-    /// A node has lost its address to another holder: to an older lease of the other side of a partition, to one that
-    /// was given up and of which a certificate came back, or to nothing that may take a live lease.
+    /// A node has lost its address to another holder: to an older lease of the other side of a partition, or to nothing
+    /// that may take a live lease. One that was given up, of which a certificate came back, may not.
     fn lost_to(&mut self, index: usize, winner: PeerId, addr: VirtualAddr, live: bool) {
         let winner = self.by_peer.get(&winner).copied();
         if !live || winner.is_some_and(|winner| self.checker.was_rival(index, winner)) {
@@ -392,10 +392,13 @@ impl World {
         }
         let key = addr_key(Self::grid(), addr);
         if winner.is_some_and(|winner| !self.checker.relies(key, winner, self.now)) {
-            // The other side of a partition did not hear that it was given back, and no witness signed both.
+            // The other side of a partition did not hear that it was given back, and no witness signed both. Its former
+            // holder, if it can be asked, says so; else it may be cut off and rely on it yet.
             self.tally.revived += 1;
             self.nodes[index].turns += 1;
-            return;
+            if winner.is_none_or(|winner| !self.nodes[winner].is_up()) {
+                return;
+            }
         }
         self.tally.live_lost += 1;
         self.checker.violated(format!(

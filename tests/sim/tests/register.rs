@@ -467,6 +467,47 @@ fn a_torn_large_grid_agrees_within_thirty_seconds_of_healing() {
 }
 
 #[test]
+fn a_lease_outlives_an_older_one_of_the_other_side_that_was_given_back_before_the_healing() {
+    each(4, |seed| {
+        let nodes = 40;
+        let mut world = World::new(seed, range("10.0.0.0/24"), Conditions::default());
+        for index in 0..nodes {
+            world.add();
+            world.start(index);
+            world.run(Duration::from_millis(100));
+        }
+        world.run(SECOND * 5);
+        world.partition(|index| index % 2);
+        world.run(SECOND * 5);
+        let held_by_others = addrs(&world);
+        let free = (0..253).map(|nth| world.range.nth(nth));
+        let mut free = free.filter(|addr| !held_by_others.contains(addr)).collect::<Vec<_>>().into_iter();
+        let (addr, next) = (free.next().unwrap(), free.next().unwrap());
+        let (older, younger) = (0, 1);
+        for index in [older, younger] {
+            world.acquire(index, Some(addr));
+            world.run(SECOND * 5);
+            assert!(held(&world, index), "{index}: {:?}", world.nodes[index].told);
+        }
+        // Half of its witnesses do not hear of it, and keep the certificate.
+        let absent = || (2..nodes).step_by(4);
+        absent().for_each(|index| world.kill(index, false));
+        world.run(SECOND * 5);
+        world.acquire(older, Some(next));
+        world.run(SECOND * 10);
+        assert!(held(&world, older), "{:?}", world.nodes[older].told);
+        absent().for_each(|index| world.start(index));
+        world.run(SECOND);
+        world.partition(|_| 0);
+        world.run(SECOND * 90);
+        assert!(held(&world, younger), "{:?}", world.nodes[younger].told);
+        assert_eq!(world.nodes[younger].conflicts, 0, "it lost its address on the way");
+        world.checker = aerie_sim::Checker::default();
+        world
+    });
+}
+
+#[test]
 fn look_ups_by_address_and_by_name_find_the_holder() {
     each(10, |seed| {
         let nodes = 2 + usize::try_from(seed).unwrap() * 3;

@@ -21,7 +21,8 @@
 //! long claim is made at once.
 //!
 //! A holder whose renewals find no quorum keeps its address: nobody else can have it while that lasts. It yields to a
-//! valid certificate of another holder that survives against its own, and claims anew.
+//! valid certificate of another holder that survives against its own, and claims anew. First it asks that holder, since
+//! a certificate outlasts the lease that was given back: a live lease is not lost to one that nobody holds any more.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};

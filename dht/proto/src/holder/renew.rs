@@ -9,8 +9,8 @@ use crate::lease::Certificate;
 use crate::register::Purpose;
 use crate::round::{Outcome, Round};
 use crate::store::Store;
-use crate::wire::{Handed, Request};
-use crate::{Event, Keys, Now, Register};
+use crate::wire::{Answer, Handed, Request};
+use crate::{Event, Keys, Now, Register, SendError};
 
 impl<S: Store, K: Keys> Register<S, K> {
     /// Another instance may be about to take over: renew now, to show that this one lives.
@@ -22,25 +22,62 @@ impl<S: Store, K: Keys> Register<S, K> {
         }
     }
 
-    /// A valid certificate of a key: if it is one of this node's and another holder's, and survives, this node yields.
+    /// A valid certificate of a key: if it is one of this node's and another holder's, and survives, this node yields,
+    /// unless the other holder says that it has given it up.
     pub(crate) fn conflict_with_own(&mut self, other: &Certificate, now: Now) {
+        let Some(own) = self.survived_by(other, now) else {
+            return;
+        };
+        if !own {
+            return self.yield_to(other, now);
+        }
+        let asked = |purpose: &Purpose| matches!(purpose, Purpose::Rival { other: asked } if **asked == *other);
+        if !self.is_asking(asked) {
+            let purpose = Purpose::Rival {
+                other: Box::new(other.clone()),
+            };
+            let request = Request::LookUp { key: other.terms.key };
+            self.ask(other.terms.holder, &request, purpose, now);
+        }
+    }
+
+    /// What the holder of a certificate that survives this node's own says of it. Only that it holds the key no more is
+    /// a reason to keep it; who does not answer may well hold it.
+    pub(crate) fn rival_answered(
+        &mut self,
+        other: &Certificate,
+        answer: Result<Answer, SendError>,
+        now: Now,
+    ) {
+        let given_up = match &answer {
+            Ok(Answer::NotFound) => true,
+            Ok(Answer::Found(handed)) => handed.proof.certificate.terms.holder != other.terms.holder,
+            _ => false,
+        };
+        if given_up {
+            self.stats.given_up += 1;
+        } else if self.survived_by(other, now).is_some() {
+            self.yield_to(other, now);
+        }
+    }
+
+    /// Whether another holder's certificate survives the one that this node has of the same key; if so, whether its own
+    /// is still valid.
+    fn survived_by(&self, other: &Certificate, now: Now) -> Option<bool> {
+        let lease = self.holding.lease.as_ref()?;
+        let own = |own: &Certificate| own.terms.key == other.terms.key;
+        let slot = lease.certificates.iter().position(own)?;
+        if other.terms.holder == self.me {
+            return None;
+        }
+        let valid = lease.until[slot] > now.instant;
+        (!valid || !lease.certificates[slot].beats(other)).then_some(valid)
+    }
+
+    fn yield_to(&mut self, other: &Certificate, now: Now) {
         let Some(lease) = &self.holding.lease else {
             return;
         };
-        let slot = lease
-            .certificates
-            .iter()
-            .position(|own| own.terms.key == other.terms.key);
-        let Some(slot) = slot else {
-            return;
-        };
-        if other.terms.holder == self.me {
-            return;
-        }
-        let own_valid = lease.until[slot] > now.instant;
-        if own_valid && lease.certificates[slot].beats(other) {
-            return;
-        }
         let reason = LostReason::Conflict {
             addr: lease.addr,
             winner: other.terms.holder,
