@@ -36,17 +36,35 @@ const SAVE_EVERY: std::time::Duration = std::time::Duration::from_secs(3600);
 /// What an answer is for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Purpose {
-    Claim { round: u64 },
-    Merge { page: usize },
+    Claim {
+        round: u64,
+    },
+    Merge {
+        page: usize,
+    },
     Fetch,
     Offer,
-    Challenge { key: Key, current: Instance },
+    Challenge {
+        key: Key,
+        current: Instance,
+    },
     /// The holder of a certificate that survives this node's own is asked whether it holds the key yet.
-    Rival { other: Box<Certificate> },
-    LookUp { search: u64 },
-    Spread { search: u64 },
-    Put { set: String },
-    Read { set: String },
+    Rival {
+        other: Box<Certificate>,
+        tries: u8,
+    },
+    LookUp {
+        search: u64,
+    },
+    Spread {
+        search: u64,
+    },
+    Put {
+        set: String,
+    },
+    Read {
+        set: String,
+    },
     Leaving,
     Nothing,
 }
@@ -400,7 +418,7 @@ impl<S: Store, K: Keys> Register<S, K> {
                     self.challenge_answered(key, from, current, instance);
                 }
             }
-            Purpose::Rival { other } => self.rival_answered(&other, answer, now),
+            Purpose::Rival { other, tries } => self.rival_answered(*other, tries, answer, now),
             Purpose::LookUp { search } => self.look_up_answered(search, from, answer, now),
             Purpose::Spread { search } => self.spread_answered(search, now),
             Purpose::Put { set } => self.put_answered(&set, from, answer, now),

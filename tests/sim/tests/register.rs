@@ -481,7 +481,10 @@ fn a_lease_outlives_an_older_one_of_the_other_side_that_was_given_back_before_th
         world.run(SECOND * 5);
         let held_by_others = addrs(&world);
         let free = (0..253).map(|nth| world.range.nth(nth));
-        let mut free = free.filter(|addr| !held_by_others.contains(addr)).collect::<Vec<_>>().into_iter();
+        let mut free = free
+            .filter(|addr| !held_by_others.contains(addr))
+            .collect::<Vec<_>>()
+            .into_iter();
         let (addr, next) = (free.next().unwrap(), free.next().unwrap());
         let (older, younger) = (0, 1);
         for index in [older, younger] {
@@ -501,7 +504,10 @@ fn a_lease_outlives_an_older_one_of_the_other_side_that_was_given_back_before_th
         world.partition(|_| 0);
         world.run(SECOND * 90);
         assert!(held(&world, younger), "{:?}", world.nodes[younger].told);
-        assert_eq!(world.nodes[younger].conflicts, 0, "it lost its address on the way");
+        assert_eq!(
+            world.nodes[younger].conflicts, 0,
+            "it lost its address on the way"
+        );
         world.checker = aerie_sim::Checker::default();
         world
     });

@@ -12,6 +12,9 @@ use crate::store::Store;
 use crate::wire::{Answer, Handed, Request};
 use crate::{Event, Keys, Now, Register, SendError};
 
+/// How often the holder of a certificate that survives is asked, since a lost message must not cost a lease.
+const RIVAL_TRIES: u8 = 3;
+
 impl<S: Store, K: Keys> Register<S, K> {
     /// Another instance may be about to take over: renew now, to show that this one lives.
     pub(crate) fn assert_soon(&mut self, now: Now) {
@@ -31,24 +34,36 @@ impl<S: Store, K: Keys> Register<S, K> {
         if !own {
             return self.yield_to(other, now);
         }
-        let asked = |purpose: &Purpose| matches!(purpose, Purpose::Rival { other: asked } if **asked == *other);
+        let asked =
+            |purpose: &Purpose| matches!(purpose, Purpose::Rival { other: asked, .. } if **asked == *other);
         if !self.is_asking(asked) {
-            let purpose = Purpose::Rival {
-                other: Box::new(other.clone()),
-            };
-            let request = Request::LookUp { key: other.terms.key };
-            self.ask(other.terms.holder, &request, purpose, now);
+            self.ask_rival(other.clone(), 1, now);
         }
+    }
+
+    fn ask_rival(&mut self, other: Certificate, tries: u8, now: Now) {
+        let (holder, key) = (other.terms.holder, other.terms.key);
+        let other = Box::new(other);
+        self.ask(
+            holder,
+            &Request::LookUp { key },
+            Purpose::Rival { other, tries },
+            now,
+        );
     }
 
     /// What the holder of a certificate that survives this node's own says of it. Only that it holds the key no more is
     /// a reason to keep it; who does not answer may well hold it.
     pub(crate) fn rival_answered(
         &mut self,
-        other: &Certificate,
+        other: Certificate,
+        tries: u8,
         answer: Result<Answer, SendError>,
         now: Now,
     ) {
+        if self.survived_by(&other, now).is_none() {
+            return;
+        }
         let given_up = match &answer {
             Ok(Answer::NotFound) => true,
             Ok(Answer::Found(handed)) => handed.proof.certificate.terms.holder != other.terms.holder,
@@ -56,8 +71,10 @@ impl<S: Store, K: Keys> Register<S, K> {
         };
         if given_up {
             self.stats.given_up += 1;
-        } else if self.survived_by(other, now).is_some() {
-            self.yield_to(other, now);
+        } else if answer.is_err() && tries < RIVAL_TRIES {
+            self.ask_rival(other, tries + 1, now);
+        } else {
+            self.yield_to(&other, now);
         }
     }
 
