@@ -129,6 +129,18 @@ fn a_node_whose_interface_was_removed_stays_calm_and_can_be_asked() {
     block_on(node.shutdown());
 }
 
+#[test]
+fn a_new_address_takes_the_place_of_the_old_one() {
+    let a = Namespace::new();
+    let node = a.node(1, &Switchboard::default(), None);
+    block_on(node.readdress(addr(7))).unwrap();
+    let output = a.command("ip -4 -brief addr show dev aerie-t1").output().unwrap();
+    let addrs = String::from_utf8(output.stdout).unwrap();
+    let addrs: Vec<_> = addrs.split_whitespace().skip(2).collect();
+    assert_eq!(addrs, [format!("{}/11", addr(7))]);
+    block_on(node.shutdown());
+}
+
 /// Sends datagrams of several lengths, the longest in fragments, and compares each.
 fn datagrams(from: &Namespace, to: &Namespace, to_addr: Ipv4Addr) {
     let lengths = [1, 2, 100, 101, 1200, 1391, 1392, 3000];

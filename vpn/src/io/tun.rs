@@ -108,8 +108,9 @@ impl Tun for TunDevice {
         let Some(v4) = to.v4() else {
             return Err(io::ErrorKind::Unsupported.into());
         };
-        self.device.add_address_v4(v4, prefix)?;
-        self.device.remove_address(from.0)
+        // The other way round the new one would be the old one's secondary, which the kernel removes with it.
+        self.device.remove_address(from.0)?;
+        self.device.add_address_v4(v4, prefix)
     }
 }
 
