@@ -189,7 +189,10 @@ async fn start(
         user_ready,
     ));
     let node = Arc::new(Node {
-        names: Names::new(spec.grid.name.clone()),
+        names: Names::new(
+            spec.grid.name.clone(),
+            VirtualNet::new(spec.grid.id(), spec.grid.pool.range()),
+        ),
         spec,
         paths,
         interface,
