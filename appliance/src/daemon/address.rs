@@ -25,7 +25,7 @@ use super::node::{MANAGERS, Node};
 use super::shared::Shared;
 use super::trust::Trust;
 use crate::error::Error;
-use crate::status::Stage;
+use crate::status::{Stage, State};
 
 /// How long a tunnel that could not be started is left alone.
 const TUNNEL_AGAIN: Duration = Duration::from_secs(5);
@@ -51,7 +51,8 @@ pub(crate) async fn hold(
             node.names.learn(member.credential.borrow().node.clone(), addr);
             match tunnel(node, member, addr).await {
                 Ok(()) => {
-                    shared.done(Stage::Tunnel, describe(node).await);
+                    let (reason, hint) = describe(node).await;
+                    shared.stage(Stage::Tunnel, State::Done, reason, hint);
                     if is_manager {
                         let announced = node
                             .dht
@@ -119,13 +120,22 @@ fn not_held(node: &Node, state: LeaseState, shared: &Shared) {
     }
 }
 
-/// The interface, and what the kernel does for it.
-async fn describe(node: &Node) -> String {
+/// The interface, and what the kernel does for it; and what a person can do to have IPv6, where there is none.
+async fn describe(node: &Node) -> (String, String) {
     let up = format!("{} is up", node.interface);
-    let Some(vpn) = node.vpn() else { return up };
-    match vpn.status().await {
-        Ok(status) => format!("{up}, offloads {}", status.offloads),
-        Err(_) => up,
+    let Some(vpn) = node.vpn() else {
+        return (up, String::new());
+    };
+    let Ok(status) = vpn.status().await else {
+        return (up, String::new());
+    };
+    let offloads = status.offloads;
+    match status.addr6 {
+        Ok(addr6) => (format!("{up} with {addr6}, offloads {offloads}"), String::new()),
+        Err(reason) => (
+            format!("{up} with IPv4 alone, offloads {offloads}"),
+            reason.to_string(),
+        ),
     }
 }
 
