@@ -60,6 +60,8 @@ pub struct VpnConfig {
     pub range: VirtualRange,
     /// Inner MTU; [`DEFAULT_MTU`] if nothing demands less.
     pub mtu: u16,
+    /// Whether the interface is to have an IPv6 address.
+    pub ipv6: bool,
     /// The data socket's port; 0 for any.
     pub port: u16,
     /// Whether this node relays for others, and how much.
@@ -80,6 +82,7 @@ impl VpnConfig {
             addr,
             range,
             mtu: DEFAULT_MTU,
+            ipv6: true,
             port: DEFAULT_PORT,
             relay: None,
             suites: Vec::new(),
@@ -397,14 +400,16 @@ impl<T: Tun, U: Udp> Driver<T, U> {
         let mtu = self.config.mtu;
         let before = self.addr6.as_ref().ok().copied();
         self.addr6 = match self.net.ula.addr(self.config.addr) {
+            _ if !self.config.ipv6 => Err(NoIpv6::Configured),
             Some(addr6) if mtu >= IPV6_MIN_MTU => {
                 let given = self.tun.set_ipv6(before, addr6);
                 given.map(|()| addr6).map_err(NoIpv6::from)
             }
             _ => Err(NoIpv6::SmallMtu { mtu }),
         };
-        if let Err(reason) = &self.addr6 {
-            tracing::warn!(interface = self.config.interface, "IPv4 alone: {reason}");
+        match &self.addr6 {
+            Ok(_) | Err(NoIpv6::Configured) => {}
+            Err(reason) => tracing::warn!(interface = self.config.interface, "IPv4 alone: {reason}"),
         }
         self.core.set_ipv6(self.addr6.is_ok());
     }

@@ -127,6 +127,9 @@ pub enum NoIpv6 {
          and restart the daemon"
     )]
     SwitchedOff,
+    /// Whoever configured the node wants none.
+    #[error("it is configured so; take 'ipv6 = false' from [vpn] in aerie.toml to have it")]
+    Configured,
     /// The kernel cannot.
     #[error(
         "the kernel of this host has no IPv6; to have it in the grid, load it with 'modprobe ipv6' or boot without \

@@ -188,7 +188,12 @@ async fn a_host_without_ipv6_says_why_to_its_own_and_at_once_to_its_peers() {
         mtu: 1279,
         ..config(2)
     };
+    let off = VpnConfig {
+        ipv6: false,
+        ..config(2)
+    };
     for (tun, config, reason) in [
+        (MemoryTun::default(), off, NoIpv6::Configured),
         (MemoryTun::without_ipv6(), config(2), NoIpv6::SwitchedOff),
         (MemoryTun::default(), small, NoIpv6::SmallMtu { mtu: 1279 }),
     ] {

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use aerie_dht::LeaseState;
 use aerie_types::{Role, VirtualAddr, WallMillis};
-use aerie_vpn::{CredentialCheck, Identity, RelayLimits, RemoteIdentity, Vpn, VpnConfig};
+use aerie_vpn::{CredentialCheck, Identity, NoIpv6, RelayLimits, RemoteIdentity, Vpn, VpnConfig};
 use tokio::sync::watch;
 
 use super::carry;
@@ -132,6 +132,10 @@ async fn describe(node: &Node) -> (String, String) {
     let offloads = status.offloads;
     match status.addr6 {
         Ok(addr6) => (format!("{up} with {addr6}, offloads {offloads}"), String::new()),
+        Err(NoIpv6::Configured) => (
+            format!("{up} with IPv4 alone as configured, offloads {offloads}"),
+            String::new(),
+        ),
         Err(reason) => (
             format!("{up} with IPv4 alone, offloads {offloads}"),
             reason.to_string(),
@@ -155,6 +159,7 @@ async fn tunnel(node: &Arc<Node>, member: &Member, addr: VirtualAddr) -> Result<
     let mut config = VpnConfig::new(node.interface.clone(), addr, node.spec.grid.pool.range());
     config.port = node.spec.vpn.port;
     config.mtu = node.spec.vpn.mtu.unwrap_or(config.mtu);
+    config.ipv6 = node.spec.vpn.ipv6;
     config.relay = credential.roles.contains(Role::Relay).then(RelayLimits::default);
     let identity = Identity {
         grid: node.spec.grid.id(),
