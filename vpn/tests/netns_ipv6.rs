@@ -4,8 +4,9 @@
 
 mod common;
 
-use std::io::ErrorKind;
-use std::net::{SocketAddr, TcpStream};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use aerie_vpn::NoIpv6;
@@ -35,6 +36,93 @@ fn two_hosts_ping_and_move_data_intact_over_ipv6() {
     assert_eq!(block_on(node_a.peers()).len(), 1, "one tunnel for both families");
     block_on(node_a.shutdown());
     block_on(node_b.shutdown());
+}
+
+/// Sets an option of a socket that the standard library has no name for.
+fn set_option(socket: &impl AsRawFd, level: i32, name: i32, value: &[u8]) {
+    let len = value.len() as libc::socklen_t;
+    // SAFETY: the kernel reads `len` bytes from the slice, which outlives the call.
+    let set = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value.as_ptr().cast(), len) };
+    assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// The kernel hands a run of datagrams over in one frame, and a stream with options of IPv6 before its transport.
+#[test]
+fn runs_of_datagrams_and_streams_with_options_arrive_intact() {
+    let (a, b) = linked();
+    let board = Switchboard::default();
+    let nodes = [a.node(1, &board, None), b.node(2, &board, None)];
+    a.ping_addr(addr6(2).into());
+    let (send, ready) = std::sync::mpsc::channel();
+    let receiver = b.spawn(move || {
+        let datagrams = UdpSocket::bind((addr6(2), 5002)).unwrap();
+        datagrams.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let listener = TcpListener::bind((addr6(2), 5001)).unwrap();
+        send.send(()).unwrap();
+        let mut buffer = [0; 2000];
+        for n in 0..20u8 {
+            let len = datagrams.recv(&mut buffer).unwrap();
+            assert_eq!(buffer[..len], vec![n; if n == 19 { 123 } else { 500 }]);
+        }
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let began = Instant::now();
+        let mut bytes = Vec::new();
+        while Read::by_ref(&mut stream)
+            .take(1 << 20)
+            .read_to_end(&mut bytes)
+            .unwrap()
+            > 0
+        {
+            // Dropped super-packets come again one segment at a time.
+            let took = began.elapsed();
+            assert!(
+                took < Duration::from_secs(30),
+                "{} bytes took {took:?}",
+                bytes.len()
+            );
+        }
+        bytes
+    });
+    ready.recv_timeout(Duration::from_secs(5)).unwrap();
+    let pattern: Vec<u8> = (0..20_000_000u32)
+        .map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8)
+        .collect();
+    let sent = pattern.clone();
+    let sender = a.spawn(move || {
+        let datagrams = UdpSocket::bind((addr6(1), 0)).unwrap();
+        set_option(
+            &datagrams,
+            libc::SOL_UDP,
+            libc::UDP_SEGMENT,
+            &500i32.to_ne_bytes(),
+        );
+        let run: Vec<u8> = (0..20u8)
+            .flat_map(|n| vec![n; if n == 19 { 123 } else { 500 }])
+            .collect();
+        datagrams.send_to(&run, (addr6(2), 5002)).unwrap();
+        let mut stream = TcpStream::connect((addr6(2), 5001)).unwrap();
+        // Eight bytes: the kernel fills in the next header, none more, and an option that pads.
+        set_option(
+            &stream,
+            libc::IPPROTO_IPV6,
+            libc::IPV6_DSTOPTS,
+            &[0, 0, 1, 4, 0, 0, 0, 0],
+        );
+        // A receiver that gives up says why.
+        let _ = stream.write_all(&sent);
+    });
+    let received = receiver.join().unwrap();
+    sender.join().unwrap();
+    assert!(
+        received == pattern,
+        "{} bytes of {}",
+        received.len(),
+        pattern.len()
+    );
+    for node in nodes {
+        block_on(node.shutdown());
+    }
 }
 
 #[test]
