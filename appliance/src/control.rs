@@ -20,7 +20,7 @@ pub(crate) enum Request {
     Peers,
     /// One round trip to a node, through the tunnel.
     Ping {
-        /// A node's name, its full name, its `C` name or its virtual address.
+        /// A node's name, its full name, its `C` name or its virtual address of either family.
         target: String,
     },
     /// Take a signed revocation list and spread it (hexadecimal).

@@ -95,6 +95,9 @@ pub(crate) struct PeerReport {
     pub(crate) roles: String,
     pub(crate) peer: String,
     pub(crate) addr: Option<String>,
+    /// The IPv6 address that follows from it, whether the member's machine takes IPv6 or not.
+    #[serde(default)]
+    pub(crate) addr6: Option<String>,
     /// `direct`, `relayed` or `none`: the overlay's connection.
     pub(crate) overlay: String,
     /// The tunnel's path: `direct`, `lan`, `relayed`, or `idle` while no packet asked for one.
@@ -133,6 +136,9 @@ pub(crate) struct Report {
     pub(crate) group: String,
     pub(crate) roles: String,
     pub(crate) addr: Option<String>,
+    /// The IPv6 address of the interface; none where this machine has IPv4 alone.
+    #[serde(default)]
+    pub(crate) addr6: Option<String>,
     pub(crate) range: String,
     /// Until when the lease is held, in seconds from now.
     pub(crate) lease_secs: Option<u64>,

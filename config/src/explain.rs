@@ -51,6 +51,8 @@ pub struct Summary {
     pub vpn_port: u16,
     /// The MTU in bytes, where it is given.
     pub mtu: Option<u16>,
+    /// Whether the node takes its IPv6 address.
+    pub ipv6: bool,
     /// See [`Condor`](crate::Condor).
     pub prefer_group: bool,
     /// See [`Condor`](crate::Condor).
@@ -97,6 +99,7 @@ impl Spec {
             listen_port: self.overlay.listen_port,
             vpn_port: self.vpn.port,
             mtu: self.vpn.mtu,
+            ipv6: self.vpn.ipv6,
             prefer_group: self.condor.prefer_group,
             allow_election: self.condor.allow_election,
             warnings: self.warnings(),
@@ -236,7 +239,11 @@ pub fn explain(spec: &Spec, bundle: Option<&Bundle>) -> String {
         .vpn
         .mtu
         .map_or("measured MTU".to_owned(), |mtu| format!("MTU {mtu} bytes"));
-    line("Tunnel", &format!("{}, {mtu}", port(spec.vpn.port, "UDP")));
+    let family = if spec.vpn.ipv6 { "" } else { ", IPv4 alone" };
+    line(
+        "Tunnel",
+        &format!("{}, {mtu}{family}", port(spec.vpn.port, "UDP")),
+    );
     let prefer = if spec.condor.prefer_group {
         "a manager of its own group first"
     } else {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use aerie_identity::NodeKeys;
-use aerie_types::{GridId, PeerId, VirtualRange};
+use aerie_types::{GridId, PeerId, VirtualNet};
 use libp2p::Multiaddr;
 use libp2p::identity::Keypair;
 use libp2p::multiaddr::Protocol;
@@ -33,8 +33,8 @@ pub struct Config {
     pub mdns: bool,
     /// Whether to ask the gateway for a port mapping (UPnP IGD).
     pub upnp: bool,
-    /// The grid's virtual range, whose addresses are never dialled, so that the overlay does not run in the tunnel.
-    pub virtual_range: Option<VirtualRange>,
+    /// The grid's virtual network, whose addresses are never dialled, so that the overlay does not run in the tunnel.
+    pub virtual_net: Option<VirtualNet>,
     /// How often a connection is probed in a grid of up to nine members. Larger grids probe each connection more
     /// rarely, so that the traffic stays the same, and members tell each other whom they miss.
     pub probe_interval: Duration,
@@ -74,7 +74,7 @@ impl Config {
             reserve: true,
             mdns: false,
             upnp: false,
-            virtual_range: None,
+            virtual_net: None,
             probe_interval: Duration::from_secs(5),
             probe_timeout: Duration::from_secs(4),
             request_timeout: Duration::from_secs(10),

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use aerie_types::{PeerId, VirtualAddr, VirtualRange};
+use aerie_types::{PeerId, VirtualNet};
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
 
@@ -77,7 +77,7 @@ pub(crate) fn without_target(mut addr: Multiaddr) -> Multiaddr {
 ///
 /// Not at unspecified, multicast and link-local addresses; not at virtual ones, which would put the control plane
 /// inside the tunnel that it sets up; and at loopback only if whoever said so is on this machine itself.
-pub(crate) fn is_dialable(addr: &Multiaddr, said_locally: bool, virtual_range: Option<VirtualRange>) -> bool {
+pub(crate) fn is_dialable(addr: &Multiaddr, said_locally: bool, virtual_net: Option<VirtualNet>) -> bool {
     let Some(ip) = ip_of(addr) else {
         return addr.iter().next().is_some_and(|part| {
             matches!(
@@ -94,11 +94,13 @@ pub(crate) fn is_dialable(addr: &Multiaddr, said_locally: bool, virtual_range: O
         || ip.is_multicast()
         || link_local
         || (ip.is_loopback() && !said_locally)
-        || virtual_range.is_some_and(|range| range.contains(VirtualAddr(ip))))
+        || virtual_net.is_some_and(|net| net.contains(ip)))
 }
 
 #[cfg(test)]
 mod tests {
+    use aerie_types::GridId;
+
     use super::*;
 
     #[test]
@@ -111,9 +113,13 @@ mod tests {
     }
 
     #[test]
-    fn addresses_in_the_virtual_range_are_not_dialled() {
-        let range = Some("100.96.0.0/11".parse().unwrap());
+    fn addresses_in_the_virtual_network_are_not_dialled() {
+        let net = VirtualNet::new(GridId([9; 16]), "100.96.0.0/11".parse().unwrap());
+        let own = format!("/ip6/{}/tcp/4001", net.ula.addr(net.range.nth(7)).unwrap());
         for (text, local, good) in [
+            (&*own, false, false),
+            (&*own, true, false),
+            ("/ip6/2001:db8::1/tcp/4001", false, true),
             ("/ip4/192.168.1.2/tcp/4001", false, true),
             ("/ip4/100.97.1.2/tcp/4001", false, false),
             ("/ip4/127.0.0.1/tcp/4001", false, false),
@@ -122,7 +128,11 @@ mod tests {
             ("/ip6/fe80::1/tcp/4001", true, false),
             ("/dns4/relay.example/tcp/4001", false, true),
         ] {
-            assert_eq!(is_dialable(&text.parse().unwrap(), local, range), good, "{text}");
+            assert_eq!(
+                is_dialable(&text.parse().unwrap(), local, Some(net)),
+                good,
+                "{text}"
+            );
         }
     }
 

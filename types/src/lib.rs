@@ -10,6 +10,7 @@ mod name;
 mod pool;
 mod role;
 mod time;
+mod ula;
 
 pub use addr::{UnderlayAddr, VirtualAddr, VirtualRange};
 pub use error::ParseError;
@@ -18,3 +19,4 @@ pub use name::{GridName, GroupName, NodeName, UserName};
 pub use pool::AddressPool;
 pub use role::{Role, Roles};
 pub use time::WallMillis;
+pub use ula::{Ula, VirtualNet};

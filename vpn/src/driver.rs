@@ -15,10 +15,11 @@
 //! Steps 2, 4, 5 and 6 are in `traffic`. Nothing else touches the core, so that there is no lock.
 
 use std::collections::BTreeMap;
+use std::net::Ipv6Addr;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use aerie_types::{VirtualAddr, VirtualRange, WallMillis};
+use aerie_types::{VirtualAddr, VirtualNet, VirtualRange, WallMillis};
 use aerie_vpn_proto as proto;
 use aerie_vpn_proto::{Config, CredentialCheck, Identity, Now, RelayLimits, Suite, Tunnels};
 use rand::CryptoRng;
@@ -26,15 +27,18 @@ use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use crate::Error;
 use crate::handle::{Command, Event, Handle, Pong, Status};
 use crate::io::{Offloads, Tun, TunDevice, Udp, UdpSocket};
 use crate::traffic::Traffic;
+use crate::{Error, NoIpv6};
 
 /// The data socket's port unless configured.
 pub const DEFAULT_PORT: u16 = 4242;
 /// Inner MTU: with the tunnel's header, tag and a relay's frame a datagram still fits 1,500 bytes over IPv4.
 pub const DEFAULT_MTU: u16 = 1420;
+
+/// The least MTU of IPv6 (RFC 8200, 5).
+const IPV6_MIN_MTU: u16 = 1280;
 
 /// Commands that wait for the driver. Callers wait beyond that.
 const COMMANDS: usize = 256;
@@ -56,6 +60,8 @@ pub struct VpnConfig {
     pub range: VirtualRange,
     /// Inner MTU; [`DEFAULT_MTU`] if nothing demands less.
     pub mtu: u16,
+    /// Whether the interface is to have an IPv6 address.
+    pub ipv6: bool,
     /// The data socket's port; 0 for any.
     pub port: u16,
     /// Whether this node relays for others, and how much.
@@ -76,6 +82,7 @@ impl VpnConfig {
             addr,
             range,
             mtu: DEFAULT_MTU,
+            ipv6: true,
             port: DEFAULT_PORT,
             relay: None,
             suites: Vec::new(),
@@ -164,6 +171,8 @@ impl Vpn {
 
 struct Driver<T, U> {
     config: VpnConfig,
+    net: VirtualNet,
+    addr6: Result<Ipv6Addr, NoIpv6>,
     port: u16,
     core: Tunnels,
     tun: T,
@@ -214,8 +223,9 @@ impl<T: Tun, U: Udp> Driver<T, U> {
             relay: config.relay,
             loopback: false,
         };
+        let net = VirtualNet::new(identity.grid, config.range);
         let mut core = Tunnels::new(core_config, identity, check, rng, now())?;
-        core.set_hosts(udp.hosts(config.range, &config.interface)?, now());
+        core.set_hosts(udp.hosts(net, &config.interface)?, now());
         let (commands, receive_commands) = mpsc::channel(COMMANDS);
         let (events, receive_events) = mpsc::channel(EVENTS);
         let offloads = Offloads {
@@ -223,8 +233,10 @@ impl<T: Tun, U: Udp> Driver<T, U> {
             udp: udp.offloads(),
         };
         tracing::info!(interface = config.interface, %offloads, "offloads");
-        let driver = Driver {
+        let mut driver = Driver {
             traffic: Traffic::new(&tun, config.mtu),
+            addr6: Err(NoIpv6::SmallMtu { mtu: config.mtu }),
+            net,
             config,
             port,
             core,
@@ -239,6 +251,7 @@ impl<T: Tun, U: Udp> Driver<T, U> {
             offloads,
             tun_rests_until: None,
         };
+        driver.give_ipv6();
         Ok((driver, Handle::new(commands), receive_events))
     }
 
@@ -292,7 +305,7 @@ impl<T: Tun, U: Udp> Driver<T, U> {
         self.tun_rests_until = self.tun_rests_until.filter(|until| *until > moment.instant);
         if moment.instant >= self.next_hosts {
             self.next_hosts = moment.instant + HOSTS_EVERY;
-            match self.udp.hosts(self.config.range, &self.config.interface) {
+            match self.udp.hosts(self.net, &self.config.interface) {
                 Ok(hosts) => self.core.set_hosts(hosts, moment),
                 Err(error) => {
                     tracing::debug!(%error, "the interfaces could not be read; looking again later")
@@ -348,6 +361,7 @@ impl<T: Tun, U: Udp> Driver<T, U> {
                 let _ = answer.send(Status {
                     interface: self.config.interface.clone(),
                     addr: self.config.addr,
+                    addr6: self.addr6.clone(),
                     port: self.port,
                     nat,
                     reflexive,
@@ -375,7 +389,29 @@ impl<T: Tun, U: Udp> Driver<T, U> {
         self.config.addr = addr;
         self.tun
             .readdress(old, addr, self.config.range.prefix_len())
-            .map_err(|source| Error::Readdress { addr, source })
+            .map_err(|source| Error::Readdress { addr, source })?;
+        self.give_ipv6();
+        Ok(())
+    }
+
+    /// Gives the interface the IPv6 address that follows from the leased one. Where that cannot be, the node goes on
+    /// with IPv4 alone.
+    fn give_ipv6(&mut self) {
+        let mtu = self.config.mtu;
+        let before = self.addr6.as_ref().ok().copied();
+        self.addr6 = match self.net.ula.addr(self.config.addr) {
+            _ if !self.config.ipv6 => Err(NoIpv6::Configured),
+            Some(addr6) if mtu >= IPV6_MIN_MTU => {
+                let given = self.tun.set_ipv6(before, addr6);
+                given.map(|()| addr6).map_err(NoIpv6::from)
+            }
+            _ => Err(NoIpv6::SmallMtu { mtu }),
+        };
+        match &self.addr6 {
+            Ok(_) | Err(NoIpv6::Configured) => {}
+            Err(reason) => tracing::warn!(interface = self.config.interface, "IPv4 alone: {reason}"),
+        }
+        self.core.set_ipv6(self.addr6.is_ok());
     }
 
     fn hand_out_events(&mut self) {

@@ -118,6 +118,52 @@ pub enum Error {
     },
 }
 
+/// Why this host has no IPv6 address in the grid. It goes on with IPv4.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoIpv6 {
+    /// The administrator has switched it off.
+    #[error(
+        "IPv6 is switched off on this host; to have it in the grid, run 'sysctl -w net.ipv6.conf.all.disable_ipv6=0' \
+         and restart the daemon"
+    )]
+    SwitchedOff,
+    /// Whoever configured the node wants none.
+    #[error("it is configured so; take 'ipv6 = false' from [vpn] in aerie.toml to have it")]
+    Configured,
+    /// The kernel cannot.
+    #[error(
+        "the kernel of this host has no IPv6; to have it in the grid, load it with 'modprobe ipv6' or boot without \
+         'ipv6.disable=1'"
+    )]
+    NotInKernel,
+    /// The interface's MTU is below IPv6's least (RFC 8200, 5).
+    #[error(
+        "IPv6 needs an MTU of 1280 bytes and the interface's is {mtu}; raise [vpn] mtu in aerie.toml to have it"
+    )]
+    SmallMtu {
+        /// The MTU in bytes.
+        mtu: u16,
+    },
+    /// Something else.
+    #[error("the interface takes no IPv6 address ({reason}); look at the kernel's log with 'dmesg'")]
+    Refused {
+        /// What the kernel said.
+        reason: String,
+    },
+}
+
+impl From<io::Error> for NoIpv6 {
+    fn from(error: io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(libc::EACCES) => Self::SwitchedOff,
+            Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP) => Self::NotInKernel,
+            _ => Self::Refused {
+                reason: error.to_string(),
+            },
+        }
+    }
+}
+
 /// Why a ping had no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum PingError {

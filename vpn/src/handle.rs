@@ -1,6 +1,7 @@
 //! How the rest of the daemon speaks with the driver.
 
 use std::collections::BTreeSet;
+use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use aerie_types::{PeerId, UnderlayAddr, VirtualAddr};
@@ -8,7 +9,7 @@ use aerie_vpn_proto::{Counters, Mapping, PathKind, PeerStatus, RelayInfo, Remote
 use tokio::sync::{mpsc, oneshot};
 
 use crate::io::Offloads;
-use crate::{Error, PingError};
+use crate::{Error, NoIpv6, PingError};
 
 /// What the driver asks and tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,6 +50,8 @@ pub struct Status {
     pub interface: String,
     /// The node's address.
     pub addr: VirtualAddr,
+    /// The node's IPv6 address, or why there is none.
+    pub addr6: Result<Ipv6Addr, NoIpv6>,
     /// The data socket's port.
     pub port: u16,
     /// What the NAT in front of this host does.

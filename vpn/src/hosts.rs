@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use aerie_types::{UnderlayAddr, VirtualAddr, VirtualRange};
+use aerie_types::{UnderlayAddr, VirtualNet};
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 
@@ -12,7 +12,7 @@ use crate::Error;
 const OWN_PREFIX: &str = "aerie-";
 
 /// The addresses of interfaces that are up, with the data socket's port.
-pub(crate) fn candidates(port: u16, range: VirtualRange, own: &str) -> Result<Vec<UnderlayAddr>, Error> {
+pub(crate) fn candidates(port: u16, net: VirtualNet, own: &str) -> Result<Vec<UnderlayAddr>, Error> {
     let interfaces = getifaddrs().map_err(|errno| Error::Interfaces(errno.into()))?;
     let mut addrs: Vec<_> = interfaces
         .filter(|interface| {
@@ -26,7 +26,7 @@ pub(crate) fn candidates(port: u16, range: VirtualRange, own: &str) -> Result<Ve
             let v4 = addr.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
             v4.or_else(|| addr.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
         })
-        .filter(|ip| is_usable(*ip, range))
+        .filter(|ip| is_usable(*ip, net))
         .map(|ip| UnderlayAddr(SocketAddr::new(ip, port)))
         .collect();
     addrs.sort_unstable();
@@ -34,21 +34,24 @@ pub(crate) fn candidates(port: u16, range: VirtualRange, own: &str) -> Result<Ve
     Ok(addrs)
 }
 
-fn is_usable(ip: IpAddr, range: VirtualRange) -> bool {
+fn is_usable(ip: IpAddr, net: VirtualNet) -> bool {
     let special = match ip {
         IpAddr::V4(v4) => v4.is_link_local(),
         IpAddr::V6(v6) => v6.is_unicast_link_local(),
     };
-    !special && !ip.is_loopback() && !ip.is_unspecified() && !range.contains(VirtualAddr(ip))
+    !special && !ip.is_loopback() && !ip.is_unspecified() && !net.contains(ip)
 }
 
 #[cfg(test)]
 mod tests {
+    use aerie_types::GridId;
+
     use super::*;
 
     #[test]
     fn addresses_that_nobody_else_can_use_are_left_out() {
-        let range = "100.96.0.0/11".parse().unwrap();
+        let net = VirtualNet::new(GridId([9; 16]), "100.96.0.0/11".parse().unwrap());
+        assert!(!is_usable(net.ula.prefix().addr().into(), net));
         for (ip, usable) in [
             ("192.168.1.7", true),
             ("2001:db8::7", true),
@@ -57,7 +60,7 @@ mod tests {
             ("127.0.0.1", false),
             ("100.100.1.1", false),
         ] {
-            assert_eq!(is_usable(ip.parse().unwrap(), range), usable, "{ip}");
+            assert_eq!(is_usable(ip.parse().unwrap(), net), usable, "{ip}");
         }
     }
 }

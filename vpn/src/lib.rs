@@ -26,5 +26,5 @@ pub use aerie_vpn_proto::{
     RemoteIdentity, RemotePeer, Suite, noise_public,
 };
 pub use driver::{DEFAULT_MTU, DEFAULT_PORT, Vpn, VpnConfig};
-pub use error::{Error, PingError};
+pub use error::{Error, NoIpv6, PingError};
 pub use handle::{Event, Handle, Pong, Status};

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use aerie_types::UnderlayAddr;
 use aerie_vpn::io::memory::{MemoryNet, MemoryTun};
-use aerie_vpn::{Handle, PathKind, PingError, Vpn};
-use common::{Switchboard, addr, check, config, identity, peer};
+use aerie_vpn::{Handle, NoIpv6, PathKind, PingError, Vpn, VpnConfig};
+use common::{Switchboard, addr, addr6, check, config, identity, peer};
 
 struct Net {
     board: Switchboard,
@@ -29,16 +29,13 @@ impl Net {
     }
 
     fn node_with(&self, n: u8, tun: MemoryTun) -> (Handle, MemoryTun) {
+        self.node_as(n, tun, config(n))
+    }
+
+    fn node_as(&self, n: u8, tun: MemoryTun, config: VpnConfig) -> (Handle, MemoryTun) {
         let udp = self.net.bind(UnderlayAddr(([192, 0, 2, n], 4242).into()));
-        let (handle, events, _) = Vpn::start_with(
-            config(n),
-            identity(n),
-            check(),
-            &mut rand::rng(),
-            tun.clone(),
-            udp,
-        )
-        .unwrap();
+        let (handle, events, _) =
+            Vpn::start_with(config, identity(n), check(), &mut rand::rng(), tun.clone(), udp).unwrap();
         self.board.join(peer(n), handle.clone());
         tokio::spawn(self.board.clone().serve(n, handle.clone(), events));
         (handle, tun)
@@ -161,13 +158,68 @@ async fn a_revoked_member_is_no_peer_any_more() {
     assert!(b.peers().await.is_empty());
 }
 
+fn packet6(from: u8, to: u8, payload: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0x60, 0, 0, 0, 0, 0, 17, 64];
+    packet[4..6].copy_from_slice(&(payload.len() as u16).to_be_bytes());
+    packet.extend(addr6(from).octets());
+    packet.extend(addr6(to).octets());
+    packet.extend(payload);
+    packet
+}
+
+#[tokio::test]
+async fn packets_of_both_families_cross() {
+    let net = Net::new();
+    let (a, tun_a) = net.node(1);
+    let (_b, tun_b) = net.node(2);
+    assert_eq!(tun_a.addr6(), Some(addr6(1)));
+    assert_eq!(a.status().await.unwrap().addr6, Ok(addr6(1)));
+    tun_a.host_sends(packet6(1, 2, b"six"));
+    assert_eq!(tun_b.host_receives().await, packet6(1, 2, b"six"));
+    tun_b.host_sends(packet(2, 1, b"four"));
+    assert_eq!(tun_a.host_receives().await, packet(2, 1, b"four"));
+    tun_b.host_sends(packet6(2, 1, b"six"));
+    assert_eq!(tun_a.host_receives().await, packet6(2, 1, b"six"));
+}
+
+#[tokio::test]
+async fn a_host_without_ipv6_says_why_to_its_own_and_at_once_to_its_peers() {
+    let small = VpnConfig {
+        mtu: 1279,
+        ..config(2)
+    };
+    let off = VpnConfig {
+        ipv6: false,
+        ..config(2)
+    };
+    for (tun, config, reason) in [
+        (MemoryTun::default(), off, NoIpv6::Configured),
+        (MemoryTun::without_ipv6(), config(2), NoIpv6::SwitchedOff),
+        (MemoryTun::default(), small, NoIpv6::SmallMtu { mtu: 1279 }),
+    ] {
+        let net = Net::new();
+        let (_a, tun_a) = net.node(1);
+        let (b, tun_b) = net.node_as(2, tun, config);
+        assert_eq!(tun_b.addr6(), None);
+        assert_eq!(b.status().await.unwrap().addr6, Err(reason));
+        tun_a.host_sends(packet6(1, 2, b"six"));
+        let answer = tun_a.host_receives().await;
+        assert_eq!(answer[40..42], [1, 3], "address unreachable");
+        assert_eq!(answer[48..], packet6(1, 2, b"six"));
+        tun_a.host_sends(packet(1, 2, b"four"));
+        assert_eq!(tun_b.host_receives().await, packet(1, 2, b"four"));
+    }
+}
+
 #[tokio::test]
 async fn a_new_address_reaches_the_interface_and_the_status() {
     let net = Net::new();
     let (a, tun) = net.node(1);
     a.readdress(addr(7)).await.unwrap();
     assert_eq!(tun.addr(), Some(addr(7)));
-    assert_eq!(a.status().await.unwrap().addr, addr(7));
+    assert_eq!(tun.addr6(), Some(addr6(7)));
+    let status = a.status().await.unwrap();
+    assert_eq!((status.addr, status.addr6), (addr(7), Ok(addr6(7))));
     let outside = a
         .readdress(std::net::Ipv4Addr::new(10, 0, 0, 1).into())
         .await

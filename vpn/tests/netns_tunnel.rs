@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use aerie_types::UnderlayAddr;
 use aerie_vpn::io::Offloads;
 use aerie_vpn::{Handle, Mapping, PathKind, RelayInfo, RelayLimits};
 use common::netns::{Namespace, block_on, cpu_time, transfer};
-use common::{Switchboard, addr, config, peer};
+use common::{Switchboard, addr, addr6, config, peer};
 
 #[test]
 fn two_hosts_ping_and_move_data_intact() {
@@ -65,6 +65,10 @@ fn offloads_on_or_off_on_either_side_change_no_byte() {
         let back = transfer(b, a, to_a, 50);
         eprintln!("{offload:?}: {there:.0} and {back:.0} MB/s");
         datagrams(a, b, to_b);
+        let [there, back] = [transfer(a, b, addr6(2), 50), transfer(b, a, addr6(1), 50)];
+        eprintln!("{offload:?}: {there:.0} and {back:.0} MB/s over IPv6");
+        datagrams(a, b, addr6(2));
+        datagrams(b, a, addr6(1));
         for node in nodes {
             block_on(node.shutdown());
         }
@@ -129,9 +133,22 @@ fn a_node_whose_interface_was_removed_stays_calm_and_can_be_asked() {
     block_on(node.shutdown());
 }
 
+#[test]
+fn a_new_address_takes_the_place_of_the_old_one() {
+    let a = Namespace::new();
+    let node = a.node(1, &Switchboard::default(), None);
+    block_on(node.readdress(addr(7))).unwrap();
+    let output = a.command("ip -4 -brief addr show dev aerie-t1").output().unwrap();
+    let addrs = String::from_utf8(output.stdout).unwrap();
+    let addrs: Vec<_> = addrs.split_whitespace().skip(2).collect();
+    assert_eq!(addrs, [format!("{}/11", addr(7))]);
+    block_on(node.shutdown());
+}
+
 /// Sends datagrams of several lengths, the longest in fragments, and compares each.
-fn datagrams(from: &Namespace, to: &Namespace, to_addr: Ipv4Addr) {
-    let lengths = [1, 2, 100, 101, 1200, 1391, 1392, 3000];
+fn datagrams(from: &Namespace, to: &Namespace, to_addr: impl Into<IpAddr>) {
+    let to_addr = to_addr.into();
+    let lengths = [1, 2, 100, 101, 1200, 1371, 1372, 1373, 1391, 1392, 1393, 3000];
     let (send, ready) = std::sync::mpsc::channel();
     let receiver = to.spawn(move || {
         let socket = UdpSocket::bind((to_addr, 5002)).unwrap();
@@ -148,7 +165,12 @@ fn datagrams(from: &Namespace, to: &Namespace, to_addr: Ipv4Addr) {
     });
     ready.recv_timeout(Duration::from_secs(5)).unwrap();
     let sender = from.spawn(move || {
-        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        let any: IpAddr = if to_addr.is_ipv4() {
+            Ipv4Addr::UNSPECIFIED.into()
+        } else {
+            Ipv6Addr::UNSPECIFIED.into()
+        };
+        let socket = UdpSocket::bind((any, 0)).unwrap();
         socket.connect((to_addr, 5002)).unwrap();
         for (n, len) in (0..5).flat_map(|n| lengths.map(|len| (n, len))) {
             socket.send(&vec![n; len]).unwrap();

@@ -147,7 +147,7 @@ pub(crate) struct StatusArgs {
 /// Options of `aerie ping`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct PingArgs {
-    /// A node's name, its full name, its `C` name or its virtual address.
+    /// A node's name, its full name, its `C` name or its virtual address of either family.
     pub(crate) target: String,
     /// How many round trips.
     #[arg(short = 'c', long, default_value_t = 4)]

@@ -58,7 +58,11 @@ fn print_report(report: &Report) {
     if report.grid.is_empty() {
         println!("No grid yet.");
     } else {
-        let addr = report.addr.as_deref().unwrap_or("no address yet");
+        let addr = match (&report.addr, &report.addr6) {
+            (Some(addr), Some(addr6)) => format!("{addr}, {addr6}"),
+            (Some(addr), None) => addr.clone(),
+            (None, _) => "no address yet".to_owned(),
+        };
         println!(
             "{} of grid {} ({}), group {}, {}",
             report.node, report.grid, addr, report.group, report.roles
@@ -123,6 +127,7 @@ pub(crate) fn peers(args: &QueryArgs) -> Result<ExitCode> {
         "group",
         "roles",
         "address",
+        "IPv6 address",
         "overlay",
         "path",
         "rtt",
@@ -131,11 +136,13 @@ pub(crate) fn peers(args: &QueryArgs) -> Result<ExitCode> {
     for peer in &peers {
         let rtt = peer.rtt_ms.map(|ms| format!("{ms:.1} ms")).unwrap_or_default();
         let addr = peer.addr.as_deref().unwrap_or("-");
+        let addr6 = peer.addr6.as_deref().unwrap_or("-");
         table.add_row([
             &peer.node,
             &peer.group,
             &peer.roles,
             addr,
+            addr6,
             &peer.overlay,
             &peer.path,
             &rtt,

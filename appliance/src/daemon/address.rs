@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use aerie_dht::LeaseState;
 use aerie_types::{Role, VirtualAddr, WallMillis};
-use aerie_vpn::{CredentialCheck, Identity, RelayLimits, RemoteIdentity, Vpn, VpnConfig};
+use aerie_vpn::{CredentialCheck, Identity, NoIpv6, RelayLimits, RemoteIdentity, Vpn, VpnConfig};
 use tokio::sync::watch;
 
 use super::carry;
@@ -25,7 +25,7 @@ use super::node::{MANAGERS, Node};
 use super::shared::Shared;
 use super::trust::Trust;
 use crate::error::Error;
-use crate::status::Stage;
+use crate::status::{Stage, State};
 
 /// How long a tunnel that could not be started is left alone.
 const TUNNEL_AGAIN: Duration = Duration::from_secs(5);
@@ -51,7 +51,8 @@ pub(crate) async fn hold(
             node.names.learn(member.credential.borrow().node.clone(), addr);
             match tunnel(node, member, addr).await {
                 Ok(()) => {
-                    shared.done(Stage::Tunnel, describe(node).await);
+                    let (reason, hint) = describe(node).await;
+                    shared.stage(Stage::Tunnel, State::Done, reason, hint);
                     if is_manager {
                         let announced = node
                             .dht
@@ -119,13 +120,26 @@ fn not_held(node: &Node, state: LeaseState, shared: &Shared) {
     }
 }
 
-/// The interface, and what the kernel does for it.
-async fn describe(node: &Node) -> String {
+/// The interface, and what the kernel does for it; and what a person can do to have IPv6, where there is none.
+async fn describe(node: &Node) -> (String, String) {
     let up = format!("{} is up", node.interface);
-    let Some(vpn) = node.vpn() else { return up };
-    match vpn.status().await {
-        Ok(status) => format!("{up}, offloads {}", status.offloads),
-        Err(_) => up,
+    let Some(vpn) = node.vpn() else {
+        return (up, String::new());
+    };
+    let Ok(status) = vpn.status().await else {
+        return (up, String::new());
+    };
+    let offloads = status.offloads;
+    match status.addr6 {
+        Ok(addr6) => (format!("{up} with {addr6}, offloads {offloads}"), String::new()),
+        Err(NoIpv6::Configured) => (
+            format!("{up} with IPv4 alone as configured, offloads {offloads}"),
+            String::new(),
+        ),
+        Err(reason) => (
+            format!("{up} with IPv4 alone, offloads {offloads}"),
+            reason.to_string(),
+        ),
     }
 }
 
@@ -145,6 +159,7 @@ async fn tunnel(node: &Arc<Node>, member: &Member, addr: VirtualAddr) -> Result<
     let mut config = VpnConfig::new(node.interface.clone(), addr, node.spec.grid.pool.range());
     config.port = node.spec.vpn.port;
     config.mtu = node.spec.vpn.mtu.unwrap_or(config.mtu);
+    config.ipv6 = node.spec.vpn.ipv6;
     config.relay = credential.roles.contains(Role::Relay).then(RelayLimits::default);
     let identity = Identity {
         grid: node.spec.grid.id(),

@@ -89,6 +89,10 @@ async fn report(shared: &Shared) -> Report {
         address.hint = abstains(&failure, &node.paths.register());
     }
     report.addr = lease.as_ref().map(|held| held.addr.to_string());
+    report.addr6 = match node.addr6().await {
+        Some(Ok(addr6)) => Some(addr6.to_string()),
+        _ => None,
+    };
     report.lease_secs = lease
         .as_ref()
         .map(|held| held.until.saturating_duration_since(Instant::now()).as_secs());
@@ -127,6 +131,7 @@ fn kind(path: &PathKind) -> &'static str {
 
 async fn peers(node: &Node) -> Vec<PeerReport> {
     let tunnels = node.tunnel_peers().await;
+    let ula = node.net().ula;
     let mut reports: Vec<_> = node
         .overlay
         .members()
@@ -136,15 +141,16 @@ async fn peers(node: &Node) -> Vec<PeerReport> {
         .map(|member| {
             let tunnel = tunnels.iter().find(|tunnel| tunnel.peer == member.peer);
             let rtt = tunnel.and_then(|tunnel| tunnel.rtt).or(member.rtt);
+            let addr = node.names.addr_of(&member.credential.node);
             PeerReport {
                 node: member.credential.node.to_string(),
                 group: member.credential.group.to_string(),
                 roles: member.credential.roles.to_string(),
                 peer: member.peer.to_string(),
-                addr: node
-                    .names
-                    .addr_of(&member.credential.node)
-                    .map(|addr| addr.to_string()),
+                addr: addr.map(|addr| addr.to_string()),
+                addr6: addr
+                    .and_then(|addr| ula.addr(addr))
+                    .map(|addr6| addr6.to_string()),
                 overlay: if member.is_relayed() { "relayed" } else { "direct" }.to_owned(),
                 path: tunnel.map_or("idle", |tunnel| kind(&tunnel.path)).to_owned(),
                 through: tunnel.map(|tunnel| tunnel.path.to_string()).unwrap_or_default(),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use aerie_condor::Manager;
 use aerie_dht::{Dht, IdentityKeys};
 use aerie_overlay::Overlay;
-use aerie_types::{GridId, Role};
+use aerie_types::{GridId, Role, VirtualNet};
 use tokio::sync::{Notify, watch};
 
 use super::carry::{self, OverlayTransport};
@@ -163,7 +163,7 @@ async fn start(
     config.reserve = !relay;
     config.mdns = !args.no_mdns;
     config.upnp = !args.no_upnp;
-    config.virtual_range = Some(spec.grid.pool.range());
+    config.virtual_net = Some(VirtualNet::new(spec.grid.id(), spec.grid.pool.range()));
     let (overlay, events) =
         Overlay::spawn(config, der.clone(), member.trust.verifier()).map_err(Error::Overlay)?;
     let mut register = aerie_dht::Config::new(
@@ -189,7 +189,10 @@ async fn start(
         user_ready,
     ));
     let node = Arc::new(Node {
-        names: Names::new(spec.grid.name.clone()),
+        names: Names::new(
+            spec.grid.name.clone(),
+            VirtualNet::new(spec.grid.id(), spec.grid.pool.range()),
+        ),
         spec,
         paths,
         interface,

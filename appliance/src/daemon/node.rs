@@ -3,7 +3,7 @@
 //! [`super::carry`] passes their messages on; [`super::join`] brings them up in their order.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,8 +12,8 @@ use aerie_condor::{Manager, Program};
 use aerie_dht::LeaseState;
 use aerie_identity::Credential;
 use aerie_overlay::Protocol;
-use aerie_types::{NodeName, PeerId, Role, UnderlayAddr, VirtualAddr};
-use aerie_vpn::{RelayInfo, RemotePeer};
+use aerie_types::{NodeName, PeerId, Role, UnderlayAddr, VirtualAddr, VirtualNet};
+use aerie_vpn::{NoIpv6, RelayInfo, RemotePeer};
 use tokio::sync::{Notify, watch};
 
 use super::names::{self, Names};
@@ -82,6 +82,16 @@ impl Node {
     /// Takes the tunnel away from who would use it.
     pub(crate) fn take_vpn(&self) -> Option<aerie_vpn::Handle> {
         self.tunnel().take()
+    }
+
+    /// The grid's addresses of both families.
+    pub(crate) fn net(&self) -> VirtualNet {
+        VirtualNet::new(self.spec.grid.id(), self.spec.grid.pool.range())
+    }
+
+    /// The IPv6 address of this node's interface; `None` without a tunnel, an error where there is IPv4 alone.
+    pub(crate) async fn addr6(&self) -> Option<Result<Ipv6Addr, NoIpv6>> {
+        Some(self.vpn()?.status().await.ok()?.addr6)
     }
 
     /// The lease as it stands.

@@ -31,6 +31,7 @@
 //! [vpn]
 //! port = 4242                     # UDP; 0 takes any free port
 //! mtu = 1280                      # optional: found by measuring otherwise
+//! ipv6 = true                     # false: IPv4 alone inside the grid
 //!
 //! [condor]
 //! prefer_group = true
@@ -150,6 +151,8 @@ pub struct Vpn {
     pub port: u16,
     /// The MTU of the virtual interface in bytes, where it is not to be measured.
     pub mtu: Option<u16>,
+    /// Whether the node takes its IPv6 address in the grid.
+    pub ipv6: bool,
 }
 
 impl Default for Vpn {
@@ -157,6 +160,7 @@ impl Default for Vpn {
         Self {
             port: DEFAULT_VPN_PORT,
             mtu: None,
+            ipv6: true,
         }
     }
 }

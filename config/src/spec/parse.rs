@@ -62,7 +62,7 @@ const OVERLAY: Shape = Shape {
 };
 const VPN: Shape = Shape {
     name: "vpn",
-    keys: &["port", "mtu"],
+    keys: &["port", "mtu", "ipv6"],
 };
 const CONDOR: Shape = Shape {
     name: "condor",
@@ -271,7 +271,8 @@ fn read_vpn(top: &Table<'_, '_>, listen_port: u16, notes: &mut Notes<'_>) -> Vpn
             format!("is the same as overlay.listen_port ({port}), and both need UDP: change one of them");
         table.problem(table.line(), "port", message, notes);
     }
-    Vpn { port, mtu }
+    let ipv6 = table.boolean("ipv6", notes).unwrap_or(Vpn::default().ipv6);
+    Vpn { port, mtu, ipv6 }
 }
 
 fn read_condor(top: &Table<'_, '_>, notes: &mut Notes<'_>) -> Condor {

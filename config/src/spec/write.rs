@@ -66,6 +66,9 @@ struct RawVpn {
     port: u16,
     #[serde(skip_serializing_if = "Option::is_none")]
     mtu: Option<u16>,
+    /// Written only where it is off: a daemon that does not know the key would refuse it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ipv6: Option<bool>,
 }
 
 #[derive(Serialize)]
@@ -122,6 +125,7 @@ pub(super) fn to_toml(spec: &Spec) -> Zeroizing<String> {
         vpn: RawVpn {
             port: spec.vpn.port,
             mtu: spec.vpn.mtu,
+            ipv6: (!spec.vpn.ipv6).then_some(false),
         },
         condor: RawCondor {
             prefer_group: spec.condor.prefer_group,

@@ -34,6 +34,7 @@ fn a_full_spec_has_every_value() {
     assert_eq!(spec.overlay.rendezvous_secret.unwrap().expose(), [0xab; 32]);
     assert_eq!(spec.overlay.listen_port, 4101);
     assert_eq!((spec.vpn.port, spec.vpn.mtu), (4343, Some(1280)));
+    assert!(spec.vpn.ipv6);
     assert!(!spec.condor.prefer_group && spec.condor.allow_election);
 }
 
@@ -67,10 +68,20 @@ fn an_unknown_table_is_told_with_the_nearest_known_one() {
 }
 
 #[test]
+fn ipv6_is_on_unless_switched_off_and_only_then_written() {
+    let spec = Spec::parse(&changed("mtu = 1280", "ipv6 = false")).unwrap();
+    assert!(!spec.vpn.ipv6 && spec.to_toml().contains("ipv6 = false"));
+    let spec = Spec::parse(&changed("mtu = 1280", "ipv6 = true")).unwrap();
+    assert!(spec.vpn.ipv6 && !spec.to_toml().contains("ipv6"));
+    let message = refusal(&changed("mtu = 1280", "ipv6 = 6"));
+    assert!(message.contains("vpn.ipv6 must be"), "{message}");
+}
+
+#[test]
 fn a_key_like_no_known_one_is_told_what_there_is() {
     let message = refusal(&changed("[vpn]\n", "[vpn]\nxyzzyplugh = 1\n"));
     assert!(
-        message.contains("vpn.xyzzyplugh is not a known key: known are port, mtu"),
+        message.contains("vpn.xyzzyplugh is not a known key: known are port, mtu, ipv6"),
         "{message}"
     );
 }
@@ -416,7 +427,12 @@ fn any_spec() -> impl Strategy<Value = Spec> {
         prop::option::of(prop::collection::vec(any::<u8>(), 16..=64)),
         addresses(),
     );
-    let numbers = (any::<u16>(), any::<u16>(), prop::option::of(576_u16..=9000));
+    let numbers = (
+        any::<u16>(),
+        any::<u16>(),
+        prop::option::of(576_u16..=9000),
+        any::<bool>(),
+    );
     let rest = (prop::option::of("[!-~]{1,80}"), any::<bool>(), any::<bool>());
     let parts = (
         prop::collection::vec(0_u8..16, 0..3),
@@ -455,6 +471,7 @@ fn any_spec() -> impl Strategy<Value = Spec> {
             vpn: Vpn {
                 port: vpn_port,
                 mtu: numbers.2,
+                ipv6: numbers.3,
             },
             condor: Condor {
                 prefer_group: rest.1,

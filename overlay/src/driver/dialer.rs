@@ -122,7 +122,7 @@ impl Driver {
     /// Notes an address that somebody stated. `locally` says that whoever did is on this machine.
     pub(super) fn learn(&mut self, peer: PeerId, addr: Multiaddr, locally: bool) -> bool {
         let through_self = relay_of(&addr) == Some(self.local);
-        if peer == self.local || through_self || !is_dialable(&addr, locally, self.config.virtual_range) {
+        if peer == self.local || through_self || !is_dialable(&addr, locally, self.config.virtual_net) {
             return false;
         }
         let wait = self.wait_for(peer, LEARN_SPREAD);

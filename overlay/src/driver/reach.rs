@@ -185,7 +185,7 @@ impl Driver {
 
     pub(super) fn on_new_listen_addr(&mut self, addr: Multiaddr) {
         // A relay has an open port by definition, and can give places only if it knows where it is reached.
-        if self.config.relay && !is_relayed(&addr) && is_dialable(&addr, true, self.config.virtual_range) {
+        if self.config.relay && !is_relayed(&addr) && is_dialable(&addr, true, self.config.virtual_net) {
             self.swarm.add_external_address(addr.clone());
         }
         self.tell_soon(&addr);
@@ -194,7 +194,7 @@ impl Driver {
 
     /// An address of this node has come or gone: the members are told, unless it is of no use to them.
     fn tell_soon(&mut self, addr: &Multiaddr) {
-        if is_dialable(addr, false, self.config.virtual_range) && self.reach.tell_at.is_none() {
+        if is_dialable(addr, false, self.config.virtual_net) && self.reach.tell_at.is_none() {
             self.reach.tell_at = Some(Instant::now() + TELL_AFTER);
             self.wake();
         }
@@ -219,7 +219,7 @@ impl Driver {
         if trusted {
             return;
         }
-        let plausible = is_dialable(&addr, false, self.config.virtual_range)
+        let plausible = is_dialable(&addr, false, self.config.virtual_net)
             && self
                 .swarm
                 .listeners()
@@ -270,7 +270,7 @@ impl Driver {
             .listen_addrs
             .into_iter()
             .filter(|addr| {
-                is_dialable(addr, locally, self.config.virtual_range) && relay_of(addr) != Some(self.local)
+                is_dialable(addr, locally, self.config.virtual_net) && relay_of(addr) != Some(self.local)
             })
             .take(MAX_ADDRS)
             .collect();

@@ -180,6 +180,9 @@ pub struct Status {
     pub peer: String,
     /// Its virtual address, while it holds one.
     pub addr: Option<String>,
+    /// Its IPv6 address, where it has one.
+    #[serde(default)]
+    pub addr6: Option<String>,
     /// Whether every stage is done.
     pub ready: bool,
     /// Milliseconds from the daemon's start until it was ready.
@@ -226,6 +229,9 @@ pub struct Peer {
     pub node: String,
     /// Its virtual address, if known.
     pub addr: Option<String>,
+    /// The IPv6 address that follows from it.
+    #[serde(default)]
+    pub addr6: Option<String>,
     /// The overlay's connection: direct, relayed or none.
     pub overlay: String,
     /// The tunnel's path.

@@ -6,6 +6,7 @@
 //! - `tests/faults.rs`: daemons and managers die, the enrolment service is away
 //! - `tests/register.rs`: many join at once, daemons are killed, the grid is torn, a witness's disk is full
 //! - `tests/trust.rs`: credentials are revoked
+//! - `tests/ipv6.rs`: IPv6 inside the grid, and a machine that has none
 //! - `tests/names.rs`: names resolve, and a node leaves
 //! - `tests/refusals.rs`: tokens, devices, programs, disks and clocks that are not as they should be
 //! - `tests/hosts.rs`: machines that are not as they should be

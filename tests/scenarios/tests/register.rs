@@ -85,7 +85,7 @@ fn all_different(addrs: &BTreeMap<String, String>) -> Result<()> {
 /// Waits until a member resolves all these names to these addresses.
 fn resolves(on: &Member, grid: &Grid<'_>, addrs: &BTreeMap<String, String>) -> Result<()> {
     let names: Vec<_> = addrs.keys().map(|node| grid.fqdn(node)).collect();
-    let script = format!("getent hosts {} || true", names.join(" "));
+    let script = format!("getent ahostsv4 {} || true", names.join(" "));
     let what = format!("{} to resolve {} names", on.node.name(), names.len());
     wait_until(SOON, &what, || {
         let said = on.node.sh("root", &script)?;
@@ -93,7 +93,8 @@ fn resolves(on: &Member, grid: &Grid<'_>, addrs: &BTreeMap<String, String>) -> R
             .lines()
             .filter_map(|line| {
                 let mut words = line.split_whitespace();
-                Some((words.next()?, words.next()?))
+                // The first line of an address has the name at its end.
+                Some((words.next()?, words.nth(1)?))
             })
             .collect();
         let missing: Vec<_> = addrs

@@ -4,7 +4,7 @@
 
 use std::net::IpAddr;
 
-use aerie_types::{PeerId, UnderlayAddr, VirtualRange};
+use aerie_types::{PeerId, UnderlayAddr, VirtualNet};
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
@@ -122,7 +122,7 @@ impl Signal {
 
 /// Whether datagrams may be sent to an address that another member named: not into the grid itself, not to
 /// groups, not to this host unless `loopback`.
-pub(crate) fn is_usable(addr: UnderlayAddr, range: VirtualRange, loopback: bool) -> bool {
+pub(crate) fn is_usable(addr: UnderlayAddr, net: VirtualNet, loopback: bool) -> bool {
     let ip = addr.0.ip();
     let special = match ip {
         IpAddr::V4(v4) => v4.is_broadcast() || v4.is_link_local() || v4.octets()[0] == 0,
@@ -133,11 +133,14 @@ pub(crate) fn is_usable(addr: UnderlayAddr, range: VirtualRange, loopback: bool)
         && !ip.is_multicast()
         && !special
         && (loopback || !ip.is_loopback())
-        && !range.contains(aerie_types::VirtualAddr(ip))
+        && !net.contains(ip)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
+    use aerie_types::GridId;
     use proptest::prelude::*;
 
     use super::*;
@@ -167,7 +170,9 @@ mod tests {
 
     #[test]
     fn addresses_that_a_member_must_not_make_us_send_to_are_refused() {
-        let range = "100.96.0.0/11".parse().unwrap();
+        let net = VirtualNet::new(GridId([9; 16]), "100.96.0.0/11".parse().unwrap());
+        let inside = UnderlayAddr(SocketAddr::new(net.ula.prefix().addr().into(), 4242));
+        assert!(!is_usable(inside, net, false), "{inside}");
         for (addr, usable) in [
             ("192.0.2.1:4242", true),
             ("10.1.2.3:1", true),
@@ -183,7 +188,7 @@ mod tests {
             ("[::ffff:127.0.0.1]:1", false),
         ] {
             assert_eq!(
-                is_usable(UnderlayAddr(addr.parse().unwrap()), range, false),
+                is_usable(UnderlayAddr(addr.parse().unwrap()), net, false),
                 usable,
                 "{addr}"
             );

@@ -100,11 +100,11 @@ counters! {
     credential_refused,
     /// Inner packets whose source is not bound to the peer that sent them.
     spoofed_source,
-    /// Inner packets that are not for this node, not from it, or no IPv4.
+    /// Inner packets that are not for this node, not from it, or no IP.
     misdirected,
     /// Packets dropped because a queue was full.
     queue_full,
-    /// Packets dropped because their peer could not be reached.
+    /// Packets dropped because their peer could not be reached, or because this host takes no IPv6.
     undeliverable,
     /// Frames forwarded as a relay.
     relayed,

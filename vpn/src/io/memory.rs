@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, IoSlice};
+use std::net::Ipv6Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use aerie_types::{UnderlayAddr, VirtualAddr, VirtualRange};
+use aerie_types::{UnderlayAddr, VirtualAddr, VirtualNet};
 use aerie_vpn_proto::Run;
 use tokio::sync::Notify;
 
@@ -61,6 +62,8 @@ pub struct MemoryTun {
     to_driver: Arc<Queue<Vec<u8>>>,
     to_host: Arc<Queue<Vec<u8>>>,
     addr: Arc<Mutex<Option<VirtualAddr>>>,
+    addr6: Arc<Mutex<Option<Ipv6Addr>>>,
+    no_ipv6: bool,
     offloads: TunOffloads,
 }
 
@@ -74,6 +77,15 @@ impl MemoryTun {
                 tcp: true,
                 udp: true,
             },
+            ..Self::default()
+        }
+    }
+
+    /// A device of a host on which IPv6 is switched off.
+    #[must_use]
+    pub fn without_ipv6() -> Self {
+        Self {
+            no_ipv6: true,
             ..Self::default()
         }
     }
@@ -97,6 +109,12 @@ impl MemoryTun {
     #[must_use]
     pub fn addr(&self) -> Option<VirtualAddr> {
         *lock(&self.addr)
+    }
+
+    /// The IPv6 address it has.
+    #[must_use]
+    pub fn addr6(&self) -> Option<Ipv6Addr> {
+        *lock(&self.addr6)
     }
 }
 
@@ -125,6 +143,18 @@ impl Tun for MemoryTun {
 
     fn readdress(&self, _from: VirtualAddr, to: VirtualAddr, _prefix: u8) -> io::Result<()> {
         *lock(&self.addr) = Some(to);
+        Ok(())
+    }
+
+    fn set_ipv6(&self, from: Option<Ipv6Addr>, to: Ipv6Addr) -> io::Result<()> {
+        if self.no_ipv6 {
+            return Err(io::Error::from_raw_os_error(libc::EACCES));
+        }
+        let mut addr6 = lock(&self.addr6);
+        if *addr6 != from {
+            return Err(io::Error::from_raw_os_error(libc::EADDRNOTAVAIL));
+        }
+        *addr6 = Some(to);
         Ok(())
     }
 }
@@ -209,7 +239,7 @@ impl Udp for MemoryUdp {
         Ok(self.addr.0.port())
     }
 
-    fn hosts(&self, _range: VirtualRange, _own_interface: &str) -> Result<Vec<UnderlayAddr>, crate::Error> {
+    fn hosts(&self, _net: VirtualNet, _own_interface: &str) -> Result<Vec<UnderlayAddr>, crate::Error> {
         Ok(vec![self.addr])
     }
 }

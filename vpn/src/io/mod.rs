@@ -10,9 +10,10 @@ mod udp;
 
 use std::future::Future;
 use std::io::{self, IoSlice};
+use std::net::Ipv6Addr;
 use std::ops::Range;
 
-use aerie_types::{UnderlayAddr, VirtualAddr, VirtualRange};
+use aerie_types::{UnderlayAddr, VirtualAddr, VirtualNet};
 use aerie_vpn_proto::Run;
 
 pub use offloads::{Offloads, TunOffloads, UdpOffloads};
@@ -41,6 +42,11 @@ pub trait Tun: Send + Sync + 'static {
     /// # Errors
     /// The kernel's.
     fn readdress(&self, from: VirtualAddr, to: VirtualAddr, prefix: u8) -> io::Result<()>;
+    /// Gives the interface an IPv6 address of the grid's nodes, with the route to them, in place of the one before.
+    ///
+    /// # Errors
+    /// The kernel's; most often that this host has no IPv6.
+    fn set_ipv6(&self, from: Option<Ipv6Addr>, to: Ipv6Addr) -> io::Result<()>;
 }
 
 /// Datagrams of the network: the data socket.
@@ -72,7 +78,7 @@ pub trait Udp: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`crate::Error::Interfaces`].
-    fn hosts(&self, range: VirtualRange, own_interface: &str) -> Result<Vec<UnderlayAddr>, crate::Error>;
+    fn hosts(&self, net: VirtualNet, own_interface: &str) -> Result<Vec<UnderlayAddr>, crate::Error>;
 }
 
 /// Reads of one wake-up: each may hold a run of datagrams that the kernel has put together.

@@ -2,9 +2,10 @@
 //! written here as they are: what the virtio header says is `offload`'s matter.
 
 use std::io::{self, IoSlice};
+use std::net::Ipv6Addr;
 use std::path::Path;
 
-use aerie_types::{VirtualAddr, VirtualRange};
+use aerie_types::{Ula, VirtualAddr, VirtualRange};
 use tun_rs::{AsyncDevice, DeviceBuilder};
 
 use super::{Tun, TunOffloads};
@@ -47,7 +48,10 @@ impl TunDevice {
                 Some(v4) => builder.ipv4(v4, range.prefix_len(), None),
                 None => builder,
             };
-            builder.offload(offload).build_async()
+            let device = builder.offload(offload).enable(false).build_async()?;
+            keep_ipv6_quiet(name);
+            device.enabled(true)?;
+            Ok(device)
         };
         let device = match build(offload) {
             Err(error) if offload && is_refusal(&error) => {
@@ -63,6 +67,22 @@ impl TunDevice {
             udp: device.udp_gso(),
         };
         Ok(Self { device, offloads })
+    }
+}
+
+/// Lets the kernel make up no address of its own and ask for no router: nobody on the other side would answer. What
+/// cannot be written, in a container or without IPv6, costs a few packets that the tunnel drops.
+fn keep_ipv6_quiet(name: &str) {
+    // `addr_gen_mode` 1 is "none".
+    for (setting, value) in [
+        ("addr_gen_mode", "1"),
+        ("accept_ra", "0"),
+        ("router_solicitations", "0"),
+    ] {
+        let path = format!("/proc/sys/net/ipv6/conf/{name}/{setting}");
+        if let Err(error) = std::fs::write(&path, value) {
+            tracing::debug!(%error, path, "not set");
+        }
     }
 }
 
@@ -108,8 +128,18 @@ impl Tun for TunDevice {
         let Some(v4) = to.v4() else {
             return Err(io::ErrorKind::Unsupported.into());
         };
-        self.device.add_address_v4(v4, prefix)?;
-        self.device.remove_address(from.0)
+        // The other way round the new one would be the old one's secondary, which the kernel removes with it.
+        self.device.remove_address(from.0)?;
+        self.device.add_address_v4(v4, prefix)
+    }
+
+    fn set_ipv6(&self, from: Option<Ipv6Addr>, to: Ipv6Addr) -> io::Result<()> {
+        self.device.add_address_v6(to, Ula::NODES_LEN)?;
+        match from.map(|from| self.device.remove_address_v6(from, Ula::NODES_LEN)) {
+            // Somebody else has removed it.
+            Some(Err(error)) if error.raw_os_error() != Some(libc::EADDRNOTAVAIL) => Err(error),
+            _ => Ok(()),
+        }
     }
 }
 

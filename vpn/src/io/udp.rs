@@ -14,7 +14,7 @@ use std::os::fd::AsRawFd;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use aerie_types::{UnderlayAddr, VirtualRange};
+use aerie_types::{UnderlayAddr, VirtualNet};
 use aerie_vpn_proto::Run;
 use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, sendmsg};
 use quinn_udp::{RecvMeta, UdpSocketState};
@@ -263,9 +263,9 @@ impl Udp for UdpSocket {
         Ok(self.socket.local_addr()?.port())
     }
 
-    fn hosts(&self, range: VirtualRange, own_interface: &str) -> Result<Vec<UnderlayAddr>, Error> {
+    fn hosts(&self, net: VirtualNet, own_interface: &str) -> Result<Vec<UnderlayAddr>, Error> {
         let port = Udp::port(self).map_err(Error::Interfaces)?;
-        crate::hosts::candidates(port, range, own_interface)
+        crate::hosts::candidates(port, net, own_interface)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The names of a grid's nodes on this host.
 //!
 //! Every node is `<node>.<grid>.grid` and, by the Grid Appliance's own scheme, `C` and nine digits under the same
-//! domain. [`Resolver`] answers for them from a [`NameSource`]; [`HostsFile`] shows them to programs that know
+//! domain, which spells its IPv4 address and has no other. [`Resolver`] answers for them from a [`NameSource`]; [`HostsFile`] shows them to programs that know
 //! no other resolver than the system's.
 
 mod hosts_file;

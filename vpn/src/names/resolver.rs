@@ -1,17 +1,17 @@
 //! A small authoritative name server for one grid's domain, by hickory-server.
 //!
-//! It answers A and PTR questions of the grid and refuses all others, so that it can stand beside any resolver of
-//! the host. Answers live a few seconds only: a lease may change hands.
+//! It answers A, AAAA and PTR questions of the grid and refuses all others, so that it can stand beside any resolver
+//! of the host. Answers live a few seconds only: a lease may change hands.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aerie_types::{GridName, VirtualAddr, VirtualRange};
+use aerie_types::{GridName, VirtualAddr, VirtualNet};
 use hickory_server::Server;
 use hickory_server::net::runtime::Time;
 use hickory_server::proto::op::{Header, HeaderCounts, MessageType, Metadata, OpCode, ResponseCode};
-use hickory_server::proto::rr::rdata::{A, PTR};
+use hickory_server::proto::rr::rdata::{A, AAAA, PTR};
 use hickory_server::proto::rr::{Name, RData, Record, RecordType};
 use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
 use hickory_server::zone_handler::MessageResponseBuilder;
@@ -46,7 +46,7 @@ impl Resolver {
     pub async fn bind(
         addr: SocketAddr,
         grid: GridName,
-        range: VirtualRange,
+        net: VirtualNet,
         source: Arc<dyn NameSource>,
     ) -> Result<Self, Error> {
         let fail = |source| Error::Resolver { addr, source };
@@ -56,7 +56,7 @@ impl Resolver {
         let lookups = Semaphore::new(MAX_LOOKUPS);
         let mut server = Server::new(Handler {
             grid,
-            range,
+            net,
             source,
             lookups,
         });
@@ -81,14 +81,14 @@ impl Resolver {
 
 struct Handler {
     grid: GridName,
-    range: VirtualRange,
+    net: VirtualNet,
     source: Arc<dyn NameSource>,
     lookups: Semaphore,
 }
 
 /// What is said to a question.
 enum Reply {
-    Found(RData),
+    Found(Vec<RData>),
     /// The name exists, but not with this type.
     Empty,
     Refused(ResponseCode),
@@ -96,37 +96,44 @@ enum Reply {
 
 impl Handler {
     async fn answer(&self, name: &str, kind: RecordType) -> Reply {
-        let question = query::read(name, &self.grid, self.range);
+        let question = query::read(name, &self.grid, self.net);
         let found = match question {
             Question::Foreign => return Reply::Refused(ResponseCode::Refused),
             Question::Nobody => return Reply::Refused(ResponseCode::NXDomain),
             Question::Domain => return Reply::Empty,
             Question::Node(node) => {
                 let addr = self.look_up(self.source.by_name(node)).await;
-                addr.map(|addr| addr.and_then(|addr| addr_data(addr).map(|data| (data, RecordType::A))))
+                addr.map(|addr| addr.map(|addr| self.both(addr)))
             }
             Question::Appliance(addr) => {
                 let holder = self.look_up(self.source.by_addr(addr)).await;
-                holder.map(|holder| {
-                    holder
-                        .and_then(|_| addr_data(addr))
-                        .map(|data| (data, RecordType::A))
-                })
+                holder.map(|holder| holder.map(|_| addr_data(addr).into_iter().collect()))
             }
             Question::Pointer(addr) => {
                 let holder = self.look_up(self.source.by_addr(addr)).await;
                 holder.map(|holder| {
                     let name = Name::from_ascii(format!("{}.", holder?.fqdn(&self.grid))).ok()?;
-                    Some((RData::PTR(PTR(name)), RecordType::PTR))
+                    Some(vec![RData::PTR(PTR(name))])
                 })
             }
         };
-        match found {
-            Err(code) => Reply::Refused(code),
-            Ok(None) => Reply::Refused(ResponseCode::NXDomain),
-            Ok(Some((data, is))) if kind == is || kind == RecordType::ANY => Reply::Found(data),
-            Ok(Some(_)) => Reply::Empty,
+        let mut data = match found {
+            Err(code) => return Reply::Refused(code),
+            Ok(None) => return Reply::Refused(ResponseCode::NXDomain),
+            Ok(Some(data)) => data,
+        };
+        data.retain(|data| kind == data.record_type() || kind == RecordType::ANY);
+        if data.is_empty() {
+            Reply::Empty
+        } else {
+            Reply::Found(data)
         }
+    }
+
+    /// A node's addresses of both families.
+    fn both(&self, addr: VirtualAddr) -> Vec<RData> {
+        let v6 = self.net.ula.addr(addr).map(|v6| RData::AAAA(AAAA(v6)));
+        addr_data(addr).into_iter().chain(v6).collect()
     }
 
     async fn look_up<T>(&self, look_up: impl Future<Output = Option<T>>) -> Result<Option<T>, ResponseCode> {
@@ -166,7 +173,10 @@ impl RequestHandler for Handler {
         let name = info.query.original().name().clone();
         let kind = info.query.query_type();
         let records: Vec<Record> = match self.answer(&name.to_ascii(), kind).await {
-            Reply::Found(data) => vec![Record::from_rdata(name, TTL, data)],
+            Reply::Found(found) => {
+                let record = |data| Record::from_rdata(name.clone(), TTL, data);
+                found.into_iter().map(record).collect()
+            }
             Reply::Empty => Vec::new(),
             Reply::Refused(code) => {
                 metadata.response_code = code;
@@ -194,7 +204,7 @@ fn sent<E: std::fmt::Display>(result: Result<ResponseInfo, E>, mut metadata: Met
 mod tests {
     use std::net::Ipv4Addr;
 
-    use aerie_types::NodeName;
+    use aerie_types::{GridId, NodeName};
     use futures::FutureExt;
     use futures::future::BoxFuture;
     use hickory_server::proto::op::{Message, Query};
@@ -238,7 +248,7 @@ mod tests {
         let resolver = Resolver::bind(
             "127.0.0.1:0".parse().unwrap(),
             "lab".parse().unwrap(),
-            "100.96.0.0/11".parse().unwrap(),
+            VirtualNet::new(GridId([9; 16]), "100.96.0.0/11".parse().unwrap()),
             Arc::new(OneNode),
         )
         .await
@@ -251,9 +261,38 @@ mod tests {
             ask(at, "45.3.101.100.in-addr.arpa.", RecordType::PTR).await,
             (ResponseCode::NoError, vec!["w1.lab.grid.".to_owned()])
         );
+        let v6 = "fd5d:9256:40dc::6465:32d".to_owned();
         assert_eq!(
             ask(at, "w1.lab.grid.", RecordType::AAAA).await,
+            (ResponseCode::NoError, vec![v6.clone()])
+        );
+        assert_eq!(
+            ask(at, "w1.lab.grid.", RecordType::ANY).await,
+            (ResponseCode::NoError, vec!["100.101.3.45".to_owned(), v6])
+        );
+        // It spells an IPv4 address.
+        assert_eq!(
+            ask(at, "C101003045.lab.grid.", RecordType::AAAA).await,
             (ResponseCode::NoError, vec![])
+        );
+        assert_eq!(
+            ask(at, "w1.lab.grid.", RecordType::MX).await,
+            (ResponseCode::NoError, vec![])
+        );
+        let reverse = |last: char| {
+            format!("{last}.2.3.0.5.6.4.6.0.0.0.0.0.0.0.0.0.0.0.0.c.d.0.4.6.5.2.9.d.5.d.f.ip6.arpa.")
+        };
+        assert_eq!(
+            ask(at, &reverse('d'), RecordType::PTR).await,
+            (ResponseCode::NoError, vec!["w1.lab.grid.".to_owned()])
+        );
+        assert_eq!(
+            ask(at, &reverse('e'), RecordType::PTR).await.0,
+            ResponseCode::NXDomain
+        );
+        assert_eq!(
+            ask(at, "w2.lab.grid.", RecordType::AAAA).await.0,
+            ResponseCode::NXDomain
         );
         assert_eq!(
             ask(at, "w2.lab.grid.", RecordType::A).await.0,

@@ -10,6 +10,10 @@ const TCP_HEADER: usize = 20;
 const UDP_HEADER: usize = 8;
 /// More fragments, or not the first.
 const FRAGMENT: u16 = 0x3fff;
+/// IPv6's extension headers of options, which a program may ask for on its sockets. A routing header is none of them:
+/// the checksum behind it is of another destination.
+const HOP_BY_HOP: u8 = 0;
+const DESTINATION: u8 = 60;
 
 /// Bits of TCP's flags.
 pub(crate) const FIN: u8 = 0x01;
@@ -17,7 +21,7 @@ pub(crate) const PSH: u8 = 0x08;
 pub(crate) const ACK: u8 = 0x10;
 pub(crate) const CWR: u8 = 0x80;
 
-/// The headers of a TCP or UDP packet that is no fragment and has no IPv6 extension headers.
+/// The headers of a TCP or UDP packet that is no fragment. Of IPv6 extension headers it has options at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Layout {
     pub(crate) v4: bool,
@@ -43,7 +47,15 @@ impl Layout {
                 }
                 (true, header[9], transport)
             }
-            6 => (false, *packet.get(6)?, IPV6_HEADER),
+            6 => {
+                let (mut protocol, mut transport) = (*packet.get(6)?, IPV6_HEADER);
+                while let HOP_BY_HOP | DESTINATION = protocol {
+                    let &[next, words] = packet.get(transport..)?.first_chunk()?;
+                    protocol = next;
+                    transport += 8 * (usize::from(words) + 1);
+                }
+                (false, protocol, transport)
+            }
             _ => return None,
         };
         let rest = packet.get(transport..)?;
@@ -66,7 +78,7 @@ impl Layout {
 
     /// Whether there are options before the transport.
     pub(crate) fn has_ip_options(&self) -> bool {
-        self.v4 && self.transport > IPV4_HEADER
+        self.transport > if self.v4 { IPV4_HEADER } else { IPV6_HEADER }
     }
 
     /// Whether the lengths in the headers are the packet's.

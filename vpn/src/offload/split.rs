@@ -7,8 +7,9 @@ use super::checksum;
 use super::header::{Header, Kind};
 use super::layout::{CWR, FIN, Layout, PSH, TCP, UDP};
 
-/// The longest headers of IP and TCP together, options included.
-const MAX_HEADERS: usize = 120;
+/// The longest headers of IP and TCP together that are split. IPv4's have 120 bytes at most; IPv6's may be longer than
+/// any program makes them.
+const MAX_HEADERS: usize = 256;
 
 /// A frame of the device that cannot be what its header says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +66,9 @@ fn cut(
         return Err(Malformed);
     }
     let headers_len = layout.payload;
+    if headers_len > MAX_HEADERS {
+        return Err(Malformed);
+    }
     let segment = match (protocol, mtu.checked_sub(headers_len)) {
         (_, None | Some(0)) => return Err(Malformed),
         (TCP, Some(room)) => segment.min(room),

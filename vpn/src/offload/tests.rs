@@ -18,6 +18,8 @@ struct Flow {
     flags: u8,
     /// Words of TCP options.
     options: u8,
+    /// IPv6 headers of options before the transport, of eight bytes each.
+    extensions: u8,
 }
 
 const PLAIN: Flow = Flow {
@@ -27,11 +29,18 @@ const PLAIN: Flow = Flow {
     sequence: 7,
     flags: ACK,
     options: 3,
+    extensions: 0,
 };
+
+const PLAIN6: Flow = Flow { v4: false, ..PLAIN };
 
 impl Flow {
     fn headers(&self) -> usize {
-        let ip = if self.v4 { 20 } else { 40 };
+        let ip = if self.v4 {
+            20
+        } else {
+            40 + 8 * usize::from(self.extensions)
+        };
         let transport = if self.protocol == TCP {
             20 + 4 * usize::from(self.options)
         } else {
@@ -54,6 +63,12 @@ impl Flow {
             packet = vec![0x60, 0, 0, 0, 0, 0, self.protocol, 64];
             packet[4..6].copy_from_slice(&((len - 40) as u16).to_be_bytes());
             packet.extend((0..32u8).map(|n| n.wrapping_mul(37)));
+            for n in 0..self.extensions {
+                let protocol = std::mem::replace(&mut packet[6], DESTINATION_OPTIONS);
+                let next = if n == 0 { protocol } else { DESTINATION_OPTIONS };
+                // One option that pads.
+                packet.splice(40..40, [next, 0, 1, 4, 0, 0, 0, 0]);
+            }
         }
         let at = packet.len();
         packet.extend(self.port.to_be_bytes());
@@ -81,6 +96,8 @@ impl Flow {
         }
     }
 }
+
+const DESTINATION_OPTIONS: u8 = 60;
 
 /// The transport's checksum by the reference; zero for a packet that has the right one.
 fn slow_transport(packet: &[u8], at: usize, v4: bool, protocol: u8) -> u16 {
@@ -134,6 +151,7 @@ fn segments(flow: &Flow, segment: u16) -> Header {
 fn any_flow() -> impl Strategy<Value = Flow> {
     (any::<bool>(), any::<bool>(), 1000..1003u16, any::<u32>(), 0..11u8).prop_map(
         |(v4, tcp, port, sequence, options)| Flow {
+            extensions: 0,
             v4,
             protocol: if tcp { TCP } else { UDP },
             port,
@@ -172,11 +190,13 @@ proptest! {
     /// in, in their order.
     #[test]
     fn no_packet_is_lost_or_overtaken_within_its_flow(
-        picks in prop::collection::vec((0..3usize, 0..6u32, 1..5usize, 0..20u8), 0..120),
+        picks in prop::collection::vec((0..3usize, any::<bool>(), 0..6u32, 1..5usize, 0..20u8), 0..120),
     ) {
         let mut packets = Vec::new();
-        for (n, (port, sequence, words, damage)) in picks.iter().enumerate() {
+        for (n, (port, v4, sequence, words, damage)) in picks.iter().enumerate() {
             let flow = Flow {
+                v4: *v4,
+                extensions: u8::from(*damage == 4),
                 port: 1000 + *port as u16,
                 protocol: if *port == 2 { UDP } else { TCP },
                 sequence: 100 * sequence,
@@ -186,7 +206,10 @@ proptest! {
             let mut packet = flow.packet(&vec![n as u8; 25 * words]);
             match damage {
                 2 => *packet.last_mut().unwrap() ^= 1,
-                3 => packet[8] -= 1,
+                // Time to live, hop limit.
+                3 => packet[if *v4 { 8 } else { 7 }] -= 1,
+                // Flow label.
+                5 if !*v4 => packet[3] ^= 1,
                 _ => {}
             }
             packets.push(packet);
@@ -195,13 +218,17 @@ proptest! {
         for (header, packet) in coalesce(&packets) {
             got.extend(split_all(&header, &packet, 1420).unwrap());
         }
-        let of_flow = |packets: &[Vec<u8>], port: u16| -> Vec<Vec<u8>> {
+        let of_flow = |packets: &[Vec<u8>], v4: bool, port: u16| -> Vec<Vec<u8>> {
             let port = port.to_be_bytes();
-            packets.iter().filter(|packet| packet[20..22] == port).map(|packet| scrub(packet)).collect()
+            let is_of = |packet: &&Vec<u8>| {
+                let layout = Layout::of(packet).unwrap();
+                layout.v4 == v4 && packet[layout.transport..layout.transport + 2] == port
+            };
+            packets.iter().filter(is_of).map(|packet| scrub(packet)).collect()
         };
         prop_assert_eq!(got.len(), packets.len());
-        for port in 1000..1003 {
-            prop_assert_eq!(of_flow(&got, port), of_flow(&packets, port));
+        for (v4, port) in (1000..1003).flat_map(|port| [(true, port), (false, port)]) {
+            prop_assert_eq!(of_flow(&got, v4, port), of_flow(&packets, v4, port));
         }
     }
 
@@ -214,7 +241,7 @@ proptest! {
         shape in 0..3u8,
     ) {
         let mut frame = vec![head[0] & 1, kind, head[1], 0, head[2], 0, head[3] % 64, 0, head[1] % 32, 0];
-        frame.extend(match shape { 0 => Vec::new(), 1 => vec![0x45, 0, 0, 0, 0, 0, 0, 0, 9, 6], _ => vec![0x60, 0, 0, 0, 0, 0, 17, 3] });
+        frame.extend(match shape { 0 => Vec::new(), 1 => vec![0x45, 0, 0, 0, 0, 0, 0, 0, 9, 6], _ => vec![0x60, 0, 0, 0, 0, 0, [17, 6, 0, 60][usize::from(head[2] % 4)], 3] });
         frame.extend(&bytes);
         let len = frame.len();
         if let Some((header, packet)) = Header::parse(&mut frame) {
@@ -245,39 +272,80 @@ proptest! {
 /// IPv4's identification is made anew when a super-packet is split; so is its checksum.
 fn scrub(packet: &[u8]) -> Vec<u8> {
     let mut packet = packet.to_vec();
-    packet[4..6].fill(0);
-    packet[10..12].fill(0);
+    if packet[0] >> 4 == 4 {
+        packet[4..6].fill(0);
+        packet[10..12].fill(0);
+    }
     packet
 }
 
 #[test]
 fn a_segment_longer_than_the_mtu_is_cut_to_fit() {
-    let whole = PLAIN.packet(&[7; 5000]);
-    let packets = split_all(&segments(&PLAIN, 8900), &whole, 1420).unwrap();
-    assert!(
-        packets
-            .iter()
-            .all(|packet| packet.len() <= 1420 && is_right(packet))
-    );
-    let joined: usize = packets.iter().map(|packet| packet.len() - PLAIN.headers()).sum();
-    assert_eq!((packets.len(), joined), (4, 5000));
+    for (flow, count) in [(PLAIN, 4), (PLAIN6, 4)] {
+        let whole = flow.packet(&[7; 5000]);
+        let packets = split_all(&segments(&flow, 8900), &whole, 1420).unwrap();
+        assert!(
+            packets
+                .iter()
+                .all(|packet| packet.len() <= 1420 && is_right(packet))
+        );
+        let joined: usize = packets.iter().map(|packet| packet.len() - flow.headers()).sum();
+        assert_eq!((packets.len(), joined), (count, 5000));
+    }
 }
 
 #[test]
 fn the_end_of_a_stream_is_said_in_the_last_segment_and_the_window_in_the_first() {
-    let flow = Flow {
-        flags: ACK | PSH | FIN | CWR,
-        ..PLAIN
+    for plain in [PLAIN, PLAIN6] {
+        let flow = Flow {
+            flags: ACK | PSH | FIN | CWR,
+            ..plain
+        };
+        let packets = split_all(&segments(&flow, 100), &flow.packet(&[7; 250]), 1420).unwrap();
+        let place = if flow.v4 { 33 } else { 53 };
+        let flags: Vec<u8> = packets.iter().map(|packet| packet[place]).collect();
+        assert_eq!(flags, [ACK | CWR, ACK, ACK | PSH | FIN]);
+    }
+}
+
+#[test]
+fn a_super_packet_with_options_before_its_transport_is_split_and_stays_so() {
+    for protocol in [TCP, UDP] {
+        let flow = Flow {
+            extensions: 2,
+            protocol,
+            ..PLAIN6
+        };
+        let packets = split_all(&segments(&flow, 100), &flow.packet(&[7; 250]), 1420).unwrap();
+        let whole: Vec<_> = [(0, 100), (100, 100), (200, 50)]
+            .map(|(at, len)| {
+                let sequence = flow.sequence + at;
+                Flow {
+                    sequence,
+                    ..flow.clone()
+                }
+                .packet(&vec![7; len])
+            })
+            .to_vec();
+        assert_eq!(packets, whole);
+        assert!(packets.iter().all(|packet| is_right(packet)));
+        let frames: Vec<_> = coalesce(&packets).into_iter().map(|(_, packet)| packet).collect();
+        assert_eq!(frames, packets, "options may be of each packet alone");
+    }
+    let endless = Flow {
+        extensions: 30,
+        ..PLAIN6
     };
-    let packets = split_all(&segments(&flow, 100), &flow.packet(&[7; 250]), 1420).unwrap();
-    let flags: Vec<u8> = packets.iter().map(|packet| packet[33]).collect();
-    assert_eq!(flags, [ACK | CWR, ACK, ACK | PSH | FIN]);
+    assert_eq!(
+        split_all(&segments(&endless, 100), &endless.packet(&[7; 250]), 1420),
+        Err(Malformed)
+    );
 }
 
 #[test]
 fn a_checksum_that_the_kernel_left_is_made() {
-    for protocol in [TCP, UDP] {
-        let flow = Flow { protocol, ..PLAIN };
+    for (protocol, plain) in [(TCP, PLAIN), (UDP, PLAIN), (TCP, PLAIN6), (UDP, PLAIN6)] {
+        let flow = Flow { protocol, ..plain };
         let packet = flow.packet(b"payload");
         let mut left = packet.clone();
         let layout = Layout::of(&packet).unwrap();
@@ -295,6 +363,63 @@ fn a_checksum_that_the_kernel_left_is_made() {
         };
         assert_eq!(split_all(&outside, &left, 1420), Err(Malformed));
     }
+}
+
+#[test]
+fn a_super_packet_of_the_other_family_than_its_header_says_is_refused() {
+    for (flow, other) in [(PLAIN, PLAIN6), (PLAIN6, PLAIN)] {
+        assert_eq!(
+            split_all(&segments(&flow, 100), &other.packet(&[7; 250]), 1420),
+            Err(Malformed)
+        );
+    }
+}
+
+#[test]
+fn ipv6_packets_that_differ_before_their_transport_stay_apart() {
+    for protocol in [TCP, UDP] {
+        let flow = Flow { protocol, ..PLAIN6 };
+        let first = flow.packet(&[1; 100]);
+        let next = Flow {
+            sequence: flow.sequence + 100,
+            ..flow.clone()
+        };
+        assert_eq!(coalesce(&[first.clone(), next.packet(&[2; 100])]).len(), 1);
+        for (byte, why) in [
+            (1, "traffic class"),
+            (3, "flow label"),
+            (7, "hop limit"),
+            (23, "source"),
+            (39, "destination"),
+        ] {
+            let mut other = next.packet(&[2; 100]);
+            other[byte] ^= 1;
+            let place = 40 + if protocol == TCP { 16 } else { 6 };
+            other[place..place + 2].fill(0);
+            let sum = slow_transport(&other, 40, false, protocol);
+            other[place..place + 2].copy_from_slice(&sum.to_be_bytes());
+            assert!(is_right(&other));
+            assert_eq!(coalesce(&[first.clone(), other]).len(), 2, "{why}");
+        }
+        let four = Flow { v4: true, ..next }.packet(&[2; 100]);
+        assert_eq!(coalesce(&[first, four]).len(), 2, "family");
+    }
+}
+
+/// Without a checksum IPv6 has none over the addresses either: such a datagram goes on as it came, and alone.
+#[test]
+fn an_ipv6_datagram_without_a_checksum_stays_alone() {
+    let flow = Flow {
+        protocol: UDP,
+        ..PLAIN6
+    };
+    let packets = [1, 2].map(|n| {
+        let mut packet = flow.packet(&[n; 100]);
+        packet[46..48].fill(0);
+        packet
+    });
+    let frames: Vec<_> = coalesce(&packets).into_iter().map(|(_, packet)| packet).collect();
+    assert_eq!(frames, packets);
 }
 
 #[test]
@@ -344,15 +469,26 @@ fn what_differs_stays_apart() {
 
 #[test]
 fn nothing_overtakes_a_fragment() {
-    let flow = Flow {
-        protocol: UDP,
-        ..PLAIN
-    };
-    let mut fragment = flow.packet(&[2; 100]);
-    fragment[6] = 0x20;
-    let packets = [flow.packet(&[1; 100]), fragment, flow.packet(&[3; 100])];
-    let order: Vec<u8> = coalesce(&packets).iter().map(|(_, packet)| packet[40]).collect();
-    assert_eq!(order, [1, 2, 3]);
+    for plain in [PLAIN, PLAIN6] {
+        let flow = Flow {
+            protocol: UDP,
+            ..plain
+        };
+        let mut fragment = flow.packet(&[2; 100]);
+        if flow.v4 {
+            fragment[6] = 0x20;
+        } else {
+            fragment[6] = 44;
+            fragment.splice(40..40, [UDP, 0, 0, 1, 0, 0, 0, 9]);
+        }
+        let packets = [flow.packet(&[1; 100]), fragment, flow.packet(&[3; 100])];
+        let frames = coalesce(&packets);
+        let order: Vec<u8> = frames
+            .iter()
+            .map(|(_, packet)| packet[packet.len() - 1])
+            .collect();
+        assert_eq!(order, [1, 2, 3]);
+    }
 }
 
 #[test]

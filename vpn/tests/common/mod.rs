@@ -7,14 +7,16 @@
 pub(crate) mod netns;
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Mutex};
 
-use aerie_types::{GridId, PeerId, VirtualAddr, WallMillis};
+use aerie_types::{GridId, PeerId, Ula, VirtualAddr, WallMillis};
 use aerie_vpn::{
     CredentialCheck, Event, Handle, Identity, RemoteIdentity, RemotePeer, VpnConfig, noise_public,
 };
 use tokio::sync::mpsc;
+
+const GRID: GridId = GridId([9; 16]);
 
 /// Carries signals and answers who holds which address.
 #[derive(Clone, Default)]
@@ -91,9 +93,14 @@ pub(crate) fn addr(n: u8) -> VirtualAddr {
     Ipv4Addr::new(100, 96, 0, n).into()
 }
 
+/// The IPv6 address that follows from it.
+pub(crate) fn addr6(n: u8) -> Ipv6Addr {
+    Ula::of(GRID).addr(addr(n)).unwrap()
+}
+
 pub(crate) fn identity(n: u8) -> Identity {
     Identity {
-        grid: GridId([9; 16]),
+        grid: GRID,
         peer: peer(n),
         noise_secret: secret(n).into(),
         credential: vec![n],

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -113,8 +113,12 @@ impl Namespace {
     }
 
     pub(crate) fn ping(&self, to: u8) {
+        self.ping_addr(addr(to).0);
+    }
+
+    pub(crate) fn ping_addr(&self, to: IpAddr) {
         let output = self
-            .command(&format!("ping -c 3 -i 0.2 -W 5 {}", addr(to)))
+            .command(&format!("ping -c 3 -i 0.2 -W 5 {to}"))
             .output()
             .unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -139,7 +143,13 @@ pub(crate) fn block_on<T>(work: impl Future<Output = T>) -> T {
 }
 
 /// Sends so many megabytes of a pattern over TCP and compares each byte. The rate in megabytes a second.
-pub(crate) fn transfer(from: &Namespace, to: &Namespace, to_addr: Ipv4Addr, megabytes: usize) -> f64 {
+pub(crate) fn transfer(
+    from: &Namespace,
+    to: &Namespace,
+    to_addr: impl Into<IpAddr>,
+    megabytes: usize,
+) -> f64 {
+    let to_addr = to_addr.into();
     let (send, ready) = std::sync::mpsc::channel();
     let receiver = to.spawn(move || {
         let listener = TcpListener::bind(SocketAddr::from((to_addr, 5001))).unwrap();

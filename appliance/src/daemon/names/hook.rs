@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use aerie_types::{GridName, VirtualAddr, VirtualRange};
+use aerie_types::{GridName, Ula, VirtualAddr, VirtualNet, VirtualRange};
 use tokio::process::Command;
 
 /// Is there while systemd-resolved runs.
@@ -25,14 +25,19 @@ pub(super) async fn tell(
     interface: &str,
     server: VirtualAddr,
     grid: &GridName,
-    range: VirtualRange,
+    net: VirtualNet,
 ) -> Result<bool, String> {
     if !Path::new(RESOLVED).exists() {
         return Ok(false);
     }
     let domains: Vec<String> = [format!("~{grid}.grid")]
         .into_iter()
-        .chain(reverse_zones(range).into_iter().map(|zone| format!("~{zone}")))
+        .chain(
+            reverse_zones(net.range)
+                .into_iter()
+                .map(|zone| format!("~{zone}")),
+        )
+        .chain([format!("~{}", reverse_zone_v6(net.ula))])
         .collect();
     let server = server.to_string();
     let mut set_domains = vec!["domain", interface];
@@ -91,9 +96,27 @@ fn reverse_zones(range: VirtualRange) -> Vec<String> {
     zones
 }
 
+/// The zone below `ip6.arpa` of a grid's whole prefix, whose names are nobody else's to ask for.
+fn reverse_zone_v6(ula: Ula) -> String {
+    let prefix = ula.prefix();
+    let digits = format!("{:032x}", u128::from(prefix.addr()));
+    let digits = &digits[..usize::from(prefix.prefix_len()) / 4];
+    let reversed: Vec<String> = digits.chars().rev().map(String::from).collect();
+    format!("{}.ip6.arpa", reversed.join("."))
+}
+
 #[cfg(test)]
 mod tests {
+    use aerie_types::GridId;
+
     use super::*;
+
+    #[test]
+    fn the_prefix_is_one_zone() {
+        let ula = Ula::of(GridId([9; 16]));
+        assert_eq!(ula.to_string(), "fd5d:9256:40dc::/48");
+        assert_eq!(reverse_zone_v6(ula), "c.d.0.4.6.5.2.9.d.5.d.f.ip6.arpa");
+    }
 
     #[test]
     fn a_range_is_made_up_of_zones_of_whole_octets() {

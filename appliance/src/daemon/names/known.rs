@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use aerie_types::{GridName, NodeName, VirtualAddr};
+use aerie_types::{GridName, NodeName, VirtualAddr, VirtualNet};
 use aerie_vpn::names::HostsLine;
 use tokio::sync::Notify;
 
@@ -16,6 +16,7 @@ const MAX_NAMES: usize = 1024;
 
 pub(crate) struct Names {
     grid: GridName,
+    net: VirtualNet,
     known: Mutex<BTreeMap<NodeName, Known>>,
     /// Woken when the hosts file has something new to show.
     changed: Notify,
@@ -28,9 +29,10 @@ struct Known {
 }
 
 impl Names {
-    pub(crate) fn new(grid: GridName) -> Self {
+    pub(crate) fn new(grid: GridName, net: VirtualNet) -> Self {
         Self {
             grid,
+            net,
             known: Mutex::new(BTreeMap::new()),
             changed: Notify::new(),
         }
@@ -86,23 +88,30 @@ impl Names {
             .find_map(|(name, known)| (known.addr == addr).then(|| name.clone()))
     }
 
-    /// What is known, as lines of a hosts file.
-    pub(crate) fn lines(&self) -> Vec<HostsLine> {
-        self.known()
-            .iter()
-            .map(|(name, Known { addr, .. })| {
-                // Never the bare name: whoever names a node could name it after a machine of the local network.
-                let mut names = vec![name.fqdn(&self.grid)];
-                names.extend(addr.appliance_name());
-                HostsLine { addr: *addr, names }
-            })
-            .collect()
+    /// What is known, as lines of a hosts file: a line for each node and, with `ipv6`, a second one.
+    pub(crate) fn lines(&self, ipv6: bool) -> Vec<HostsLine> {
+        let mut lines = Vec::new();
+        for (name, Known { addr, .. }) in self.known().iter() {
+            // Never the bare name: whoever names a node could name it after a machine of the local network.
+            let full = name.fqdn(&self.grid);
+            let names = std::iter::once(full.clone()).chain(addr.appliance_name());
+            lines.push(HostsLine {
+                addr: *addr,
+                names: names.collect(),
+            });
+            let v6 = self.net.ula.addr(*addr).filter(|_| ipv6);
+            lines.extend(v6.map(|v6| HostsLine {
+                addr: VirtualAddr(v6.into()),
+                names: vec![full],
+            }));
+        }
+        lines
     }
 
-    /// What a person or a program wrote: a node's name, its full name, its `C` name or its address.
+    /// What a person or a program wrote: a node's name, its full name, its `C` name or its address of either family.
     pub(crate) fn parse(&self, target: &str) -> Option<Target> {
-        if let Ok(addr) = target.parse() {
-            return Some(Target::Addr(VirtualAddr(addr)));
+        if let Ok(ip) = target.parse() {
+            return Some(Target::Addr(self.net.leased(ip).unwrap_or(VirtualAddr(ip))));
         }
         let label = target
             .trim_end_matches('.')
@@ -131,10 +140,17 @@ pub(crate) enum Target {
 mod tests {
     use std::net::Ipv4Addr;
 
+    use aerie_types::GridId;
+
     use super::*;
 
+    fn no_names() -> Names {
+        let net = VirtualNet::new(GridId([9; 16]), "100.96.0.0/11".parse().unwrap());
+        Names::new("lab".parse().unwrap(), net)
+    }
+
     fn names() -> Names {
-        let names = Names::new("lab".parse().unwrap());
+        let names = no_names();
         names.learn("w1".parse().unwrap(), Ipv4Addr::new(100, 96, 3, 45).into());
         names
     }
@@ -148,7 +164,13 @@ mod tests {
         assert_eq!(names.parse("w1.lab.grid."), Some(w1));
         let addr = Target::Addr(Ipv4Addr::new(100, 96, 3, 45).into());
         assert_eq!(names.parse("C096003045"), Some(addr.clone()));
-        assert_eq!(names.parse("100.96.3.45"), Some(addr));
+        assert_eq!(names.parse("100.96.3.45"), Some(addr.clone()));
+        assert_eq!(names.parse("fd5d:9256:40dc::6460:32d"), Some(addr));
+        let elsewhere = "fd5d:9256:40dd::6460:32d";
+        assert_eq!(
+            names.parse(elsewhere),
+            Some(Target::Addr(VirtualAddr(elsewhere.parse().unwrap())))
+        );
         assert_eq!(names.parse("w1.other.grid"), None);
     }
 
@@ -157,16 +179,24 @@ mod tests {
         let names = names();
         names.learn("w2".parse().unwrap(), Ipv4Addr::new(100, 96, 3, 45).into());
         assert_eq!(names.addr_of(&"w1".parse().unwrap()), None);
-        let lines = names.lines();
+        let lines = names.lines(false);
         assert_eq!(lines.len(), 1);
         assert_eq!(lines[0].names, ["w2.lab.grid", "C096003045"]);
+    }
+
+    #[test]
+    fn a_node_has_a_line_of_each_family() {
+        let lines = names().lines(true);
+        assert_eq!(lines.len(), 2);
+        assert_eq!(lines[1].addr.to_string(), "fd5d:9256:40dc::6460:32d");
+        assert_eq!(lines[1].names, ["w1.lab.grid"]);
     }
 
     #[test]
     fn no_line_has_a_bare_name_that_a_member_has_chosen() {
         let names = names();
         names.learn("ldap".parse().unwrap(), Ipv4Addr::new(100, 96, 3, 46).into());
-        let lines = names.lines();
+        let lines = names.lines(true);
         assert!(
             lines
                 .iter()
@@ -177,12 +207,12 @@ mod tests {
 
     #[test]
     fn the_name_learned_first_makes_room_for_a_new_one() {
-        let names = Names::new("lab".parse().unwrap());
+        let names = no_names();
         let addr = |i: usize| Ipv4Addr::from(0x6460_0000 + u32::try_from(i).unwrap()).into();
         for i in 0..=MAX_NAMES {
             names.learn(format!("w{i}").parse().unwrap(), addr(i));
         }
-        assert_eq!(names.lines().len(), MAX_NAMES);
+        assert_eq!(names.lines(false).len(), MAX_NAMES);
         assert_eq!(
             names.addr_of(&format!("w{MAX_NAMES}").parse().unwrap()),
             Some(addr(MAX_NAMES))

@@ -39,6 +39,8 @@ pub(crate) async fn keep_names(
     let mut file = hosts_file(node.spec.grid.id());
     // The resolver ends when it is dropped.
     let mut answering: Option<Answering> = None;
+    let net = node.net();
+    let mut ipv6 = false;
     loop {
         tokio::select! {
             () = node.names.changed() => {}
@@ -47,6 +49,8 @@ pub(crate) async fn keep_names(
                     return;
                 }
                 let addr = *addr.borrow_and_update();
+                // Names that lead to what this machine cannot reach would only cost time.
+                ipv6 = node.addr6().await.is_some_and(|addr6| addr6.is_ok());
                 answering = match addr {
                     Some(addr) => answer(&node, addr).await,
                     None => None,
@@ -55,9 +59,9 @@ pub(crate) async fn keep_names(
         }
         let own = node.held().map(|held| held.addr);
         let hooked = answering.as_ref().is_some_and(|answering| answering.hooked);
-        let mut lines = with_host_name(node.names.lines(), own, &host_name());
+        let mut lines = with_host_name(node.names.lines(ipv6), own, &host_name());
         if hooked {
-            lines.retain(|line| Some(line.addr) == own);
+            lines.retain(|line| net.leased(line.addr.0) == own);
         }
         match (file.write(&lines), &answering) {
             (Ok(()), Some(answering)) if answering.hooked => shared.done(
@@ -98,15 +102,15 @@ struct Answering {
 async fn answer(node: &Arc<Node>, addr: VirtualAddr) -> Option<Answering> {
     let source = Arc::new(Register(Arc::clone(node)));
     let grid = &node.spec.grid;
-    let resolver =
-        match Resolver::bind((addr.0, DNS).into(), grid.name.clone(), grid.pool.range(), source).await {
-            Ok(resolver) => resolver,
-            Err(error) => {
-                tracing::warn!(%error, "no resolver for the grid's names; the hosts file has them");
-                return None;
-            }
-        };
-    let hooked = match hook::tell(&node.interface, addr, &grid.name, grid.pool.range()).await {
+    let net = node.net();
+    let resolver = match Resolver::bind((addr.0, DNS).into(), grid.name.clone(), net, source).await {
+        Ok(resolver) => resolver,
+        Err(error) => {
+            tracing::warn!(%error, "no resolver for the grid's names; the hosts file has them");
+            return None;
+        }
+    };
+    let hooked = match hook::tell(&node.interface, addr, &grid.name, net).await {
         Ok(hooked) => hooked,
         Err(reason) => {
             tracing::warn!(
@@ -179,7 +183,7 @@ fn host_name() -> String {
 }
 
 /// Adds this machine's own name to its line: a machine whose own name has no quick answer stalls HTCondor's start
-/// for minutes.
+/// for minutes. HTCondor stays with IPv4, and so does that name.
 fn with_host_name(mut lines: Vec<HostsLine>, own: Option<VirtualAddr>, host: &str) -> Vec<HostsLine> {
     for line in lines.iter_mut().filter(|line| Some(line.addr) == own) {
         if !host.is_empty() && !line.names.iter().any(|name| name == host) {
@@ -193,17 +197,24 @@ fn with_host_name(mut lines: Vec<HostsLine>, own: Option<VirtualAddr>, host: &st
 mod tests {
     use std::net::Ipv4Addr;
 
+    use aerie_types::VirtualNet;
+
     use super::*;
     use crate::daemon::names::Names;
 
     #[test]
     fn the_machines_own_name_stands_with_its_own_address_alone() {
-        let names = Names::new("lab".parse().unwrap());
+        let net = VirtualNet::new(GridId([9; 16]), "100.96.0.0/11".parse().unwrap());
+        let names = Names::new("lab".parse().unwrap(), net);
         names.learn("w1".parse().unwrap(), Ipv4Addr::new(100, 96, 3, 45).into());
         names.learn("w2".parse().unwrap(), Ipv4Addr::new(100, 96, 3, 46).into());
         let own = Ipv4Addr::new(100, 96, 3, 46).into();
-        let lines = with_host_name(names.lines(), Some(own), "rack7");
-        assert!(!lines[0].names.contains(&"rack7".to_owned()));
-        assert_eq!(lines[1].names, ["w2.lab.grid", "C096003046", "rack7"]);
+        let lines = with_host_name(names.lines(true), Some(own), "rack7");
+        let named: Vec<_> = lines
+            .iter()
+            .map(|line| line.names.iter().any(|name| name == "rack7"))
+            .collect();
+        assert_eq!(named, [false, false, true, false]);
+        assert_eq!(lines[2].names, ["w2.lab.grid", "C096003046", "rack7"]);
     }
 }

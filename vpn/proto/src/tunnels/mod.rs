@@ -5,13 +5,15 @@ mod handshakes;
 mod packets;
 mod relays;
 mod signals;
+#[cfg(test)]
+mod tests;
 mod timers;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use aerie_types::{NodeName, PeerId, UnderlayAddr, VirtualAddr, VirtualRange, WallMillis};
+use aerie_types::{NodeName, PeerId, UnderlayAddr, VirtualAddr, VirtualNet, VirtualRange, WallMillis};
 use rand::rngs::StdRng;
 use rand::{CryptoRng, Rng, SeedableRng};
 
@@ -125,6 +127,9 @@ pub enum Event {
 /// The core. See the crate's documentation for the order of calls.
 pub struct Tunnels {
     config: Config,
+    net: VirtualNet,
+    /// Whether this host takes IPv6 packets.
+    ipv6: bool,
     identity: Identity,
     check: Box<dyn CredentialCheck>,
     rng: StdRng,
@@ -189,6 +194,8 @@ impl Tunnels {
         let at = now.instant;
         Ok(Self {
             relay: config.relay.map(RelayServer::new),
+            net: VirtualNet::new(identity.grid, config.range),
+            ipv6: true,
             config,
             identity,
             check,
@@ -243,11 +250,11 @@ impl Tunnels {
     /// This host's own addresses with the data socket's port: candidates for members of the same network.
     /// Whether they are new or not, say so whenever the network may have changed.
     pub fn set_hosts(&mut self, hosts: Vec<UnderlayAddr>, now: Now) {
-        let range = self.config.range;
+        let net = self.net;
         let loopback = self.config.loopback;
         let mut hosts: Vec<_> = hosts
             .into_iter()
-            .filter(|addr| crate::signal::is_usable(*addr, range, loopback))
+            .filter(|addr| crate::signal::is_usable(*addr, net, loopback))
             .take(MAX_CANDIDATES - 2)
             .collect();
         hosts.sort_unstable();
@@ -285,6 +292,12 @@ impl Tunnels {
         self.unbind(addr);
         self.wake_at(now.instant);
         Ok(())
+    }
+
+    /// Whether this host takes IPv6 packets; it does unless told otherwise. One that does not answers them with
+    /// ICMPv6, so that programs of its peers turn to IPv4 at once.
+    pub fn set_ipv6(&mut self, taken: bool) {
+        self.ipv6 = taken;
     }
 
     /// Cuts a member off: its sessions, ways and relayed sessions end now. The caller's check refuses it later.

@@ -1,7 +1,8 @@
 //! Inner packets: to whom they belong, and what happens to those that cannot go on yet.
 //!
 //! A virtual address is bound to the member that the caller names for it ([`Tunnels::resolved`]). Out goes a packet
-//! to the member its destination is bound to; in comes a packet only from the member its source is bound to.
+//! to the member its destination is bound to; in comes a packet only from the member its source is bound to. An IPv6
+//! address stands for the IPv4 address in it ([`aerie_types::Ula`]) and is bound with it.
 //! Packets for or from an address that is not known yet wait, a bounded number, while the caller is asked.
 
 use std::time::Instant;
@@ -68,12 +69,16 @@ impl Tunnels {
             self.counters.misdirected += 1;
             return;
         };
-        let to = addresses.destination;
-        let ours = addresses.source == self.config.addr && to != self.config.addr;
-        if !ours || !self.config.range.contains(to) || packet.len() > MAX_INNER {
+        let own = self.config.addr;
+        let ours = self.net.leased(addresses.source) == Some(own) && packet.len() <= MAX_INNER;
+        let to = self
+            .net
+            .leased(addresses.destination)
+            .filter(|to| ours && *to != own);
+        let Some(to) = to else {
             self.counters.misdirected += 1;
             return;
-        }
+        };
         match self.holder(to, now.instant) {
             Some(peer) => self.send_to(peer, packet, now.instant, out),
             None => self.ask_for(to, packet, now.instant),
@@ -104,10 +109,10 @@ impl Tunnels {
         }
         self.outbox.append(&mut out);
         for (from, packet) in lookup.inbound {
-            if from == remote.peer {
-                self.deliver(from, packet);
-            } else {
+            if from != remote.peer {
                 self.counters.spoofed_source += 1;
+            } else if !self.declines(from, &packet, at) {
+                self.deliver(from, packet);
             }
         }
     }
@@ -206,7 +211,9 @@ impl Tunnels {
 
     /// Whether an inner packet may be delivered. If its source is not known yet it is kept, and `false`.
     pub(super) fn accept_inner(&mut self, from: PeerId, packet: &[u8], now: Instant) -> bool {
-        let Some(addresses) = inner::addresses(packet).filter(|found| found.destination == self.config.addr)
+        let own = self.config.addr;
+        let Some(addresses) =
+            inner::addresses(packet).filter(|found| self.net.leased(found.destination) == Some(own))
         else {
             self.counters.misdirected += 1;
             return false;
@@ -219,8 +226,15 @@ impl Tunnels {
                 self.wake = Some(now);
             }
         }
-        match self.holder(addresses.source, now) {
+        let Some(source) = self.net.leased(addresses.source) else {
+            self.counters.spoofed_source += 1;
+            return false;
+        };
+        match self.holder(source, now) {
             Some(holder) if holder == from => {
+                if self.declines(from, packet, now) {
+                    return false;
+                }
                 self.counters.received += 1;
                 true
             }
@@ -229,7 +243,7 @@ impl Tunnels {
                 false
             }
             None => {
-                self.keep_inbound(from, addresses.source, packet, now);
+                self.keep_inbound(from, source, packet, now);
                 false
             }
         }
@@ -432,6 +446,22 @@ impl Tunnels {
         }))
     }
 
+    /// Answers a packet of a family that this host does not take. Whether it was one.
+    fn declines(&mut self, from: PeerId, packet: &[u8], now: Instant) -> bool {
+        if self.ipv6 || !inner::is_v6(packet) {
+            return false;
+        }
+        self.counters.undeliverable += 1;
+        if self.icmp_rate.take(1, now)
+            && let Some(answer) = inner::unreachable(packet)
+        {
+            let mut out = std::mem::take(&mut self.outbox);
+            self.send_to(from, &answer, now, &mut out);
+            self.outbox.append(&mut out);
+        }
+        true
+    }
+
     fn deliver(&mut self, from: PeerId, packet: Vec<u8>) {
         self.counters.received += 1;
         tracing::trace!(peer = %from.short(), "delivered a packet that waited for its source");
@@ -495,7 +525,7 @@ impl Tunnels {
     fn answer_unreachable(&mut self, packet: &[u8], now: Instant) {
         self.counters.undeliverable += 1;
         if self.icmp_rate.take(1, now)
-            && let Some(answer) = inner::host_unreachable(packet)
+            && let Some(answer) = inner::unreachable(packet)
         {
             self.inbox.push_back(answer);
         }

@@ -32,10 +32,10 @@ pub(super) struct Asked {
 impl Tunnels {
     /// The members that relay, as far as the caller knows. They also tell this host how it looks from outside.
     pub fn set_relays(&mut self, mut relays: Vec<RelayInfo>, now: Now) {
-        let range = self.config.range;
+        let net = self.net;
         let own = self.identity.peer;
         relays.retain(|relay| {
-            relay.peer != own && crate::signal::is_usable(relay.addr, range, self.config.loopback)
+            relay.peer != own && crate::signal::is_usable(relay.addr, net, self.config.loopback)
         });
         relays.truncate(MAX_RELAYS);
         self.reflexive
@@ -141,7 +141,7 @@ impl Tunnels {
         // What this node knows of the relay goes before what another member says of it.
         let known = self.relays.iter().find(|known| known.peer == relay.0);
         let addr = known.map_or(relay.1, |known| known.addr);
-        let usable = crate::signal::is_usable(addr, self.config.range, self.config.loopback);
+        let usable = crate::signal::is_usable(addr, self.net, self.config.loopback);
         let room = self.links.len() < MAX_LINKS && self.links_of(from) < MAX_LINKS_PER_PEER;
         if !usable || !room || self.links.contains_key(&session) || self.ensure_peer(from, now).is_none() {
             return;

@@ -104,10 +104,10 @@ impl Tunnels {
     }
 
     fn handle_offer(&mut self, from: PeerId, mut offer: Offer, now: Instant) {
-        let range = self.config.range;
+        let net = self.net;
         let loopback = self.config.loopback;
         offer.candidates.retain(|candidate| {
-            is_usable(candidate.addr, range, loopback)
+            is_usable(candidate.addr, net, loopback)
                 && matches!(candidate.kind, CandidateKind::Host | CandidateKind::Reflexive)
         });
         let Some(peer) = self.ensure_peer(from, now) else {

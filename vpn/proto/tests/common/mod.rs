@@ -7,10 +7,10 @@
 #![expect(clippy::disallowed_methods, reason = "a test's clock starts somewhere")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use aerie_types::{GridId, PeerId, UnderlayAddr, VirtualAddr, WallMillis};
+use aerie_types::{GridId, PeerId, Ula, UnderlayAddr, VirtualAddr, WallMillis};
 use aerie_vpn_proto::{
     Config, CredentialCheck, Event, Identity, Now, PathKind, RelayInfo, RelayLimits, RemoteIdentity,
     RemotePeer, Suite, Transmits, Tunnels, noise_public,
@@ -21,6 +21,7 @@ use rand_chacha::ChaCha8Rng;
 const LATENCY: Duration = Duration::from_millis(10);
 const OVERLAY_LATENCY: Duration = Duration::from_millis(40);
 pub(crate) const PORT: u16 = 4242;
+const GRID: GridId = GridId([9; 16]);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NatKind {
@@ -206,7 +207,7 @@ impl World {
         let secret = [tag ^ 0x55; 32];
         let noise = noise_public(&secret).unwrap();
         let identity = Identity {
-            grid: GridId([9; 16]),
+            grid: GRID,
             peer,
             noise_secret: secret.into(),
             credential: credential(peer, noise, expiry, &format!("node{tag}")),
@@ -337,7 +338,7 @@ impl World {
         self.nodes[node]
             .delivered
             .iter()
-            .map(|packet| packet[20..].to_vec())
+            .map(|packet| packet[if packet[0] >> 4 == 4 { 20 } else { 40 }..].to_vec())
             .collect()
     }
 
@@ -463,6 +464,24 @@ impl World {
             }
         }
     }
+}
+
+pub(crate) fn ula() -> Ula {
+    Ula::of(GRID)
+}
+
+/// The IPv6 address that follows from a virtual address.
+pub(crate) fn virt6(tag: u8) -> Ipv6Addr {
+    ula().addr(virt(tag)).unwrap()
+}
+
+pub(crate) fn udp6(source: Ipv6Addr, destination: Ipv6Addr, payload: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0x60, 0, 0, 0, 0, 0, 17, 64];
+    packet[4..6].copy_from_slice(&(payload.len() as u16).to_be_bytes());
+    packet.extend(source.octets());
+    packet.extend(destination.octets());
+    packet.extend(payload);
+    packet
 }
 
 pub(crate) fn udp(source: VirtualAddr, destination: VirtualAddr, payload: &[u8]) -> Vec<u8> {
