@@ -88,6 +88,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             return;
         }
         self.handover_at = None;
+        self.releases_due(now);
         let mut offers: BTreeMap<PeerId, Vec<Summary>> = BTreeMap::new();
         let named = self.named_peers();
         for (key, record) in &mut self.records {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use aerie_types::{PeerId, WallMillis};
 
-use crate::lease::{Certificate, Proof, millis};
+use crate::lease::{Certificate, Proof, Receipt, millis};
 use crate::limits::{CLOCK_SKEW, MAX_CREDENTIAL, MAX_RECEIPTS};
 use crate::record::Seen;
 use crate::store::Store;
@@ -60,14 +60,17 @@ impl<S: Store, K: Keys> Register<S, K> {
             .get(&certificate.terms.key)
             .and_then(|record| record.seen.as_ref());
         let verified = seen.is_some_and(|seen| seen.certificate == *certificate);
+        // Also those that are not needed: the order of certificates counts the numbers of all.
+        let signed = |receipt: &Receipt| receipt.verify(&self.keys, &certificate.terms);
+        if !verified && !certificate.receipts.iter().all(signed) {
+            return invalid(self);
+        }
         let (mut valid, mut unknown) = (0, 0);
         let mut names = BTreeSet::new();
         for receipt in timely {
             if self.known_credential(receipt.witness).is_none() {
                 unknown += 1;
-            } else if let Some(member) = self.member(receipt.witness, now)
-                && (verified || receipt.verify(&self.keys, &certificate.terms))
-            {
+            } else if let Some(member) = self.member(receipt.witness, now) {
                 valid += 1;
                 names.extend(self.named.has(&member.node).then_some(member.node));
             }

@@ -488,7 +488,8 @@ impl<S: Store, K: Keys> Register<S, K> {
                 let offered = Duration::from_millis(summary.remaining_ms.into());
                 let mine = seen.certificate.receipts.len();
                 seen.certificate.terms.holder != summary.holder
-                    || offered > rest + WORTH_FETCHING
+                    || (mine < needed || usize::from(summary.receipts) >= needed)
+                        && offered > rest + WORTH_FETCHING
                     || mine < needed && mine < summary.receipts.into()
             })
         };

@@ -14,7 +14,7 @@ use rand_core::Rng;
 use crate::draw::Draw;
 use crate::fence::Fence;
 use crate::holder::Holding;
-use crate::lease::{Certificate, encode};
+use crate::lease::encode;
 use crate::limits::{MAX_OUTPUTS, MAX_PENDING, REMEMBERED};
 use crate::members::Members;
 use crate::ready::Readiness;
@@ -50,8 +50,7 @@ pub(crate) enum Purpose {
     },
     /// The holder of a certificate that survives this node's own is asked whether it holds the key yet.
     Rival {
-        other: Box<Certificate>,
-        tries: u8,
+        key: Key,
     },
     LookUp {
         search: u64,
@@ -418,7 +417,7 @@ impl<S: Store, K: Keys> Register<S, K> {
                     self.challenge_answered(key, from, current, instance);
                 }
             }
-            Purpose::Rival { other, tries } => self.rival_answered(*other, tries, answer, now),
+            Purpose::Rival { key } => self.rival_answered(from, key, &answer, now),
             Purpose::LookUp { search } => self.look_up_answered(search, from, answer, now),
             Purpose::Spread { search } => self.spread_answered(search, now),
             Purpose::Put { set } => self.put_answered(&set, from, answer, now),
@@ -467,6 +466,7 @@ impl<S: Store, K: Keys> Register<S, K> {
         for record in self.records.values_mut() {
             record.offered.remove(&peer);
         }
+        self.holding.untold(peer);
         self.readiness.forget(peer);
         self.schedule_handover(now);
     }
@@ -510,11 +510,6 @@ impl<S: Store, K: Keys> Register<S, K> {
             let bytes = to_bytes(request);
             self.output(Output::Send { to, id, bytes });
         }
-    }
-
-    /// Whether an answer for such a purpose is waited for.
-    pub(crate) fn is_asking(&self, purpose: impl Fn(&Purpose) -> bool) -> bool {
-        self.pending.values().any(|pending| purpose(&pending.purpose))
     }
 
     pub(crate) fn locate(&mut self, key: Key, wanted: Wanted, now: Now) {

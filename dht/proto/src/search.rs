@@ -110,7 +110,11 @@ impl<S: Store, K: Keys> Register<S, K> {
 
     pub(crate) fn looked_up_here(&self, key: Key, now: Now) -> Answer {
         let Some(found) = self.known_here(key, now) else {
-            return Answer::NotFound;
+            return if self.may_hold(key) {
+                Answer::Unready
+            } else {
+                Answer::NotFound
+            };
         };
         Answer::Found(Box::new(Handed {
             proof: self.proof_of(found.certificate),

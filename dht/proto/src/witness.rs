@@ -395,7 +395,7 @@ impl<S: Store, K: Keys> Register<S, K> {
     /// decides, and the loser is told.
     pub(crate) fn take_certificate(&mut self, certificate: Certificate, life: Duration, now: Now) {
         let key = certificate.terms.key;
-        let until = now.instant + life;
+        let mut until = now.instant + life;
         let needed = self.needed(self.members.count(now.instant));
         let mut record = self.record(key, now);
         // What its holder gave up takes nothing from the next one, whoever shows it.
@@ -425,7 +425,8 @@ impl<S: Store, K: Keys> Register<S, K> {
                 };
                 self.tell_loser(seen.certificate.terms.holder, &winner, now);
             } else if seen.certificate.receipts.len() < needed.min(certificate.receipts.len()) {
-                // The grid has outgrown the one that was offered to others.
+                // The grid has outgrown the one that was offered to others. The lease is the same, and lasts as long.
+                until = until.max(seen.until);
                 record.offered.clear();
                 self.schedule_handover(now);
             } else if seen.until >= until {

@@ -383,7 +383,7 @@ impl World {
     }
 
     /// A node has lost its address to another holder: to an older lease of the other side of a partition, or to nothing
-    /// that may take a live lease. One that was given up, of which a certificate came back, may not.
+    /// that may take a live lease. One that was given up, of which a certificate came back, may if nobody can ask.
     fn lost_to(&mut self, index: usize, winner: PeerId, addr: VirtualAddr, live: bool) {
         let winner = self.by_peer.get(&winner).copied();
         if !live || winner.is_some_and(|winner| self.checker.was_rival(index, winner)) {
@@ -393,12 +393,10 @@ impl World {
         let key = addr_key(Self::grid(), addr);
         if winner.is_some_and(|winner| !self.checker.relies(key, winner, self.now)) {
             // The other side of a partition did not hear that it was given back, and no witness signed both. Its former
-            // holder, if it can be asked, says so; else it may be cut off and rely on it yet.
+            // holder, if it can be asked, says so; one that is paused or cut off may rely on it yet.
             self.tally.revived += 1;
             self.nodes[index].turns += 1;
-            if winner.is_none_or(|winner| !self.nodes[winner].is_up()) {
-                return;
-            }
+            return;
         }
         self.tally.live_lost += 1;
         self.checker.violated(format!(

@@ -503,6 +503,8 @@ fn a_lease_outlives_an_older_one_of_the_other_side_that_was_given_back_before_th
         world.run(SECOND);
         world.partition(|_| 0);
         world.run(SECOND * 90);
+        // Longer than any certificate of either lease.
+        world.run(SECOND * 2400);
         assert!(held(&world, younger), "{:?}", world.nodes[younger].told);
         assert_eq!(
             world.nodes[younger].conflicts, 0,

@@ -27,7 +27,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use aerie_types::{AddressPool, Instance, NodeName, PeerId, VirtualAddr, VirtualRange};
+use aerie_types::{AddressPool, Instance, Key, NodeName, PeerId, VirtualAddr, VirtualRange};
 use serde::{Deserialize, Serialize};
 
 use crate::lease::{Certificate, Proof, Terms, addr_key, name_key};
@@ -194,6 +194,10 @@ pub(crate) struct Holding {
     asked: [BTreeSet<PeerId>; 2],
     /// Who has this node's credential and those of its witnesses.
     informed: BTreeSet<PeerId>,
+    /// Holders of certificates that survive this node's own, who are being asked whether they hold the key yet.
+    rivals: BTreeMap<Key, Rival>,
+    /// Leases that were given back lately.
+    given_back: BTreeMap<Key, GivenBack>,
     seq: u64,
     backoff: Duration,
     waiting_for: String,
@@ -203,6 +207,23 @@ pub(crate) struct Holding {
     clone_told: Option<Instance>,
     /// An earlier assertion has to be repeated after the round under way.
     assert: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Rival {
+    other: Certificate,
+    tries: u8,
+    /// When to ask again, if no answer is waited for.
+    again: Option<Instant>,
+}
+
+/// A lease that this instance gave back, and who was told. Those that become witnesses of its key while certificates of
+/// it may be about have to be told too.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct GivenBack {
+    seq: u64,
+    until: Instant,
+    told: BTreeSet<PeerId>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -232,6 +253,8 @@ impl Holding {
             rounds: None,
             asked: [BTreeSet::new(), BTreeSet::new()],
             informed: BTreeSet::new(),
+            rivals: BTreeMap::new(),
+            given_back: BTreeMap::new(),
             seq: 0,
             backoff: Duration::ZERO,
             waiting_for: String::new(),
@@ -240,6 +263,15 @@ impl Holding {
             clone_told: None,
             assert: false,
         })
+    }
+}
+
+impl Holding {
+    /// A member lost its connection: what it was told while it was away may not have come.
+    pub(crate) fn untold(&mut self, peer: PeerId) {
+        for given_back in self.given_back.values_mut() {
+            given_back.told.remove(&peer);
+        }
     }
 }
 
@@ -339,6 +371,20 @@ impl<S: Store, K: Keys> Register<S, K> {
         (lease.until[slot] > now).then(|| (lease.certificates[slot].clone(), lease.until[slot]))
     }
 
+    /// Whether it is not known yet if this node holds a key: it is about to claim it again, or is one of two copies.
+    pub(crate) fn may_hold(&self, key: Key) -> bool {
+        match self.holding.phase {
+            Phase::Cloned => true,
+            Phase::Waiting { .. } | Phase::Claiming(_) => {
+                let grid = self.config.grid;
+                let name = |plan: &Plan| name_key(grid, &plan.request.name) == key;
+                let last = |last: &LeaseRow| addr_key(grid, last.addr) == key;
+                self.holding.plan.as_ref().is_some_and(name) || self.holding.last.as_ref().is_some_and(last)
+            }
+            _ => false,
+        }
+    }
+
     pub(crate) fn holder_timeout(&self) -> Option<Instant> {
         let round = self.holding.rounds.as_ref().and_then(|rounds| {
             let open = rounds.iter().filter(|round| round.outcome.is_none());
@@ -351,10 +397,12 @@ impl<S: Store, K: Keys> Register<S, K> {
             Phase::Failed { retry } => *retry,
             _ => None,
         };
-        round.into_iter().chain(phase).min()
+        let rivals = self.holding.rivals.values().filter_map(|rival| rival.again);
+        round.into_iter().chain(phase).chain(rivals).min()
     }
 
     pub(crate) fn holder_due(&mut self, now: Now) {
+        self.rivals_due(now);
         match self.holding.phase {
             Phase::Waiting { until } if until <= now.instant => self.claim_candidate(now),
             Phase::Failed { retry: Some(retry) } if retry <= now.instant => {

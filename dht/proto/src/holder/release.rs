@@ -1,8 +1,9 @@
 //! Giving back.
 
-use aerie_types::PeerId;
+use aerie_types::{Key, PeerId};
 
-use super::{LEASE_ROW, LeaseRow, MAX_TO_RELEASE, Phase};
+use super::{GivenBack, LEASE_ROW, LeaseRow, MAX_TO_RELEASE, Phase};
+use crate::limits::MAX_KEYS_PER_HOLDER;
 use crate::register::Purpose;
 use crate::round::Round;
 use crate::store::Store;
@@ -43,8 +44,51 @@ impl<S: Store, K: Keys> Register<S, K> {
         if let Some(lease) = self.holding.lease.take() {
             let seq = self.holding.seq;
             for (own, peers) in lease.certificates.iter().zip(asked) {
-                self.release_key(own.terms.key, seq, peers.into_iter().collect(), now);
+                let key = own.terms.key;
+                self.release_key(key, seq, peers.iter().copied().collect(), now);
+                let connected = |peer: &PeerId| self.members.is_connected(*peer);
+                let given_back = GivenBack {
+                    seq,
+                    until: now.instant + self.config.timings.ttl,
+                    told: peers.into_iter().filter(connected).collect(),
+                };
+                if self.holding.given_back.len() >= MAX_KEYS_PER_HOLDER {
+                    self.holding.given_back.pop_first();
+                }
+                self.holding.given_back.insert(key, given_back);
             }
+        }
+    }
+
+    /// Tells those that have become witnesses of keys that this node gave back, and may have been handed its certificate.
+    pub(crate) fn releases_due(&mut self, now: Now) {
+        let held = |key: &Key| self.own_certificate(*key, now.instant).is_some();
+        let over: Vec<Key> = self
+            .holding
+            .given_back
+            .iter()
+            .filter(|(key, given_back)| given_back.until <= now.instant || held(key))
+            .map(|(key, _)| *key)
+            .collect();
+        for key in over {
+            self.holding.given_back.remove(&key);
+        }
+        let mut news = Vec::new();
+        let named = self.named_peers();
+        for (key, given_back) in &mut self.holding.given_back {
+            let nine = if named.is_empty() {
+                self.members.closest(key.position(), self.config.quorum.witnesses)
+            } else {
+                named.clone()
+            };
+            let untold: Vec<_> = nine
+                .into_iter()
+                .filter(|peer| given_back.told.insert(*peer))
+                .collect();
+            news.push((*key, given_back.seq, untold));
+        }
+        for (key, seq, peers) in news {
+            self.release_key(key, seq, peers, now);
         }
     }
 
@@ -54,7 +98,7 @@ impl<S: Store, K: Keys> Register<S, K> {
         }
     }
 
-    pub(super) fn release_key(&mut self, key: aerie_types::Key, seq: u64, peers: Vec<PeerId>, now: Now) {
+    pub(super) fn release_key(&mut self, key: Key, seq: u64, peers: Vec<PeerId>, now: Now) {
         let request = Request::Release {
             key,
             instance: self.instance,

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use aerie_types::Instance;
+use aerie_types::{Instance, Key, PeerId};
 
-use super::{LEASE_ROW, LeaseRow, LostReason, MAX_BACKOFF, Phase, valid_until};
+use super::{LEASE_ROW, Lease, LeaseRow, LostReason, MAX_BACKOFF, Phase, Rival, valid_until};
 use crate::lease::Certificate;
 use crate::register::Purpose;
 use crate::round::{Outcome, Round};
@@ -12,8 +12,12 @@ use crate::store::Store;
 use crate::wire::{Answer, Handed, Request};
 use crate::{Event, Keys, Now, Register, SendError};
 
-/// How often the holder of a certificate that survives is asked, since a lost message must not cost a lease.
+/// How often the holder of a certificate that survives is asked, with a pause between: a lost message must not cost a
+/// lease, and after a partition the two may not be connected yet.
 const RIVAL_TRIES: u8 = 3;
+
+/// The same of one that is starting: it claims what it held, or something else, within that many seconds.
+const RESTARTING_TRIES: u8 = 10;
 
 impl<S: Store, K: Keys> Register<S, K> {
     /// Another instance may be about to take over: renew now, to show that this one lives.
@@ -28,67 +32,93 @@ impl<S: Store, K: Keys> Register<S, K> {
     /// A valid certificate of a key: if it is one of this node's and another holder's, and survives, this node yields,
     /// unless the other holder says that it has given it up.
     pub(crate) fn conflict_with_own(&mut self, other: &Certificate, now: Now) {
-        let Some(own) = self.survived_by(other, now) else {
+        if !self.survived_by(other) {
             return;
-        };
-        if !own {
-            return self.yield_to(other, now);
         }
-        let asked =
-            |purpose: &Purpose| matches!(purpose, Purpose::Rival { other: asked, .. } if **asked == *other);
-        if !self.is_asking(asked) {
-            self.ask_rival(other.clone(), 1, now);
+        let key = other.terms.key;
+        let same = |rival: &Rival| rival.other.terms.holder == other.terms.holder;
+        if !self.holding.rivals.get(&key).is_some_and(same) {
+            let rival = Rival {
+                other: other.clone(),
+                tries: 0,
+                again: None,
+            };
+            self.holding.rivals.insert(key, rival);
+            self.ask_rival(key, now);
         }
     }
 
-    fn ask_rival(&mut self, other: Certificate, tries: u8, now: Now) {
-        let (holder, key) = (other.terms.holder, other.terms.key);
-        let other = Box::new(other);
-        self.ask(
-            holder,
-            &Request::LookUp { key },
-            Purpose::Rival { other, tries },
-            now,
-        );
+    fn ask_rival(&mut self, key: Key, now: Now) {
+        if let Some(rival) = self.holding.rivals.get_mut(&key) {
+            rival.tries += 1;
+            rival.again = None;
+            let holder = rival.other.terms.holder;
+            self.ask(holder, &Request::LookUp { key }, Purpose::Rival { key }, now);
+        }
+    }
+
+    /// Asks again whom it is time to ask again.
+    pub(super) fn rivals_due(&mut self, now: Now) {
+        let due = |rival: &Rival| rival.again.is_some_and(|again| again <= now.instant);
+        let rivals = self.holding.rivals.iter();
+        let due: Vec<Key> = rivals
+            .filter(|(_, rival)| due(rival))
+            .map(|(key, _)| *key)
+            .collect();
+        for key in due {
+            self.ask_rival(key, now);
+        }
     }
 
     /// What the holder of a certificate that survives this node's own says of it. Only that it holds the key no more is
     /// a reason to keep it; who does not answer may well hold it.
     pub(crate) fn rival_answered(
         &mut self,
-        other: Certificate,
-        tries: u8,
-        answer: Result<Answer, SendError>,
+        from: PeerId,
+        key: Key,
+        answer: &Result<Answer, SendError>,
         now: Now,
     ) {
-        if self.survived_by(&other, now).is_none() {
+        let of = |rival: &Rival| rival.other.terms.holder == from;
+        if !self.holding.rivals.get(&key).is_some_and(of) {
             return;
         }
-        let given_up = match &answer {
+        let Some(rival) = self.holding.rivals.remove(&key) else {
+            return;
+        };
+        if !self.survived_by(&rival.other) {
+            return;
+        }
+        let given_up = match answer {
             Ok(Answer::NotFound) => true,
-            Ok(Answer::Found(handed)) => handed.proof.certificate.terms.holder != other.terms.holder,
+            Ok(Answer::Found(handed)) => handed.proof.certificate.terms.holder != from,
             _ => false,
+        };
+        let patience = match answer {
+            Err(_) => RIVAL_TRIES,
+            Ok(Answer::Unready) => RESTARTING_TRIES,
+            Ok(_) => 0,
         };
         if given_up {
             self.stats.given_up += 1;
-        } else if answer.is_err() && tries < RIVAL_TRIES {
-            self.ask_rival(other, tries + 1, now);
+        } else if rival.tries < patience {
+            let again = Some(now.instant + self.config.timings.retry);
+            self.holding.rivals.insert(key, Rival { again, ..rival });
         } else {
-            self.yield_to(&other, now);
+            self.yield_to(&rival.other, now);
         }
     }
 
-    /// Whether another holder's certificate survives the one that this node has of the same key; if so, whether its own
-    /// is still valid.
-    fn survived_by(&self, other: &Certificate, now: Now) -> Option<bool> {
-        let lease = self.holding.lease.as_ref()?;
-        let own = |own: &Certificate| own.terms.key == other.terms.key;
-        let slot = lease.certificates.iter().position(own)?;
-        if other.terms.holder == self.me {
-            return None;
-        }
-        let valid = lease.until[slot] > now.instant;
-        (!valid || !lease.certificates[slot].beats(other)).then_some(valid)
+    /// Whether another holder's certificate survives the one that this node has of the same key.
+    fn survived_by(&self, other: &Certificate) -> bool {
+        let own = |lease: &Lease| {
+            let own = lease
+                .certificates
+                .iter()
+                .find(|own| own.terms.key == other.terms.key);
+            own.is_some_and(|own| !own.beats(other))
+        };
+        other.terms.holder != self.me && self.holding.lease.as_ref().is_some_and(own)
     }
 
     fn yield_to(&mut self, other: &Certificate, now: Now) {
