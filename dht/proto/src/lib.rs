@@ -22,7 +22,8 @@
 //! holder, and exactly one if anybody held it and still runs: of two the one whose lease is the older, then the one
 //! with the lower hash. (Of two that share witnesses it is the one that these signed later: the other was given back.)
 //! The other yields as soon as it meets the certificate, unless the former holder says that it holds the key no more,
-//! and claims anew. Until that refresh a look-up may still show the one that yields.
+//! and claims anew. A holder that is away counts as one that runs until its lease ends. Until that refresh a look-up may
+//! still show the one that yields.
 //!
 //! **G3.** A partition can do this and no more: in a grid that votes as a whole (up to thirteen members) only a side
 //! with a majority of the members of the last day grants anything, so that G1 holds throughout, and on the other side

@@ -388,6 +388,9 @@ impl World {
         let winner = self.by_peer.get(&winner).copied();
         if !live || winner.is_some_and(|winner| self.checker.was_rival(index, winner)) {
             self.tally.yielded += 1;
+            // One that is away may come back to its lease, and nobody else has the address until that ends.
+            let away = winner.is_none_or(|winner| !self.nodes[winner].is_up() || self.is_paused(winner));
+            self.nodes[index].turns += u64::from(away);
             return;
         }
         let key = addr_key(Self::grid(), addr);
