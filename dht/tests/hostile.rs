@@ -286,6 +286,21 @@ fn a_certificate_with_a_receipt_that_another_signed_proves_nothing() {
     });
 }
 
+/// The receipts that are not needed would tell which of two certificates is the later.
+#[test]
+fn a_certificate_with_a_forged_receipt_beside_enough_good_ones_proves_nothing() {
+    proves_nothing(|world, terms| {
+        let mut forged = world.certify(terms, &OTHERS, |_| {});
+        let more = world.receipt(LIAR, terms, |receipt| {
+            receipt.witness = world.peer(HOLDER);
+            receipt.number = u64::MAX;
+        });
+        forged.receipts.push(more);
+        forged.receipts.sort_by_key(|receipt| receipt.witness);
+        forged
+    });
+}
+
 #[test]
 fn a_certificate_with_receipts_for_other_terms_proves_nothing() {
     proves_nothing(|world, terms| {
