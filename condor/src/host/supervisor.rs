@@ -416,9 +416,10 @@ mod tests {
 
     use super::*;
 
-    /// A program that lasts, in the place of `condor_master`.
+    /// A program in the place of `condor_master`, of a name that no other test's has: one that runs would be adopted.
     fn config(folder: &Path, script: &str) -> Config {
-        let program = folder.join("lasting");
+        let name = folder.file_name().unwrap().to_str().unwrap();
+        let program = folder.join(name.trim_start_matches('.'));
         std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
         Config {
