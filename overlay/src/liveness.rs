@@ -290,6 +290,12 @@ impl Handler {
         self.timer.as_mut().reset(Instant::now() + from_now);
     }
 
+    /// Has a new stream opened in a while.
+    fn open_later(&mut self) {
+        self.outbound = Outbound::None;
+        self.set_timer(self.interval.min(self.timeout));
+    }
+
     fn is_idle(&self) -> bool {
         matches!(self.outbound, Outbound::None | Outbound::Idle(_))
     }
@@ -302,8 +308,7 @@ impl Handler {
                 Poll::Ready(Ok(stream)) => {
                     self.inbound = Some(echo_one(stream).boxed());
                     if matches!(self.outbound, Outbound::Unopened) {
-                        self.outbound = Outbound::None;
-                        self.set_timer(self.interval.min(self.timeout));
+                        self.open_later();
                     } else if !self.is_idle() {
                         // Slow, but there.
                         self.set_deadline();
@@ -365,7 +370,7 @@ impl ConnectionHandler for Handler {
                         return Poll::Ready(ConnectionHandlerEvent::NotifyBehaviour(Found::Alive(rtt)));
                     }
                     // The stream broke, not the connection: a new one is opened at the next interval.
-                    Poll::Ready(Err(_)) => self.set_timer(self.interval.min(self.timeout)),
+                    Poll::Ready(Err(_)) => self.open_later(),
                     Poll::Pending => {
                         self.outbound = Outbound::Waiting(probe);
                         return self.poll_deadline(cx);
@@ -421,8 +426,7 @@ impl ConnectionHandler for Handler {
                 ..
             }) => self.outbound = Outbound::Unopened,
             ConnectionEvent::DialUpgradeError(_) => {
-                self.outbound = Outbound::None;
-                self.set_timer(self.interval.min(self.timeout));
+                self.open_later();
             }
             _ => {}
         }

@@ -89,10 +89,8 @@ async fn report(shared: &Shared) -> Report {
         address.hint = abstains(&failure, &node.paths.register());
     }
     report.addr = lease.as_ref().map(|held| held.addr.to_string());
-    report.addr6 = match node.addr6().await {
-        Some(Ok(addr6)) => Some(addr6.to_string()),
-        _ => None,
-    };
+    let addr6 = node.addr6().await.and_then(Result::ok);
+    report.addr6 = addr6.map(|addr6| addr6.to_string());
     report.lease_secs = lease
         .as_ref()
         .map(|held| held.until.saturating_duration_since(Instant::now()).as_secs());

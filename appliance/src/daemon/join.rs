@@ -163,7 +163,8 @@ async fn start(
     config.reserve = !relay;
     config.mdns = !args.no_mdns;
     config.upnp = !args.no_upnp;
-    config.virtual_net = Some(VirtualNet::new(spec.grid.id(), spec.grid.pool.range()));
+    let net = VirtualNet::new(spec.grid.id(), spec.grid.pool.range());
+    config.virtual_net = Some(net);
     let (overlay, events) =
         Overlay::spawn(config, der.clone(), member.trust.verifier()).map_err(Error::Overlay)?;
     let mut register = aerie_dht::Config::new(
@@ -189,10 +190,7 @@ async fn start(
         user_ready,
     ));
     let node = Arc::new(Node {
-        names: Names::new(
-            spec.grid.name.clone(),
-            VirtualNet::new(spec.grid.id(), spec.grid.pool.range()),
-        ),
+        names: Names::new(spec.grid.name.clone(), net),
         spec,
         paths,
         interface,

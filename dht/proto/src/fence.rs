@@ -103,16 +103,13 @@ impl Fence {
 
 #[cfg(test)]
 mod tests {
-    use aerie_types::{GridId, Instance, VirtualAddr};
-
     use super::*;
-    use crate::{Receipt, Terms, addr_key};
+    use crate::Receipt;
+    use crate::lease::tests::terms;
 
     const KEEP: Duration = Duration::from_secs(1800);
 
     fn certificate(holder: u8, time: u64, numbers: &[(u8, u64)]) -> Certificate {
-        let grid = GridId([1; 16]);
-        let addr = VirtualAddr::from(std::net::Ipv4Addr::new(10, 0, 0, 1));
         let receipt = |(witness, number): &(u8, u64)| Receipt {
             witness: PeerId([*witness; 32]),
             number: *number,
@@ -122,15 +119,7 @@ mod tests {
             signature: [0; 64].into(),
         };
         Certificate {
-            terms: Terms {
-                grid,
-                key: addr_key(grid, addr),
-                holder: PeerId([holder; 32]),
-                addr,
-                name: "w1".parse().unwrap(),
-                instance: Instance(1),
-                since: None,
-            },
+            terms: terms(holder, None),
             receipts: numbers.iter().map(receipt).collect(),
         }
     }

@@ -88,18 +88,14 @@ impl<S: Store, K: Keys> Register<S, K> {
             return;
         }
         self.handover_at = None;
-        self.releases_due(now);
-        let mut offers: BTreeMap<PeerId, Vec<Summary>> = BTreeMap::new();
         let named = self.named_peers();
+        self.releases_due(&named, now);
+        let mut offers: BTreeMap<PeerId, Vec<Summary>> = BTreeMap::new();
         for (key, record) in &mut self.records {
             let Some(seen) = record.seen.as_ref().filter(|seen| seen.until > now.instant) else {
                 continue;
             };
-            let nine = if named.is_empty() {
-                self.members.closest(key.position(), self.config.quorum.witnesses)
-            } else {
-                named.clone()
-            };
+            let nine = self.members.witnesses(&named, *key, self.config.quorum.witnesses);
             for peer in nine.into_iter().filter(|peer| *peer != self.me) {
                 let batch = offers.entry(peer).or_default();
                 if batch.len() < MAX_SUMMARIES && record.offered.insert(peer) {

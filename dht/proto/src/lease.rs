@@ -303,10 +303,10 @@ pub(crate) fn encode(value: &impl Serialize) -> Vec<u8> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn terms(holder: u8, since: Option<WallMillis>) -> Terms {
+    pub(crate) fn terms(holder: u8, since: Option<WallMillis>) -> Terms {
         let grid = GridId([1; 16]);
         let addr = VirtualAddr::from(std::net::Ipv4Addr::new(10, 0, 0, 1));
         Terms {

@@ -202,6 +202,15 @@ impl Members {
         all.into_iter().map(|(_, peer)| peer).collect()
     }
 
+    /// The witnesses of a key: those that are named, or else the closest ones of so many.
+    pub(crate) fn witnesses(&self, named: &[PeerId], key: Key, count: usize) -> Vec<PeerId> {
+        if named.is_empty() {
+            self.closest(key.position(), count)
+        } else {
+            named.to_vec()
+        }
+    }
+
     /// How many connected members that vote are closer to a position than this node is.
     pub(crate) fn closer(&self, position: Key) -> usize {
         let mine = far(self.place, position);

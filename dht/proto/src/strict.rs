@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use aerie_types::{NodeName, PeerId};
 
-use crate::lease::majority;
+use crate::lease::{Certificate, majority};
 use crate::record::Seen;
 use crate::register::Purpose;
 use crate::store::Store;
@@ -240,6 +240,11 @@ impl<S: Store, K: Keys> Register<S, K> {
             return self.named.quorum();
         }
         self.config.quorum.receipts(members)
+    }
+
+    /// Whether the grid has grown so much that a certificate's receipts do not suffice any more.
+    pub(crate) fn outgrown(&self, certificate: &Certificate, now: Now) -> bool {
+        certificate.receipts.len() < self.needed(self.members.count(now.instant))
     }
 
     /// Whether this node votes at all.

@@ -396,7 +396,6 @@ impl<S: Store, K: Keys> Register<S, K> {
     pub(crate) fn take_certificate(&mut self, certificate: Certificate, life: Duration, now: Now) {
         let key = certificate.terms.key;
         let mut until = now.instant + life;
-        let needed = self.needed(self.members.count(now.instant));
         let mut record = self.record(key, now);
         // What its holder gave up takes nothing from the next one, whoever shows it.
         if record.has_given_up(&certificate) {
@@ -424,7 +423,9 @@ impl<S: Store, K: Keys> Register<S, K> {
                     until,
                 };
                 self.tell_loser(seen.certificate.terms.holder, &winner, now);
-            } else if seen.certificate.receipts.len() < needed.min(certificate.receipts.len()) {
+            } else if seen.certificate.receipts.len() < certificate.receipts.len()
+                && self.outgrown(&seen.certificate, now)
+            {
                 // The grid has outgrown the one that was offered to others. The lease is the same, and lasts as long.
                 until = until.max(seen.until);
                 record.offered.clear();

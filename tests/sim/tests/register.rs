@@ -423,19 +423,24 @@ fn a_successor_keeps_an_address_though_a_witness_missed_that_it_was_given_back()
     });
 }
 
+/// A grid that has just been torn into its even and its odd members, none of whom has asked for an address.
+fn torn(seed: u64, nodes: usize) -> World {
+    let mut world = World::new(seed, range("10.0.0.0/24"), Conditions::default());
+    for index in 0..nodes {
+        world.add();
+        world.start(index);
+        world.run(Duration::from_millis(100));
+    }
+    world.run(SECOND * 5);
+    world.partition(|index| index % 2);
+    world.run(SECOND * 5);
+    world
+}
+
 #[test]
 fn a_torn_large_grid_agrees_within_thirty_seconds_of_healing() {
     each(4, |seed| {
-        let nodes = 40;
-        let mut world = World::new(seed, range("10.0.0.0/24"), Conditions::default());
-        for index in 0..nodes {
-            world.add();
-            world.start(index);
-            world.run(Duration::from_millis(100));
-        }
-        world.run(SECOND * 5);
-        world.partition(|index| index % 2);
-        world.run(SECOND * 5);
+        let mut world = torn(seed, 40);
         let fixed: Vec<_> = (0..4).map(|index| world.range.nth(200 + index)).collect();
         for (pair, addr) in fixed.iter().enumerate() {
             world.acquire(2 * pair, Some(*addr));
@@ -470,15 +475,7 @@ fn a_torn_large_grid_agrees_within_thirty_seconds_of_healing() {
 fn a_lease_outlives_an_older_one_of_the_other_side_that_was_given_back_before_the_healing() {
     each(4, |seed| {
         let nodes = 40;
-        let mut world = World::new(seed, range("10.0.0.0/24"), Conditions::default());
-        for index in 0..nodes {
-            world.add();
-            world.start(index);
-            world.run(Duration::from_millis(100));
-        }
-        world.run(SECOND * 5);
-        world.partition(|index| index % 2);
-        world.run(SECOND * 5);
+        let mut world = torn(seed, nodes);
         let held_by_others = addrs(&world);
         let free = (0..253).map(|nth| world.range.nth(nth));
         let mut free = free

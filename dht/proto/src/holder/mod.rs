@@ -361,11 +361,7 @@ impl<S: Store, K: Keys> Register<S, K> {
     }
 
     /// This node's own certificate of a key, if it is valid.
-    pub(crate) fn own_certificate(
-        &self,
-        key: aerie_types::Key,
-        now: Instant,
-    ) -> Option<(Certificate, Instant)> {
+    pub(crate) fn own_certificate(&self, key: Key, now: Instant) -> Option<(Certificate, Instant)> {
         let lease = self.holding.lease.as_ref()?;
         let slot = lease.certificates.iter().position(|own| own.terms.key == key)?;
         (lease.until[slot] > now).then(|| (lease.certificates[slot].clone(), lease.until[slot]))
@@ -443,10 +439,8 @@ impl<S: Store, K: Keys> Register<S, K> {
 
     /// Whether the grid has outgrown a certificate of the lease.
     fn lacks_receipts(&self, now: Now) -> bool {
-        let needed = self.needed(self.members.count(now.instant));
-        let lacks = |own: &Certificate| own.receipts.len() < needed;
         let lease = self.holding.lease.as_ref();
-        lease.is_some_and(|lease| lease.certificates.iter().any(lacks))
+        lease.is_some_and(|lease| lease.certificates.iter().any(|own| self.outgrown(own, now)))
     }
 
     fn start_rounds(

@@ -61,35 +61,17 @@ impl<S: Store, K: Keys> Register<S, K> {
     }
 
     /// Tells those that have become witnesses of keys that this node gave back, and may have been handed its certificate.
-    pub(crate) fn releases_due(&mut self, now: Now) {
-        let held = |key: &Key| self.own_certificate(*key, now.instant).is_some();
-        let over: Vec<Key> = self
-            .holding
-            .given_back
-            .iter()
-            .filter(|(key, given_back)| given_back.until <= now.instant || held(key))
-            .map(|(key, _)| *key)
-            .collect();
-        for key in over {
-            self.holding.given_back.remove(&key);
+    pub(crate) fn releases_due(&mut self, named: &[PeerId], now: Now) {
+        let mut given_back = std::mem::take(&mut self.holding.given_back);
+        given_back.retain(|key, lease| {
+            lease.until > now.instant && self.own_certificate(*key, now.instant).is_none()
+        });
+        for (key, lease) in &mut given_back {
+            let nine = self.members.witnesses(named, *key, self.config.quorum.witnesses);
+            let untold = nine.into_iter().filter(|peer| lease.told.insert(*peer)).collect();
+            self.release_key(*key, lease.seq, untold, now);
         }
-        let mut news = Vec::new();
-        let named = self.named_peers();
-        for (key, given_back) in &mut self.holding.given_back {
-            let nine = if named.is_empty() {
-                self.members.closest(key.position(), self.config.quorum.witnesses)
-            } else {
-                named.clone()
-            };
-            let untold: Vec<_> = nine
-                .into_iter()
-                .filter(|peer| given_back.told.insert(*peer))
-                .collect();
-            news.push((*key, given_back.seq, untold));
-        }
-        for (key, seq, peers) in news {
-            self.release_key(key, seq, peers, now);
-        }
+        self.holding.given_back = given_back;
     }
 
     pub(super) fn release_rounds(&mut self, rounds: &[Round; 2], now: Now) {

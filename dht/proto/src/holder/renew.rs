@@ -244,11 +244,10 @@ impl<S: Store, K: Keys> Register<S, K> {
     /// Whether the witnesses have seen no certificate of this lease that proves it until the next renewal: what they have
     /// was made for ten seconds only, or when the grid was so small that its receipts will not suffice.
     fn fresh_terms(&self, rounds: &[Round; 2], now: Now) -> bool {
-        let needed = self.needed(self.members.count(now.instant));
         let lacking = |round: &Round| {
             let shown = round.proof.as_ref().map(|proof| &proof.certificate);
             shown.is_none_or(|shown| {
-                shown.ttl() <= self.config.timings.renew_every * 2 || shown.receipts.len() < needed
+                shown.ttl() <= self.config.timings.renew_every * 2 || self.outgrown(shown, now)
             })
         };
         rounds.iter().any(lacking)
