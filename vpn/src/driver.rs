@@ -386,10 +386,11 @@ impl<T: Tun, U: Udp> Driver<T, U> {
             return Ok(());
         }
         self.core.readdress(addr, moment)?;
-        self.config.addr = addr;
         self.tun
             .readdress(old, addr, self.config.range.prefix_len())
             .map_err(|source| Error::Readdress { addr, source })?;
+        // Only now: where the interface did not take it, whoever asks again is not told that all is done.
+        self.config.addr = addr;
         self.give_ipv6();
         Ok(())
     }

@@ -231,6 +231,19 @@ async fn a_new_address_reaches_the_interface_and_the_status() {
 }
 
 #[tokio::test]
+async fn an_address_that_the_interface_did_not_take_is_given_at_the_next_attempt() {
+    let net = Net::new();
+    let (a, tun) = net.node(1);
+    tun.set_stuck(true);
+    a.readdress(addr(7)).await.unwrap_err();
+    assert_eq!(a.status().await.unwrap().addr, addr(1));
+    tun.set_stuck(false);
+    a.readdress(addr(7)).await.unwrap();
+    assert_eq!(tun.addr(), Some(addr(7)));
+    assert_eq!(a.status().await.unwrap().addr, addr(7));
+}
+
+#[tokio::test]
 async fn a_driver_that_was_shut_down_says_so() {
     let net = Net::new();
     let (a, _tun) = net.node(1);

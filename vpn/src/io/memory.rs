@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, IoSlice};
 use std::net::Ipv6Addr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aerie_types::{UnderlayAddr, VirtualAddr, VirtualNet};
@@ -64,6 +65,7 @@ pub struct MemoryTun {
     addr: Arc<Mutex<Option<VirtualAddr>>>,
     addr6: Arc<Mutex<Option<Ipv6Addr>>>,
     no_ipv6: bool,
+    stuck: Arc<AtomicBool>,
     offloads: TunOffloads,
 }
 
@@ -88,6 +90,11 @@ impl MemoryTun {
             no_ipv6: true,
             ..Self::default()
         }
+    }
+
+    /// Whether it refuses to change its address from now on.
+    pub fn set_stuck(&self, stuck: bool) {
+        self.stuck.store(stuck, Ordering::Relaxed);
     }
 
     /// A frame that the host sends: a packet, for a device without offloads.
@@ -142,6 +149,9 @@ impl Tun for MemoryTun {
     }
 
     fn readdress(&self, _from: VirtualAddr, to: VirtualAddr, _prefix: u8) -> io::Result<()> {
+        if self.stuck.load(Ordering::Relaxed) {
+            return Err(io::Error::from_raw_os_error(libc::ENOBUFS));
+        }
         *lock(&self.addr) = Some(to);
         Ok(())
     }
