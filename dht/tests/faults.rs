@@ -382,6 +382,29 @@ fn a_witness_killed_or_refused_at_any_write_keeps_what_it_answered_and_goes_on()
 }
 
 #[test]
+fn what_comes_with_one_message_is_one_transaction() {
+    let mut run = Run::new(Fault::Refused, 0..0);
+    let theirs = run.world.terms(HOLDER, run.world.addr(0));
+    run.claim(HOLDER, &theirs, 1, false);
+    let before = run.writes();
+    let certified = run.rows(Table::Certificates).len();
+    run.claim(HOLDER, &theirs, 2, true);
+    assert_eq!(run.rows(Table::Certificates).len(), certified + 1);
+    assert_eq!(run.writes(), before + 1, "the certificate with the grant");
+    let certificates = [1, 2, 3].map(|place| {
+        let terms = run.world.terms(OTHERS[0], run.world.addr(place));
+        let certificate = run.world.certify(&terms, &OTHERS, |_| {});
+        wire::Handed {
+            proof: run.world.proof(&certificate),
+            remaining_ms: LONG,
+        }
+    });
+    run.ask(OTHERS[0], &Request::HandOver(certificates.to_vec()));
+    assert_eq!(run.rows(Table::Certificates).len(), certified + 4);
+    assert_eq!(run.writes(), before + 2, "all certificates that were handed over");
+}
+
+#[test]
 fn a_disk_that_stays_full_from_any_write_on_lets_nothing_new_be_granted() {
     for from in 1..=writes_of_the_script() {
         let mut run = Run::new(Fault::Refused, from..usize::MAX);

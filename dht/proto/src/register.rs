@@ -113,6 +113,8 @@ pub struct Register<S, K> {
     events: VecDeque<Event>,
     /// Rows of the store whose contents have ended.
     pub(crate) stale: BTreeSet<(Table, Key)>,
+    /// What is written with the next transaction, or at the end of the call.
+    unwritten: Vec<Change>,
     pub(crate) purge_at: Instant,
     pub(crate) save_at: Instant,
 }
@@ -172,6 +174,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             outputs: VecDeque::new(),
             events: VecDeque::new(),
             stale: BTreeSet::new(),
+            unwritten: Vec::new(),
             purge_at: now.instant + PURGE_EVERY,
             save_at: now.instant + SAVE_EVERY,
             config,
@@ -364,7 +367,7 @@ impl<S: Store, K: Keys> Register<S, K> {
     fn answer(&mut self, from: PeerId, request: Request, now: Now) -> Answer {
         match request {
             Request::Claim(claim) => self.claim(from, &claim, now),
-            Request::Release { key, instance, seq } => self.release(from, key, instance, seq, now),
+            Request::Release { key, instance, seq } => self.released(from, key, instance, seq, now),
             Request::LookUp { key } => self.looked_up_here(key, now),
             Request::Merge {
                 credential,
@@ -474,7 +477,7 @@ impl<S: Store, K: Keys> Register<S, K> {
     fn left(&mut self, peer: PeerId, now: Now) {
         self.members.left(peer, now.instant);
         // Forgotten later only makes the quorum of a small grid larger than it has to be.
-        let _ = self.persist(&[remove(Table::Members, &peer.0)]);
+        self.persist_soon(remove(Table::Members, &peer.0));
         self.holder_nudged(now);
     }
 
@@ -484,7 +487,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             return;
         }
         let until = now.wall.plus(REMEMBERED).0.to_be_bytes().to_vec();
-        let _ = self.persist(&[put(Table::Members, &peer.0, until)]);
+        self.persist_soon(put(Table::Members, &peer.0, until));
     }
 
     /// Asks a member, this node itself included.
@@ -537,7 +540,20 @@ impl<S: Store, K: Keys> Register<S, K> {
         self.next_id - 1
     }
 
+    /// Writes changes, and in the same transaction those that wait. Where both do not find room, the changes are tried
+    /// alone.
     pub(crate) fn persist(&mut self, changes: &[Change]) -> Result<(), StoreError> {
+        let mut all = std::mem::take(&mut self.unwritten);
+        let waited = !all.is_empty();
+        all.extend_from_slice(changes);
+        let written = self.write(&all);
+        if written.is_err() && waited {
+            return self.write(changes);
+        }
+        written
+    }
+
+    fn write(&mut self, changes: &[Change]) -> Result<(), StoreError> {
         if changes.is_empty() {
             return Ok(());
         }
@@ -547,6 +563,12 @@ impl<S: Store, K: Keys> Register<S, K> {
             tracing::warn!(%error, "the register's store cannot write; this witness abstains");
         }
         result
+    }
+
+    /// Writes a change at the end of the call at hand, or with what has to be written before: each transaction is
+    /// synced. Nothing that an answer relies on may wait.
+    pub(crate) fn persist_soon(&mut self, change: Change) {
+        self.unwritten.push(change);
     }
 
     pub(crate) fn persist_meta(&mut self, name: &[u8], value: Option<&impl serde::Serialize>) {
@@ -574,6 +596,8 @@ impl<S: Store, K: Keys> Register<S, K> {
             };
             self.reply(id, result, now);
         }
+        // What was not written is known until the next restart.
+        let _ = self.persist(&[]);
     }
 
     /// A copy of what is known of a key, without what has ended.

@@ -341,7 +341,7 @@ impl<S: Store, K: Keys> Register<S, K> {
         }
     }
 
-    pub(crate) fn release(
+    pub(crate) fn released(
         &mut self,
         from: PeerId,
         key: Key,
@@ -441,8 +441,8 @@ impl<S: Store, K: Keys> Register<S, K> {
         let seen = Seen { certificate, until };
         let proof = self.proof_of(seen.certificate.clone());
         let row = encode(&SeenRow::of(&seen, proof, now));
-        // One that was not written is known until the next restart; the grants are what safety rests on.
-        let _ = self.persist(&[put(Table::Certificates, &key.0, row)]);
+        // The grants are what safety rests on.
+        self.persist_soon(put(Table::Certificates, &key.0, row));
         record.seen = Some(seen);
         self.records.insert(key, record);
     }
