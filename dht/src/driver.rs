@@ -99,6 +99,11 @@ impl<K: Keys> Driver<K> {
                 self.set_changed(&set);
             }
             Command::Forget(peer) => self.register.forget(peer, now()),
+            Command::Release(done) => {
+                self.leaving.push(done);
+                self.lease.send_replace(LeaseState::Idle);
+                self.register.release(now());
+            }
             Command::ReleaseAll(done) => {
                 self.leaving.push(done);
                 self.lease.send_replace(LeaseState::Idle);

@@ -199,6 +199,7 @@ pub(crate) enum Command {
     Withdraw(String),
     Watch(String),
     Forget(PeerId),
+    Release(oneshot::Sender<()>),
     ReleaseAll(oneshot::Sender<()>),
     Stats(oneshot::Sender<Stats>),
     Shutdown(oneshot::Sender<()>),
@@ -335,10 +336,20 @@ impl Handle {
         receiver
     }
 
+    /// Gives the address back and stays a member, which claims nothing until it is asked to; returns when the witnesses
+    /// know, or after 3 s.
+    pub async fn release(&self) {
+        self.leave(Command::Release).await;
+    }
+
     /// Gives everything back and tells the others that this node leaves; returns when they know, or after 3 s.
     pub async fn release_all(&self) {
+        self.leave(Command::ReleaseAll).await;
+    }
+
+    async fn leave(&self, how: impl FnOnce(oneshot::Sender<()>) -> Command) {
         let (done, told) = oneshot::channel();
-        if self.send(Command::ReleaseAll(done)).await.is_ok() {
+        if self.send(how(done)).await.is_ok() {
             let _ = tokio::time::timeout(LEAVE_TIMEOUT, told).await;
         }
     }

@@ -300,6 +300,21 @@ async fn an_address_given_back_can_be_claimed_by_another() {
 }
 
 #[tokio::test]
+async fn who_gives_its_address_back_stays_a_member_and_can_claim_again() {
+    let (_grid, members, handles) = Grid::with_members(3).await;
+    let addr = held(&handles[1]).await;
+    handles[1].release().await;
+    assert_eq!(*handles[1].lease().borrow(), LeaseState::Idle);
+    let taken = handles[2].acquire_as(members[2].request(Some(addr))).await;
+    assert!(
+        matches!(taken, Ok(LeaseState::Held { addr: got, receipts: 2.., .. }) if got == addr),
+        "{taken:?}"
+    );
+    handles[1].acquire().await;
+    assert_ne!(held(&handles[1]).await, addr);
+}
+
+#[tokio::test]
 async fn a_second_daemon_on_the_same_state_is_refused() {
     let grid = Grid::new();
     let member = grid.member(0, Role::Worker.into());

@@ -106,7 +106,13 @@ impl Grid {
         self.members.get(wrapped).context("a grid has a member")
     }
 
-    /// The time in which a member gets an address that nobody else wants, in the place of the one before.
+    /// Lets a member give its address back, as if it had just come.
+    pub(crate) async fn release(&self, number: usize) -> Result<()> {
+        self.member(number)?.dht.release().await;
+        Ok(())
+    }
+
+    /// The time in which a member gets an address that nobody else wants.
     pub(crate) async fn claim(&self, number: usize, addr: u32) -> Result<Duration> {
         let member = self.member(number)?;
         let request = self.request(member, addr);

@@ -11,24 +11,41 @@ use crate::wire::{Gossip, Request};
 use crate::{Event, Keys, Now, Register};
 
 impl<S: Store, K: Keys> Register<S, K> {
+    /// Gives back what is held, and what is being claimed, and claims nothing more. This node stays a member.
+    /// [`Event::Left`] follows.
+    pub fn release(&mut self, now: Now) {
+        self.begin_to_leave(now);
+        self.all_told();
+        self.settle(now);
+    }
+
     /// Gives everything back and tells the others that this member leaves. [`Event::Left`] follows.
     pub fn release_all(&mut self, now: Now) {
+        self.begin_to_leave(now);
+        let members: Vec<PeerId> = self.members.connected().take(MAX_TO_RELEASE).collect();
+        self.gossip(&Gossip::Leave);
+        for peer in members {
+            self.leave_ask(peer, &Request::Leave, now);
+        }
+        self.all_told();
+        self.settle(now);
+    }
+
+    fn begin_to_leave(&mut self, now: Now) {
         self.holding.leaving = Some(0);
         self.give_back(now);
         self.holding.plan = None;
         self.holding.phase = Phase::Idle;
         self.holding.last = None;
         self.persist_meta(LEASE_ROW, None::<&LeaseRow>);
-        let members: Vec<PeerId> = self.members.connected().take(MAX_TO_RELEASE).collect();
-        self.gossip(&Gossip::Leave);
-        for peer in members {
-            self.leave_ask(peer, &Request::Leave, now);
-        }
+    }
+
+    /// Whether nobody has to answer any more to what was given back.
+    fn all_told(&mut self) {
         if self.holding.leaving == Some(0) {
             self.holding.leaving = None;
             self.event(Event::Left);
         }
-        self.settle(now);
     }
 
     /// Releases what is held and what may have been granted.
@@ -105,10 +122,7 @@ impl<S: Store, K: Keys> Register<S, K> {
     pub(crate) fn leaving_answered(&mut self) {
         if let Some(leaving) = &mut self.holding.leaving {
             *leaving = leaving.saturating_sub(1);
-            if *leaving == 0 {
-                self.holding.leaving = None;
-                self.event(Event::Left);
-            }
+            self.all_told();
         }
     }
 }
