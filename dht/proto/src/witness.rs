@@ -351,10 +351,15 @@ impl<S: Store, K: Keys> Register<S, K> {
         if grant.is_some_and(|grant| grant.instance != instance || grant.seq > seq) {
             return Answer::Done;
         }
-        let since = record
-            .certificate_of(from)
-            .filter(|seen| seen.certificate.terms.instance == instance)
-            .map(|seen| seen.certificate.since());
+        // One that an earlier instance got is of the same lease, once the witness has granted it to this one: it may last
+        // longer than this one's, and then it is what was kept.
+        let continued = grant.is_some();
+        let given_up = |seen: &Seen| {
+            let terms = &seen.certificate.terms;
+            terms.holder == from && (terms.instance == instance || continued)
+        };
+        let since = record.seen.as_ref().filter(|seen| given_up(seen));
+        let since = since.map(|seen| seen.certificate.since());
         if self.has_room_for_release(from, key) {
             // As long as certificates of the lease may be about, and handed over by who has not heard of the release.
             record.give_up(Released {
@@ -373,10 +378,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             record.probation = None;
             changes.push(remove(Table::Grants, &key.0));
         }
-        let of_instance = |seen: &mut Seen| {
-            seen.certificate.terms.holder == from && seen.certificate.terms.instance == instance
-        };
-        if record.seen.take_if(of_instance).is_some() {
+        if record.seen.take_if(|seen| given_up(seen)).is_some() {
             changes.push(remove(Table::Certificates, &key.0));
         }
         self.keep(key, record);

@@ -40,10 +40,8 @@ impl World {
                 routing.told = Told::Held(Box::new(lease.clone()));
                 self.relies(index, &lease, until);
             }
-            Event::Waiting { reason, .. } => {
-                if !matches!(routing.told, Told::Held(_)) {
-                    routing.told = Told::Waiting(reason);
-                }
+            Event::Waiting { reason, .. } if !matches!(routing.told, Told::Held(_)) => {
+                routing.told = Told::Waiting(reason);
             }
             Event::Failed { failure, .. } => {
                 if !matches!(routing.told, Told::Failed(_)) {

@@ -576,6 +576,26 @@ fn an_address_given_back_is_free_at_once() {
 }
 
 #[test]
+fn an_address_given_back_soon_after_a_restart_is_free_at_once() {
+    each(6, |seed| {
+        let mut world = grid(seed, 6, range("10.0.0.0/24"), Conditions::default());
+        expect_all_hold(&mut world, SECOND * 10);
+        let addr = world.nodes[3].addr();
+        world.kill(3, false);
+        world.run(SECOND);
+        world.start(3);
+        expect_all_hold(&mut world, SECOND * 5);
+        world.leave(3);
+        world.run(SECOND);
+        world.kill(3, true);
+        world.acquire(4, addr);
+        world.run(SECOND * 2);
+        assert_eq!(world.nodes[4].addr(), addr, "{:?}", world.nodes[4].told);
+        world
+    });
+}
+
+#[test]
 fn the_same_seed_gives_the_same_trace_twice() {
     let run = |seed| {
         let mut world = grid(seed, 7, range("10.0.0.0/28"), rough());
