@@ -14,7 +14,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use aerie_dht_proto::{
-    AcquireRequest, Change, Input, MemoryStore, Output, Rows, Store, StoreError, Table, Terms,
+    AcquireRequest, Change, Input, Kind, MemoryStore, Output, Rows, Store, StoreError, Table, Terms,
 };
 use aerie_types::{Key, PeerId};
 
@@ -254,7 +254,7 @@ impl Run {
     }
 
     fn own_lease_is_on_the_disk(&self) {
-        let Some(lease) = self.world.node.lease() else {
+        let Some(lease) = self.world.node.lease(Kind::Addr) else {
             return;
         };
         if lease.until > self.world.now.instant {
@@ -278,7 +278,7 @@ impl Run {
             } else {
                 LIAR
             };
-            let theirs = self.world.terms(asker, terms.addr);
+            let theirs = self.world.terms(asker, terms.leased);
             if theirs.key != terms.key {
                 continue;
             }
@@ -293,10 +293,7 @@ impl Run {
     /// Claims, votes lost, renewals, hand-overs, releases, the next holder, the end of leases, and a restart.
     fn script(&mut self) {
         let name = self.world.members[WITNESS].name.clone();
-        let request = AcquireRequest {
-            name,
-            fixed: Some(self.world.addr(100)),
-        };
+        let request = AcquireRequest::addr(name, Some(self.world.addr(100)));
         self.world.node.acquire(request, self.world.now);
         self.survive();
         let peer = self.world.peer(OTHERS[0]);

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use aerie_dht_proto::{
-    AcquireRequest, Change, Config, Found, Keys, MemoryStore, Now, Register, Store, Timings,
+    AcquireRequest, Change, Config, Found, Keys, Kind, MemoryStore, Now, Register, Store, Timings,
 };
 use aerie_types::{AddressPool, GridId, Key, PeerId, Roles, VirtualAddr, VirtualRange};
 use rand::{RngExt, SeedableRng};
@@ -18,7 +18,7 @@ use crate::conditions::{Conditions, Cut};
 use crate::keys::{SimKeys, hash, name, peer, worker};
 use crate::liar::Liar;
 use crate::net::Action;
-use crate::node::{Clock, Node, Told};
+use crate::node::{Clock, Node, Routing, Told};
 use crate::queue::Queue;
 use crate::ring::Ring;
 use crate::tally::Tally;
@@ -165,6 +165,7 @@ impl World {
             moved: None,
             until: Duration::ZERO,
             timer: None,
+            routing: Routing::default(),
             twin: None,
             keys,
         });
@@ -179,6 +180,7 @@ impl World {
         let index = self.add();
         let twin = &self.nodes[of];
         let (keys, request, position) = (twin.keys.clone(), twin.request.clone(), twin.position);
+        let routing = twin.routing.request.clone();
         let store = twin
             .core
             .clone()
@@ -186,6 +188,7 @@ impl World {
             .or_else(|| twin.store.clone());
         let node = &mut self.nodes[index];
         (node.keys, node.request, node.store, node.position) = (keys, request, store, position);
+        node.routing.request = routing;
         node.twin = Some(of);
         self.nodes[of].twin = Some(index);
         index
@@ -216,6 +219,9 @@ impl World {
             Register::new(config, node.keys.clone(), store, &mut self.rng, now).expect("a readable store");
         if let Some(request) = node.request.clone() {
             node.asking = Some(self.now);
+            core.acquire(request, now);
+        }
+        if let Some(request) = node.routing.request.clone() {
             core.acquire(request, now);
         }
         node.core = Some(core);
@@ -267,6 +273,7 @@ impl World {
         node.store = (!amnesia).then(|| core.into_store());
         node.timer = None;
         node.told = Told::Nothing;
+        node.routing.told = Told::Nothing;
         node.paused = Duration::ZERO;
         node.went = self.now;
         self.tally.crashes += 1;
@@ -287,17 +294,14 @@ impl World {
 
     /// Lets a node claim an address, now and after each start.
     pub fn acquire(&mut self, index: usize, fixed: Option<VirtualAddr>) {
-        let request = AcquireRequest {
-            name: name(index),
-            fixed,
-        };
+        let request = AcquireRequest::addr(name(index), fixed);
         let node = &mut self.nodes[index];
         node.request = Some(request.clone());
         node.turns += 1;
         node.asking = Some(self.now);
         node.told = Told::Nothing;
         self.tally.asked += 1;
-        self.checker.gave_back(index);
+        self.checker.gave_back(index, Kind::Addr);
         self.with(index, |core, now| core.acquire(request, now));
     }
 
@@ -307,9 +311,13 @@ impl World {
         (node.request, node.asking) = (None, None);
         node.turns += 1;
         node.told = Told::Nothing;
+        (node.routing.request, node.routing.told) = (None, Told::Nothing);
+        node.routing.turns += 1;
         self.tally.leaves += 1;
         self.with(index, |core, now| core.release_all(now));
-        self.checker.gave_back(index);
+        for kind in Kind::ALL {
+            self.checker.gave_back(index, kind);
+        }
     }
 
     /// Starts a look-up, whose result will be in [`World::found`].

@@ -6,7 +6,6 @@
 
 use std::time::Duration;
 
-use aerie_dht_proto::addr_key;
 use rand::RngExt;
 
 use super::{SECOND, range};
@@ -78,7 +77,7 @@ pub(super) fn play(seed: u64, nodes: usize) -> World {
             let Told::Held(lease) = &world.nodes[holder].told else {
                 continue;
             };
-            let key = addr_key(World::grid(), lease.addr);
+            let key = lease.leased.key(World::grid());
             let ready = world.now().saturating_sub(world.nodes[asker].came) > SECOND * 10;
             if settled
                 && ready

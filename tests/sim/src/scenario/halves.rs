@@ -141,7 +141,7 @@ fn doubles(world: &World) -> BTreeMap<String, Vec<usize>> {
     for node in &world.nodes {
         if let Some(lease) = node.lease() {
             holders
-                .entry(lease.addr.to_string())
+                .entry(lease.leased.to_string())
                 .or_default()
                 .push(node.index);
         }

@@ -132,7 +132,7 @@ fn stuck(world: &mut World, how: &str) {
 }
 
 fn unique(world: &mut World) {
-    let addrs = world.nodes.iter().filter_map(|node| Some(node.lease()?.addr));
+    let addrs = world.nodes.iter().filter_map(|node| node.addr());
     let addrs: Vec<_> = addrs.collect();
     let different: BTreeSet<_> = addrs.iter().collect();
     let twice = addrs.len() - different.len();

@@ -182,8 +182,7 @@ fn round(world: &mut World, addr: VirtualAddr, holder: usize, hostile: &[usize; 
         }
     }
     let now = world.now();
-    if world.nodes[holder].lease().is_none_or(|lease| lease.addr != addr) || world.nodes[holder].until <= now
-    {
+    if world.nodes[holder].addr() != Some(addr) || world.nodes[holder].until <= now {
         let what = format!(
             "at {now:?} the holder is without its address: {:?}",
             world.nodes[holder].told
@@ -191,10 +190,7 @@ fn round(world: &mut World, addr: VirtualAddr, holder: usize, hostile: &[usize; 
         world.checker.violated(what);
     }
     for thief in hostile {
-        if world.nodes[*thief]
-            .lease()
-            .is_some_and(|lease| lease.addr == addr)
-        {
+        if world.nodes[*thief].addr() == Some(addr) {
             world
                 .checker
                 .violated(format!("at {now:?} node {thief} holds the address of another"));
