@@ -37,7 +37,15 @@ fn one_member_fills_no_more_than_its_share_with_releases_of_what_it_never_had() 
     let key = |number: u32| Key::of("anything", &[&number.to_be_bytes()]);
     for number in 0..9000 {
         let (key, instance, seq) = (key(number), Instance(1), 1);
-        world.ask(LIAR, &Request::Release { key, instance, seq });
+        world.ask(
+            LIAR,
+            &Request::Release {
+                key,
+                instance,
+                seq,
+                held: true,
+            },
+        );
     }
     let kept = (0..9000)
         .filter(|number| world.node.explain(key(*number)) != "nothing")
