@@ -24,9 +24,10 @@
 //! claimant's current certificate, so that only who had a quorum blocks a key for longer than ten seconds; and a long
 //! grant of an address needs the long certificate of the claimant's name with it. The witnesses of a name remember with
 //! which addresses it was leased until those leases end, whether they are given back or not, and grant it with no more
-//! than [`crate::limits::MAX_LEASES_PER_HOLDER`]: nobody can collect addresses. (In grants of ten seconds, which it has to win again and
-//! again, a member may block up to [`MAX_KEYS_PER_HOLDER`] keys at each witness.) Prefixes are granted in the same way,
-//! and counted by the witnesses of their holder as a router.
+//! than [`crate::limits::MAX_LEASES_PER_HOLDER`]: nobody can collect addresses. (In grants of ten seconds, which it has
+//! to ask for again and again, a member may block up to [`MAX_KEYS_PER_HOLDER`] keys at each witness, of which
+//! [`MAX_PREFIX_KEYS_PER_HOLDER`] of prefixes.) Prefixes are granted in the same way, and counted by the witnesses of
+//! their holder as a router.
 //!
 //! A *clone* is told from a *restart* by asking the earlier instance whether it lives: the witness sends it a
 //! challenge and gossips the restart (a copied disk has the same peer id, so that either of the two may be at the
