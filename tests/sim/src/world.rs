@@ -15,12 +15,14 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::checker::Checker;
 use crate::conditions::{Conditions, Cut};
+use crate::kad::Stats;
 use crate::keys::{SimKeys, hash, name, peer, worker};
 use crate::liar::Liar;
 use crate::net::Action;
 use crate::node::{Clock, Node, Told};
 use crate::queue::Queue;
 use crate::ring::Ring;
+use crate::routing::Routing;
 use crate::tally::Tally;
 
 /// The simulated grid.
@@ -53,6 +55,12 @@ pub struct World {
     /// The side of a partition on which each node is.
     pub(crate) sides: Vec<usize>,
     pub(crate) cut: Cut,
+    pub(crate) torn: bool,
+    pub(crate) routing: Routing,
+    /// Numbers for connections, dials and gossip.
+    pub(crate) connections: u64,
+    /// What the look-ups cost that Kademlia made for registers.
+    pub(crate) located: Vec<Stats>,
     /// Who runs, by side of the partition.
     pub(crate) rings: BTreeMap<usize, Ring>,
     pub(crate) running: usize,
@@ -92,6 +100,10 @@ impl World {
             requests: 0,
             sides: Vec::new(),
             cut: Cut::Both,
+            torn: false,
+            routing: Routing::default(),
+            connections: 0,
+            located: Vec::new(),
             rings: BTreeMap::new(),
             running: 0,
             gone: Vec::new(),
@@ -166,6 +178,9 @@ impl World {
             until: Duration::ZERO,
             timer: None,
             twin: None,
+            overlay: None,
+            bootstrap: Vec::new(),
+            remembered: Vec::new(),
             keys,
         });
         self.by_peer.insert(peer(index), index);
@@ -175,7 +190,11 @@ impl World {
 
     /// Adds a copy of a node: the same keys, the same store. Where its twin runs too, each member reaches one of the
     /// two, as chance has it.
+    ///
+    /// # Panics
+    /// Where Kademlia routes: which of two with one id is connected to whom, only the oracle decides.
     pub fn add_copy(&mut self, of: usize) -> usize {
+        assert_eq!(self.routing, Routing::Oracle, "copies need the oracle");
         let index = self.add();
         let twin = &self.nodes[of];
         let (keys, request, position) = (twin.keys.clone(), twin.request.clone(), twin.position);
@@ -243,7 +262,11 @@ impl World {
     }
 
     /// Lets a node see certain others no longer, neither as closest members nor over connections.
+    ///
+    /// # Panics
+    /// Where Kademlia routes, which knows of nobody that is not to be seen.
     pub fn shun(&mut self, index: usize, others: BTreeSet<usize>) {
+        assert_eq!(self.routing, Routing::Oracle, "a wrong view needs the oracle");
         for other in &others {
             self.cut_off(index, *other);
         }
@@ -367,6 +390,11 @@ impl World {
             }
             self.run(every.min(end - self.now));
         }
+    }
+
+    /// What a node's monotonic clock shows, since the start of the run.
+    pub(crate) fn local(&self, index: usize) -> Duration {
+        self.nodes[index].clock.local(self.now)
     }
 
     fn step(&mut self) {

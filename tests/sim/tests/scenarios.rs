@@ -7,7 +7,9 @@ use aerie_sim::scenario::{Report, Scenario};
 #[track_caller]
 fn play(name: &str, nodes: usize, seeds: std::ops::Range<u64>) -> Vec<Report> {
     let scenario = Scenario::named(name).expect("a scenario");
-    let reports: Vec<_> = seeds.map(|seed| scenario.run(seed, nodes)).collect();
+    let reports: Vec<_> = seeds
+        .map(|seed| scenario.run(seed, nodes, scenario.routing))
+        .collect();
     for report in &reports {
         assert!(
             report.violations.is_empty(),

@@ -13,6 +13,7 @@ use super::{SECOND, range};
 use crate::conditions::Conditions;
 use crate::keys::peer;
 use crate::node::Told;
+use crate::routing::Routing;
 use crate::world::World;
 
 pub(super) const ABOUT: &str =
@@ -24,7 +25,7 @@ const A_MINUTE: f64 = 0.1;
 /// Look-ups for each change.
 const LOOK_UPS: usize = 4;
 
-pub(super) fn play(seed: u64, nodes: usize) -> World {
+pub(super) fn play(seed: u64, nodes: usize, routing: Routing) -> World {
     let conditions = Conditions {
         loss: 0.005,
         duplicate: 0.005,
@@ -34,7 +35,7 @@ pub(super) fn play(seed: u64, nodes: usize) -> World {
         drift_ppm: 7500,
         detection: SECOND * 5,
     };
-    let mut world = World::new(seed, range("10.0.0.0/16"), conditions);
+    let mut world = World::new(seed, range("10.0.0.0/16"), conditions).routed(routing);
     for _ in 0..nodes {
         join(&mut world);
         world.run(Duration::from_millis(20));

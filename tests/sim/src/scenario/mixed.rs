@@ -21,6 +21,7 @@ use super::{SECOND, range};
 use crate::conditions::{Conditions, Cut};
 use crate::keys::peer;
 use crate::node::Told;
+use crate::routing::Routing;
 use crate::world::World;
 
 pub(super) const ABOUT: &str = "three lives of a lease with crashes, amnesia, joins, leaves, pauses, skewed clocks, \
@@ -59,7 +60,7 @@ struct Course {
     asked: Vec<(usize, u64, usize)>,
 }
 
-pub(super) fn play(seed: u64, nodes: usize) -> World {
+pub(super) fn play(seed: u64, nodes: usize, routing: Routing) -> World {
     let conditions = Conditions {
         loss: 0.03,
         duplicate: 0.03,
@@ -69,7 +70,7 @@ pub(super) fn play(seed: u64, nodes: usize) -> World {
         drift_ppm: 7500,
         detection: SECOND * 10,
     };
-    let mut world = World::new(seed, range("10.0.0.0/22"), conditions);
+    let mut world = World::new(seed, range("10.0.0.0/22"), conditions).routed(routing);
     let starts = world.rng().random_range(10..50_u64);
     let lasts = 10.0 * 240.0_f64.powf(world.rng().random_range(0.0..1.0));
     let tear = Duration::from_secs(starts * 60);
