@@ -148,7 +148,7 @@ pub async fn run(plan: &Plan, settings: &Settings) -> Result<Outcome> {
             .map(Contact::from);
         let begin = Begin {
             bootstrap: first.into_iter().collect(),
-            known: Vec::new(),
+            ..Begin::default()
         };
         let mut swarm = build(keypair)?;
         swarm.listen_on(address.addr.clone())?;

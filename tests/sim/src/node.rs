@@ -115,8 +115,6 @@ pub struct Node {
     pub(crate) twin: Option<usize>,
     /// Its overlay, while it runs and Kademlia routes.
     pub(crate) overlay: Option<Box<Overlay>>,
-    /// The bootstrap members of its configuration.
-    pub(crate) bootstrap: Vec<usize>,
     /// Whom it was connected to in an earlier run.
     pub(crate) remembered: Vec<Contact>,
     pub(crate) keys: SimKeys,

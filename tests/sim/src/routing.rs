@@ -17,8 +17,9 @@
 //! since no acknowledgement comes back; either end notices within [`Conditions::detection`](crate::Conditions), unless
 //! the network is whole again by then. A node that stands still keeps its connections.
 //!
-//! A node begins at [`BOOTSTRAPS`] members that ran when it was first started, and after a restart also at those that
-//! it was connected to in its last run, if that took longer than the minute after which the daemon writes them down.
+//! A node begins at the first [`BOOTSTRAPS`] members that have not left for good, as every blob of a grid names the
+//! same relays; those of the very first drop nobody. After a restart it also begins at those that it was connected to
+//! in its last run, if that took longer than the minute after which the daemon writes them down.
 //!
 //! Gossip goes to all that its author is connected to, and each node passes what is new to it on to [`COPIES`] of its
 //! own by lot. That is gossipsub with its flood of the author's own messages, and without the repair by which those
@@ -68,7 +69,7 @@ impl std::str::FromStr for Routing {
     }
 }
 
-/// Members named in the blob from which a node was started.
+/// Members named in the blob from which nodes are started.
 const BOOTSTRAPS: usize = 3;
 
 /// How long a dial may take until it has failed.
@@ -203,6 +204,12 @@ impl World {
         self.routing
     }
 
+    /// Whether a node may leave for good: those that every blob names crash and come back, but do not.
+    #[must_use]
+    pub fn may_go(&self, index: usize) -> bool {
+        self.routing == Routing::Oracle || index >= BOOTSTRAPS
+    }
+
     /// Those that a node is connected to, as far as it knows.
     #[must_use]
     pub fn connected(&self, index: usize) -> &BTreeSet<usize> {
@@ -236,30 +243,17 @@ impl World {
 
     /// A node has started: its overlay begins with an empty table.
     pub(crate) fn join_overlay(&mut self, index: usize) {
-        let before = std::mem::take(&mut self.nodes[index].bootstrap);
-        let mut bootstrap: Vec<usize> = before
-            .into_iter()
-            .filter(|other| self.nodes[*other].is_up())
-            .collect();
-        let count = self.nodes.len();
-        for _ in 0..BOOTSTRAPS * 16 {
-            let other = self.rng.random_range(0..count);
-            if bootstrap.len() < BOOTSTRAPS
-                && other != index
-                && !bootstrap.contains(&other)
-                && self.connectable(index, other)
-            {
-                bootstrap.push(other);
-            }
-        }
+        let returns = |other: &usize| self.nodes[*other].is_up() || self.nodes[*other].store.is_some();
+        let bootstrap = (0..self.nodes.len()).filter(|other| *other != index && returns(other));
+        let bootstrap: Vec<usize> = bootstrap.take(BOOTSTRAPS).collect();
         let begin = Begin {
             bootstrap: bootstrap.iter().map(|other| self.contact(*other)).collect(),
             known: self.nodes[index].remembered.clone(),
+            relay: index < BOOTSTRAPS,
         };
         let (seed, now) = (self.rng.random(), self.local(index));
         let member = Member::new(self.contact(index), &begin, &Settings::default(), seed, now);
         let node = &mut self.nodes[index];
-        node.bootstrap = bootstrap;
         node.overlay = Some(Box::new(Overlay {
             member,
             links: BTreeMap::new(),

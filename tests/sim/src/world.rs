@@ -179,7 +179,6 @@ impl World {
             timer: None,
             twin: None,
             overlay: None,
-            bootstrap: Vec::new(),
             remembered: Vec::new(),
             keys,
         });

@@ -69,6 +69,8 @@ pub struct Begin {
     pub bootstrap: Vec<Contact>,
     /// Those that it remembers from an earlier run.
     pub known: Vec<Contact>,
+    /// Whether it is a relay, which drops nobody.
+    pub relay: bool,
 }
 
 /// Whom one member is connected to, and whom it should be.
@@ -76,6 +78,7 @@ pub struct Begin {
 pub struct Mesh {
     local: Contact,
     limit: usize,
+    relay: bool,
     book: Book,
     /// Whether somebody has named others since the member was last alone.
     heard: bool,
@@ -97,6 +100,7 @@ impl Mesh {
         let mut mesh = Self {
             local,
             limit,
+            relay: begin.relay,
             book: Book::new(local.position),
             heard: false,
             live: BTreeMap::new(),
@@ -420,7 +424,7 @@ impl Mesh {
 
     /// More than room was made for: others dial this member too, and those that it drops dial again.
     fn has_too_many(&self) -> bool {
-        self.live.len() > self.limit + self.limit / SLACK
+        !self.relay && self.live.len() > self.limit + self.limit / SLACK
     }
 
     fn prune(&mut self) {
@@ -465,7 +469,7 @@ mod tests {
     fn beginning_at(first: usize) -> Begin {
         Begin {
             bootstrap: vec![contact(first)],
-            known: Vec::new(),
+            ..Begin::default()
         }
     }
 

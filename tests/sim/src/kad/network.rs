@@ -132,7 +132,7 @@ impl Network {
         let first = first.and_then(|first| self.nodes.get(first));
         let begin = Begin {
             bootstrap: first.map(|node| node.contact).into_iter().collect(),
-            known: Vec::new(),
+            ..Begin::default()
         };
         let member = Member::new(contact, &begin, &self.settings, self.rng.random(), self.now);
         self.nodes.push(Node {

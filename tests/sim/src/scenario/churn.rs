@@ -62,7 +62,7 @@ pub(super) fn play(seed: u64, nodes: usize, routing: Routing) -> World {
             .collect();
         let some = |world: &mut World| up[world.rng().random_range(0..up.len())];
         let goes = some(&mut world);
-        if world.rng().random_bool(0.5) {
+        if world.rng().random_bool(0.5) || !world.may_go(goes) {
             world.kill(goes, false);
             let away = world.rng().random_range(60..300);
             back.push((world.now() + SECOND * away, goes));

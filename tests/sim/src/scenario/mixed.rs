@@ -236,7 +236,7 @@ impl Course {
                 self.crash(index, true);
             }
             32..36 if up.len() < self.most => self.join_for(None),
-            36..39 if up.len() > self.most / 2 && down < DOWN => self.go(index),
+            36..39 if up.len() > self.most / 2 && down < DOWN && self.world.may_go(index) => self.go(index),
             39..46 => {
                 let pause = self.world.rng().random_range(500..20_000);
                 self.world.pause(index, Duration::from_millis(pause));
