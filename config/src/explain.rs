@@ -25,6 +25,8 @@ pub struct Summary {
     pub reserved: Vec<String>,
     /// Parts of it that are leased to nobody.
     pub excluded: Vec<String>,
+    /// The part of it that is leased in blocks, and the length of their prefixes in bits.
+    pub routed: Option<(String, u8)>,
     /// The witnesses of strict mode.
     pub witnesses: Vec<String>,
     /// The portals.
@@ -86,6 +88,11 @@ impl Spec {
                 .iter()
                 .map(ToString::to_string)
                 .collect(),
+            routed: self
+                .grid
+                .pool
+                .routed()
+                .map(|routed| (routed.part().to_string(), routed.block_len())),
             witnesses: self.grid.witnesses.iter().map(ToString::to_string).collect(),
             enrol_urls: self.enrol.urls.iter().map(ToString::to_string).collect(),
             has_token: self.enrol.token.is_some(),
@@ -191,6 +198,15 @@ pub fn explain(spec: &Spec, bundle: Option<&Bundle>) -> String {
             "Excluded",
             &format!("{}, for no node", nets(spec.grid.pool.excluded())),
         );
+    }
+    if let Some(routed) = spec.grid.pool.routed() {
+        let text = format!(
+            "{}, {} prefixes of /{} for nodes that route for others",
+            routed.part(),
+            spec.grid.pool.blocks(),
+            routed.block_len()
+        );
+        line("Routed", &text);
     }
     if !spec.grid.witnesses.is_empty() {
         let names: Vec<_> = spec.grid.witnesses.iter().map(|name| name.as_str()).collect();

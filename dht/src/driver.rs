@@ -8,7 +8,10 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 
-use aerie_dht_proto::{Event, Found, HeldLease, Input, Keys, LostReason, Output, Register, SendError};
+use aerie_dht_proto::{
+    Event, Found, HeldLease, Input, Keys, Kind, Leased, LostReason, Output, Register, SendError,
+};
+use aerie_types::VirtualPrefix;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -21,6 +24,7 @@ pub(crate) struct Driver<K> {
     /// For the answers to this register's own requests; weak, so that the last handle ends the register.
     pub(crate) commands: mpsc::WeakSender<Command>,
     pub(crate) lease: watch::Sender<LeaseState>,
+    pub(crate) prefix: watch::Sender<LeaseState<VirtualPrefix>>,
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) sets: Arc<Sets>,
     pub(crate) runtime: tokio::runtime::Handle,
@@ -81,8 +85,12 @@ impl<K: Keys> Driver<K> {
             }
             Command::Input(input) => self.register.handle_input(input, now()),
             Command::Acquire(request) => {
-                let reason = "claiming an address".to_owned();
-                self.lease.send_replace(LeaseState::Waiting { reason });
+                let kind = request.want.kind();
+                let reason = match kind {
+                    Kind::Addr => "claiming an address".to_owned(),
+                    Kind::Prefix => "claiming a prefix".to_owned(),
+                };
+                self.tell(kind, LeaseState::Waiting { reason });
                 self.register.acquire(request, now());
             }
             Command::LookUp(key, reply) => {
@@ -99,9 +107,16 @@ impl<K: Keys> Driver<K> {
                 self.set_changed(&set);
             }
             Command::Forget(peer) => self.register.forget(peer, now()),
+            Command::Release(kind, done) => {
+                self.leaving.push(done);
+                self.tell(kind, LeaseState::Idle);
+                self.register.release(kind, now());
+            }
             Command::ReleaseAll(done) => {
                 self.leaving.push(done);
-                self.lease.send_replace(LeaseState::Idle);
+                for kind in Kind::ALL {
+                    self.tell(kind, LeaseState::Idle);
+                }
                 self.register.release_all(now());
             }
             Command::Shutdown(ended) => drop(ended),
@@ -152,23 +167,24 @@ impl<K: Keys> Driver<K> {
     fn event(&mut self, event: Event) {
         tracing::debug!(?event, "register");
         match &event {
-            Event::Waiting { reason } => {
+            Event::Waiting { kind, reason } => {
                 let reason = reason.clone();
-                self.lease.send_replace(LeaseState::Waiting { reason });
+                self.tell(*kind, LeaseState::Waiting { reason });
             }
             Event::Held(lease) => {
-                tracing::info!(addr = %lease.addr, receipts = lease.certificate.receipts.len(), "address held");
+                let receipts = lease.certificate.receipts.len();
+                tracing::info!(leased = %lease.leased, receipts, "{} held", lease.leased.kind());
                 self.held(lease);
             }
             Event::Renewed(lease) => self.held(lease),
-            Event::Lost(reason) => {
+            Event::Lost { kind, reason } => {
                 let is_copy = matches!(reason, LostReason::Cloned);
                 let reason = reason.to_string();
-                self.lease.send_replace(LeaseState::Lost { reason, is_copy });
+                self.tell(*kind, LeaseState::Lost { reason, is_copy });
             }
-            Event::Failed(failure) => {
+            Event::Failed { kind, failure } => {
                 let reason = failure.to_string();
-                self.lease.send_replace(LeaseState::Failed { reason });
+                self.tell(*kind, LeaseState::Failed { reason });
             }
             Event::CloneSeen { instance } => {
                 tracing::warn!(%instance, "another copy of this node was started and refused; its disk was copied");
@@ -191,17 +207,35 @@ impl<K: Keys> Driver<K> {
     }
 
     fn held(&mut self, lease: &HeldLease) {
-        let Some(proof) = self.register.proof() else {
+        let kind = lease.leased.kind();
+        let Some(proof) = self.register.proof(kind) else {
             return;
         };
-        self.lease.send_replace(LeaseState::Held {
-            addr: lease.addr,
+        let state = LeaseState::Held {
+            leased: lease.leased,
             name: lease.name.clone(),
             receipts: lease.certificate.receipts.len(),
             until: lease.until,
             certificate: Arc::new(proof.encode()),
             digest: lease.certificate.digest(),
-        });
+        };
+        self.tell(kind, state);
+    }
+
+    /// Shows the state of a lease to those who watch its kind.
+    fn tell(&self, kind: Kind, state: LeaseState<Leased>) {
+        match kind {
+            Kind::Addr => {
+                if let Some(state) = state.of(|leased| leased.addr()) {
+                    self.lease.send_replace(state);
+                }
+            }
+            Kind::Prefix => {
+                if let Some(state) = state.of(|leased| leased.prefix()) {
+                    self.prefix.send_replace(state);
+                }
+            }
+        }
     }
 
     fn set_changed(&self, set: &str) {

@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 
 use aerie_dht_proto::limits::Timings;
 use aerie_dht_proto::{
-    AcquireRequest, Event, Found, Keys, Now, Register, SetView, Stats, addr_key, name_key,
+    AcquireRequest, Event, Found, Keys, Kind, Now, Register, SetView, Stats, addr_key, name_key, prefix_key,
 };
-use aerie_types::{AddressPool, GridId, Key, NodeName, PeerId, VirtualAddr, VirtualRange, WallMillis};
+use aerie_types::{
+    AddressPool, GridId, Key, NodeName, PeerId, VirtualAddr, VirtualPrefix, VirtualRange, WallMillis,
+};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use crate::driver::Driver;
@@ -68,44 +70,71 @@ impl Config {
     }
 }
 
-/// How it stands with this node's lease.
+/// How it stands with this node's lease of an address, or of a prefix.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LeaseState {
+pub enum LeaseState<T = VirtualAddr> {
     /// Nothing was asked for, or all was given back.
     Idle,
-    /// An address is being claimed.
+    /// It is being claimed.
     Waiting {
         /// Why that takes time, and what helps.
         reason: String,
     },
-    /// An address is held.
+    /// It is held.
     Held {
-        /// The address.
-        addr: VirtualAddr,
+        /// The address, or the prefix.
+        leased: T,
         /// The name, which is leased with it.
         name: NodeName,
-        /// How many witnesses signed the address's certificate.
+        /// How many witnesses signed its certificate.
         receipts: usize,
-        /// Until when the certificates are valid. It moves on with each renewal; the address is kept beyond it while
-        /// no quorum can be reached and nobody else shows a valid certificate.
+        /// Until when the certificates are valid. It moves on with each renewal; what is leased is kept beyond it
+        /// while no quorum can be reached and nobody else shows a valid certificate.
         until: Instant,
-        /// The address's certificate with its witnesses' credentials, encoded.
+        /// Its certificate with its witnesses' credentials, encoded.
         certificate: Arc<Vec<u8>>,
         /// The hash of the certificate, by which peers know it.
         digest: Key,
     },
-    /// The claim has failed: the range is full, or the fixed address is taken.
+    /// The claim has failed: none is free, or the fixed one is taken.
     Failed {
         /// Why, and what helps.
         reason: String,
     },
-    /// The address was lost to another holder (then another is being claimed), or this node is a copy (then not).
+    /// It was lost to another holder (then another is being claimed), or this node is a copy (then not).
     Lost {
         /// Why, and what helps.
         reason: String,
         /// Whether this node is the copy of another one; then nothing more is claimed.
         is_copy: bool,
     },
+}
+
+impl<T> LeaseState<T> {
+    /// The same state with what is leased as `narrow` has it; `None` where it has none.
+    pub(crate) fn of<U>(self, narrow: impl FnOnce(T) -> Option<U>) -> Option<LeaseState<U>> {
+        Some(match self {
+            Self::Idle => LeaseState::Idle,
+            Self::Waiting { reason } => LeaseState::Waiting { reason },
+            Self::Failed { reason } => LeaseState::Failed { reason },
+            Self::Lost { reason, is_copy } => LeaseState::Lost { reason, is_copy },
+            Self::Held {
+                leased,
+                name,
+                receipts,
+                until,
+                certificate,
+                digest,
+            } => LeaseState::Held {
+                leased: narrow(leased)?,
+                name,
+                receipts,
+                until,
+                certificate,
+                digest,
+            },
+        })
+    }
 }
 
 /// Starts registers.
@@ -133,6 +162,7 @@ impl Dht {
         let register = Register::new(proto, keys, store, &mut rand::rng(), now())?;
         let (commands, commands_in) = mpsc::channel(COMMANDS);
         let (lease_out, lease) = watch::channel(LeaseState::Idle);
+        let (prefix_out, prefix) = watch::channel(LeaseState::Idle);
         let (events, _) = broadcast::channel(EVENTS);
         let sets = Arc::new(Sets::default());
         let runtime = tokio::runtime::Handle::current();
@@ -141,6 +171,7 @@ impl Dht {
             transport,
             commands: commands.downgrade(),
             lease: lease_out,
+            prefix: prefix_out,
             events: events.clone(),
             sets: Arc::clone(&sets),
             runtime: runtime.clone(),
@@ -153,16 +184,14 @@ impl Dht {
         thread
             .spawn(move || driver.run(commands_in))
             .map_err(Error::Thread)?;
-        let request = AcquireRequest {
-            name: config.name,
-            fixed: config.fixed,
-        };
         Ok(Handle {
             me,
             grid: config.grid,
-            request,
+            name: config.name,
+            fixed: config.fixed,
             commands,
             lease,
+            prefix,
             events,
             sets,
             runtime,
@@ -199,6 +228,7 @@ pub(crate) enum Command {
     Withdraw(String),
     Watch(String),
     Forget(PeerId),
+    Release(Kind, oneshot::Sender<()>),
     ReleaseAll(oneshot::Sender<()>),
     Stats(oneshot::Sender<Stats>),
     Shutdown(oneshot::Sender<()>),
@@ -209,9 +239,11 @@ pub(crate) enum Command {
 pub struct Handle {
     me: PeerId,
     grid: GridId,
-    request: AcquireRequest,
+    name: NodeName,
+    fixed: Option<VirtualAddr>,
     commands: mpsc::Sender<Command>,
     lease: watch::Receiver<LeaseState>,
+    prefix: watch::Receiver<LeaseState<VirtualPrefix>>,
     events: broadcast::Sender<Event>,
     sets: Arc<Sets>,
     runtime: tokio::runtime::Handle,
@@ -257,17 +289,25 @@ impl Handle {
 
     /// Claims an address for the configured name, and keeps it renewed. [`Self::lease`] tells how that goes.
     pub async fn acquire(&self) {
-        let _ = self.send(Command::Acquire(self.request.clone())).await;
+        let request = AcquireRequest::addr(self.name.clone(), self.fixed);
+        let _ = self.send(Command::Acquire(request)).await;
     }
 
-    /// Claims an address for a name, keeps it renewed, and waits until it is held.
+    /// Claims a prefix beside the address, this one or any, and keeps it renewed. [`Self::prefix`] tells how that goes.
+    pub async fn acquire_prefix(&self, fixed: Option<VirtualPrefix>) {
+        let request = AcquireRequest::prefix(self.name.clone(), fixed);
+        let _ = self.send(Command::Acquire(request)).await;
+    }
+
+    /// Claims an address for a name, this one or any, keeps it renewed, and waits until it is held.
     ///
     /// # Errors
     /// [`Error::Claim`] where it is refused for good, [`Error::Closed`].
-    pub async fn acquire_as(&self, request: AcquireRequest) -> Result<LeaseState, Error> {
+    pub async fn acquire_as(&self, name: NodeName, fixed: Option<VirtualAddr>) -> Result<LeaseState, Error> {
         let mut lease = self.lease.clone();
         lease.mark_unchanged();
-        self.send(Command::Acquire(request)).await?;
+        self.send(Command::Acquire(AcquireRequest::addr(name, fixed)))
+            .await?;
         loop {
             lease.changed().await.map_err(|_| Error::Closed)?;
             let state = lease.borrow_and_update().clone();
@@ -281,10 +321,16 @@ impl Handle {
         }
     }
 
-    /// How it stands with this node's lease, now and from now on.
+    /// How it stands with the lease of this node's address, now and from now on.
     #[must_use]
     pub fn lease(&self) -> watch::Receiver<LeaseState> {
         self.lease.clone()
+    }
+
+    /// How it stands with the lease of this node's prefix, now and from now on.
+    #[must_use]
+    pub fn prefix(&self) -> watch::Receiver<LeaseState<VirtualPrefix>> {
+        self.prefix.clone()
     }
 
     /// Everything that the register tells; what is missed by a slow listener is gone.
@@ -301,6 +347,11 @@ impl Handle {
     /// Who has a name, and at which address.
     pub async fn look_up_name(&self, name: NodeName) -> Option<Found> {
         self.look_up(name_key(self.grid, &name)).await
+    }
+
+    /// Who holds a prefix, proved by its certificate.
+    pub async fn look_up_prefix(&self, prefix: VirtualPrefix) -> Option<Found> {
+        self.look_up(prefix_key(self.grid, prefix)).await
     }
 
     /// Publishes a value in a set in the place of the one before, and keeps it alive.
@@ -335,10 +386,20 @@ impl Handle {
         receiver
     }
 
+    /// Gives the address or the prefix back and stays a member, which claims no other until it is asked to; returns when
+    /// the witnesses know, or after 3 s.
+    pub async fn release(&self, kind: Kind) {
+        self.leave(|done| Command::Release(kind, done)).await;
+    }
+
     /// Gives everything back and tells the others that this node leaves; returns when they know, or after 3 s.
     pub async fn release_all(&self) {
+        self.leave(Command::ReleaseAll).await;
+    }
+
+    async fn leave(&self, how: impl FnOnce(oneshot::Sender<()>) -> Command) {
         let (done, told) = oneshot::channel();
-        if self.send(Command::ReleaseAll(done)).await.is_ok() {
+        if self.send(how(done)).await.is_ok() {
             let _ = tokio::time::timeout(LEAVE_TIMEOUT, told).await;
         }
     }

@@ -17,7 +17,7 @@ mod transport;
 
 pub use aerie_dht_proto::limits::Timings;
 pub use aerie_dht_proto::{
-    AcquireRequest, Certificate, Event, Failure, Found, LostReason, Proof, PublishError, SetView, Stats,
+    Certificate, Event, Failure, Found, Kind, Leased, LostReason, Proof, PublishError, SetView, Stats,
 };
 pub use error::Error;
 pub use handle::{Config, Dht, Handle, LeaseState};

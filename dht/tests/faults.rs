@@ -14,7 +14,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use aerie_dht_proto::{
-    AcquireRequest, Change, Input, MemoryStore, Output, Rows, Store, StoreError, Table, Terms,
+    AcquireRequest, Change, Input, Kind, MemoryStore, Output, Rows, Store, StoreError, Table, Terms,
 };
 use aerie_types::{Key, PeerId};
 
@@ -254,7 +254,7 @@ impl Run {
     }
 
     fn own_lease_is_on_the_disk(&self) {
-        let Some(lease) = self.world.node.lease() else {
+        let Some(lease) = self.world.node.lease(Kind::Addr) else {
             return;
         };
         if lease.until > self.world.now.instant {
@@ -278,7 +278,7 @@ impl Run {
             } else {
                 LIAR
             };
-            let theirs = self.world.terms(asker, terms.addr);
+            let theirs = self.world.terms(asker, terms.leased);
             if theirs.key != terms.key {
                 continue;
             }
@@ -293,10 +293,7 @@ impl Run {
     /// Claims, votes lost, renewals, hand-overs, releases, the next holder, the end of leases, and a restart.
     fn script(&mut self) {
         let name = self.world.members[WITNESS].name.clone();
-        let request = AcquireRequest {
-            name,
-            fixed: Some(self.world.addr(100)),
-        };
+        let request = AcquireRequest::addr(name, Some(self.world.addr(100)));
         self.world.node.acquire(request, self.world.now);
         self.survive();
         let peer = self.world.peer(OTHERS[0]);
@@ -379,6 +376,29 @@ fn a_witness_killed_or_refused_at_any_write_keeps_what_it_answered_and_goes_on()
             run.recover();
         }
     }
+}
+
+#[test]
+fn what_comes_with_one_message_is_one_transaction() {
+    let mut run = Run::new(Fault::Refused, 0..0);
+    let theirs = run.world.terms(HOLDER, run.world.addr(0));
+    run.claim(HOLDER, &theirs, 1, false);
+    let before = run.writes();
+    let certified = run.rows(Table::Certificates).len();
+    run.claim(HOLDER, &theirs, 2, true);
+    assert_eq!(run.rows(Table::Certificates).len(), certified + 1);
+    assert_eq!(run.writes(), before + 1, "the certificate with the grant");
+    let certificates = [1, 2, 3].map(|place| {
+        let terms = run.world.terms(OTHERS[0], run.world.addr(place));
+        let certificate = run.world.certify(&terms, &OTHERS, |_| {});
+        wire::Handed {
+            proof: run.world.proof(&certificate),
+            remaining_ms: LONG,
+        }
+    });
+    run.ask(OTHERS[0], &Request::HandOver(certificates.to_vec()));
+    assert_eq!(run.rows(Table::Certificates).len(), certified + 4);
+    assert_eq!(run.writes(), before + 2, "all certificates that were handed over");
 }
 
 #[test]

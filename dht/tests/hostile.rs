@@ -9,9 +9,12 @@
 
 use std::time::Duration;
 
-use aerie_dht_proto::limits::{CLOCK_SKEW, MAX_MESSAGE};
-use aerie_dht_proto::{AcquireRequest, Certificate, Input, Proof, Stats, Terms, addr_key};
-use aerie_types::{GridId, Instance, Role, WallMillis};
+use aerie_dht_proto::limits::{CLOCK_SKEW, MAX_LEASES_PER_HOLDER, MAX_MESSAGE};
+use aerie_dht_proto::{
+    AcquireRequest, Certificate, Input, Kind, Leased, Proof, Stats, Terms, Want, addr_key, name_key,
+    prefix_key, router_key,
+};
+use aerie_types::{GridId, Instance, Role, VirtualAddr, VirtualPrefix, WallMillis};
 
 mod common;
 
@@ -40,7 +43,7 @@ fn unmoved<T>(world: &mut World, lease: &Certificate, act: impl FnOnce(&mut Worl
     let result = act(world);
     assert_eq!(state_of(world, lease), before);
     assert_eq!(world.look_up(lease.terms.key).unwrap().0, *lease);
-    let theirs = world.terms(LIAR, lease.terms.addr);
+    let theirs = world.terms(LIAR, lease.terms.leased);
     let answer = world.claim(LIAR, &theirs, u64::MAX, None);
     assert!(
         matches!(&answer, Answer::Refused(Refusal::Taken { holder, certified: true, proof: Some(_), .. })
@@ -76,7 +79,7 @@ fn proves_nothing(forge: impl Fn(&World, &Terms) -> Certificate) {
 
     let older = Terms {
         since: Some(WallMillis(1)),
-        ..world.terms(LIAR, lease.terms.addr)
+        ..world.terms(LIAR, lease.terms.leased)
     };
     let forged = forge(&world, &older);
     unmoved(&mut world, &lease, |world| {
@@ -118,7 +121,7 @@ fn a_long_lease_of_an_address_takes_the_long_certificate_of_its_own_name_with_it
         since: Some(right.since()),
         ..free.clone()
     };
-    let short = world.certify(&world.name_terms(LIAR, free.addr), &OTHERS, |receipt| {
+    let short = world.certify(&world.name_terms(LIAR, free.leased), &OTHERS, |receipt| {
         receipt.ttl_ms = 10_000;
     });
     let homes = [
@@ -207,7 +210,7 @@ fn a_claim_repeated_after_a_later_one_or_after_its_release_comes_too_late() {
     ));
     // The release once more: what was claimed after it stays.
     assert_eq!(world.ask(HOLDER, &release), Answer::Done);
-    let theirs = world.terms(LIAR, terms.addr);
+    let theirs = world.terms(LIAR, terms.leased);
     let answer = world.claim(LIAR, &theirs, 1, None);
     assert!(
         matches!(answer, Answer::Refused(Refusal::Taken { .. })),
@@ -224,7 +227,7 @@ fn a_release_by_another_member_or_instance_changes_nothing() {
         let seq = u64::MAX;
         let request = Request::Release { key, instance, seq };
         assert_eq!(world.ask(from, &request), Answer::Done);
-        let answer = world.claim(LIAR, &world.terms(LIAR, lease.terms.addr), 1, None);
+        let answer = world.claim(LIAR, &world.terms(LIAR, lease.terms.leased), 1, None);
         assert!(
             matches!(answer, Answer::Refused(Refusal::Taken { holder, .. }) if holder == lease.terms.holder),
             "{answer:?}"
@@ -404,7 +407,7 @@ fn a_certificate_that_a_stranger_signed_proves_nothing() {
         .push(common::enrol(&ca, 40, Role::Worker.into(), world.now.wall, life));
     let older = Terms {
         since: Some(WallMillis(1)),
-        ..world.terms(LIAR, lease.terms.addr)
+        ..world.terms(LIAR, lease.terms.leased)
     };
     let forged = world.certify(&older, &[3, 4, 6], |_| {});
     unmoved(&mut world, &lease, |world| {
@@ -463,7 +466,7 @@ fn a_life_of_nothing_or_of_weeks_is_granted_within_the_bounds() {
         );
     }
     // The shorter wish did not shorten what was promised.
-    let answer = world.claim(HOLDER, &world.terms(HOLDER, terms.addr), 1, None);
+    let answer = world.claim(HOLDER, &world.terms(HOLDER, terms.leased), 1, None);
     assert!(
         matches!(
             answer,
@@ -560,23 +563,135 @@ fn a_credential_that_has_ended_or_is_of_another_ca_is_refused_and_counted() {
 #[test]
 fn an_address_beside_the_range_is_refused_by_its_name() {
     let mut world = World::new();
-    let addr = "192.168.0.1".parse::<std::net::Ipv4Addr>().unwrap().into();
+    let addr: VirtualAddr = "192.168.0.1".parse::<std::net::Ipv4Addr>().unwrap().into();
     let terms = world.terms(LIAR, addr);
     let answer = world.claim(LIAR, &terms, 1, None);
-    assert_eq!(answer, Answer::Refused(Refusal::OutOfRange { addr }));
+    assert_eq!(
+        answer,
+        Answer::Refused(Refusal::OutOfRange { leased: terms.leased })
+    );
+}
+
+#[test]
+fn a_prefix_that_is_no_block_of_the_grid_and_an_address_in_one_are_refused_by_their_names() {
+    let mut world = World::new();
+    let block = common::pool().block(0).unwrap();
+    let longer: VirtualPrefix = "10.77.7.192/30".parse().unwrap();
+    let shorter: VirtualPrefix = "10.77.7.192/28".parse().unwrap();
+    let beside: VirtualPrefix = "10.77.0.0/29".parse().unwrap();
+    let strange = [longer, shorter, beside].map(Leased::from);
+    let inside = Leased::from(VirtualAddr::from(block.first()));
+    for leased in strange.into_iter().chain([inside]) {
+        for terms in [world.terms(LIAR, leased), world.name_terms(LIAR, leased)] {
+            let answer = world.claim(LIAR, &terms, 1, None);
+            assert_eq!(answer, Answer::Refused(Refusal::OutOfRange { leased }));
+        }
+    }
+    let answer = world.claim(LIAR, &world.terms(LIAR, block), 1, None);
+    assert!(matches!(answer, Answer::Granted { .. }), "{answer:?}");
+}
+
+/// The witnesses of a name count addresses, those of a router prefixes: neither key is leased with the other's.
+#[test]
+fn an_address_under_a_routers_key_and_a_prefix_under_a_names_are_malformed() {
+    let (mut world, lease) = World::with_lease();
+    let block = common::pool().block(0).unwrap();
+    let (addr, name) = (world.addr(9), world.members[LIAR].name.clone());
+    let grid = world.grid();
+    let crossed = [
+        (Leased::from(addr), router_key(grid, &name)),
+        (Leased::from(addr), prefix_key(grid, block)),
+        (Leased::from(block), name_key(grid, &name)),
+        (Leased::from(block), addr_key(grid, addr)),
+    ];
+    unmoved(&mut world, &lease, |world| {
+        let counted = world.stats().malformed;
+        for (leased, key) in crossed {
+            let terms = Terms {
+                key,
+                ..world.terms(LIAR, leased)
+            };
+            assert_eq!(world.claim(LIAR, &terms, 1, None), Answer::Malformed);
+        }
+        assert_eq!(world.stats().malformed, counted + 4);
+    });
+}
+
+#[test]
+fn a_held_prefix_is_not_given_to_another_and_its_long_lease_takes_the_routers_certificate() {
+    let (mut world, lease) = World::with_lease();
+    let [block, other] = [0, 1].map(|index| Leased::from(common::pool().block(index).unwrap()));
+    let terms = world.terms(HOLDER, block);
+    let right = world.certify(&terms, &OTHERS, |_| {});
+    let since = Terms {
+        since: Some(right.since()),
+        ..terms.clone()
+    };
+    // The certificate of the name, with an address; that of another router; that with another prefix.
+    let homes = [
+        None,
+        Some(world.home(HOLDER, &lease.terms)),
+        Some(world.home(LIAR, &terms)),
+        Some(world.home(HOLDER, &world.terms(HOLDER, other))),
+        Some(world.proof(&right)),
+    ];
+    unmoved(&mut world, &lease, |world| {
+        for home in homes {
+            let mut claim = world.claim_of(HOLDER, &since, 1, Some(world.proof(&right)));
+            claim.home = home;
+            let answer = world.ask(HOLDER, &Request::Claim(claim));
+            assert_eq!(answer, Answer::Refused(Refusal::BadProof));
+        }
+        let answer = world.claim(HOLDER, &since, 2, Some(world.proof(&right)));
+        assert!(
+            matches!(&answer, Answer::Granted { receipt, .. } if receipt.ttl_ms == LONG),
+            "{answer:?}"
+        );
+    });
+    let older = Terms {
+        since: Some(WallMillis(1)),
+        ..world.terms(LIAR, block)
+    };
+    let forged = world.certify(&older, &OTHERS[..2], |_| {});
+    unmoved(&mut world, &right, |world| {
+        assert_eq!(world.hand_over(LIAR, &forged, LONG), Answer::Done);
+        world.claim(LIAR, &older, 1, Some(world.proof(&forged)));
+    });
+}
+
+#[test]
+fn a_router_is_leased_with_no_more_than_a_few_prefixes_beside_as_many_addresses() {
+    let mut world = World::new();
+    let blocks = [0, 1, 2, 3, 4].map(|index| Leased::from(common::pool().block(index).unwrap()));
+    let addrs = [0, 1, 2, 3, 4].map(|index| Leased::from(world.addr(index)));
+    for (kind, several) in [("prefixes", blocks), ("addresses", addrs)] {
+        let mut refused = Vec::new();
+        for (seq, leased) in (1..).zip(several) {
+            let terms = world.name_terms(LIAR, leased);
+            let right = world.certify(&terms, &OTHERS, |_| {});
+            let since = Terms {
+                since: Some(right.since()),
+                ..terms
+            };
+            match world.claim(LIAR, &since, seq, Some(world.proof(&right))) {
+                Answer::Granted { .. } => {}
+                Answer::Refused(Refusal::Moved { .. }) => refused.push(leased),
+                other => panic!("{kind}: {other:?}"),
+            }
+        }
+        assert_eq!(refused, [several[MAX_LEASES_PER_HOLDER]], "{kind}");
+    }
+    assert_eq!(world.stats().over_quota, 2);
 }
 
 #[test]
 fn gossip_of_a_restart_that_nobody_made_costs_no_lease() {
     let mut world = World::new();
     world.node.acquire(
-        AcquireRequest {
-            name: world.members[WITNESS].name.clone(),
-            fixed: None,
-        },
+        AcquireRequest::addr(world.members[WITNESS].name.clone(), None),
         world.now,
     );
-    let held = world.node.lease().expect("nobody else is there");
+    let held = world.node.lease(Kind::Addr).expect("nobody else is there");
     let gossip = Gossip::Restarting {
         holder: world.peer(WITNESS),
         instance: Instance(3),
@@ -584,7 +699,10 @@ fn gossip_of_a_restart_that_nobody_made_costs_no_lease() {
     let (from, bytes) = (world.peer(LIAR), wire::to_bytes(&gossip));
     world.node.handle_input(Input::Gossip { from, bytes }, world.now);
     world.pass(Duration::from_secs(5));
-    assert_eq!(world.node.lease().map(|lease| lease.addr), Some(held.addr));
+    assert_eq!(
+        world.node.lease(Kind::Addr).map(|lease| lease.leased),
+        Some(held.leased)
+    );
 }
 
 #[test]
@@ -631,16 +749,16 @@ fn a_certificate_that_was_given_up_takes_nothing_from_the_next_holder() {
     world.node.acquire(
         AcquireRequest {
             name: world.members[WITNESS].name.clone(),
-            fixed: Some(lease.terms.addr),
+            want: Want::This(lease.terms.leased),
         },
         world.now,
     );
-    let held = world.node.lease().expect("the address is free");
+    let held = world.node.lease(Kind::Addr).expect("the address is free");
     assert_eq!(world.hand_over(LIAR, &lease, LONG), Answer::Done);
     let handed = wire::Handed {
         proof: world.proof(&lease),
         remaining_ms: LONG,
     };
     world.ask(LIAR, &Request::Conflict(handed));
-    assert_eq!(world.node.lease(), Some(held));
+    assert_eq!(world.node.lease(Kind::Addr), Some(held));
 }

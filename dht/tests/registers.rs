@@ -10,12 +10,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
-use aerie_dht::{AcquireRequest, Config, Dht, Handle, IdentityKeys, LeaseState, MemoryNetwork};
+use aerie_dht::{Config, Dht, Handle, IdentityKeys, Kind, LeaseState, MemoryNetwork};
 use aerie_identity::{EnrolRequest, GridCa, NodeKeys, Subject, Verifier};
-use aerie_types::{NodeName, PeerId, Role, Roles, VirtualAddr, VirtualRange, WallMillis};
+use aerie_types::{NodeName, PeerId, Role, Roles, VirtualAddr, VirtualPrefix, VirtualRange, WallMillis};
 use tokio::sync::watch;
 
 const RANGE: &str = "10.77.0.0/24";
+
+/// The part that is leased in blocks of sixteen.
+const ROUTED: &str = "10.77.0.128/25";
 
 struct Grid {
     dir: tempfile::TempDir,
@@ -80,6 +83,7 @@ impl Grid {
             member.founder,
             folder.join("register.sqlite"),
         );
+        config.pool = config.pool.with_routed(ROUTED.parse().unwrap(), 28).unwrap();
         config.timings.probation = Duration::from_millis(500);
         config.timings.set_renew = Duration::from_millis(500);
         config.timings.set_ttl = Duration::from_secs(2);
@@ -116,13 +120,6 @@ impl Member {
     fn peer(&self) -> PeerId {
         self.keys.peer_id()
     }
-
-    fn request(&self, fixed: Option<VirtualAddr>) -> AcquireRequest {
-        AcquireRequest {
-            name: self.name.clone(),
-            fixed,
-        }
-    }
 }
 
 fn range() -> VirtualRange {
@@ -136,7 +133,7 @@ fn wall() -> WallMillis {
 /// Waits until an address is held, and says which.
 async fn held(handle: &Handle) -> VirtualAddr {
     until(handle, |state| match state {
-        LeaseState::Held { addr, .. } => Some(*addr),
+        LeaseState::Held { leased, .. } => Some(*leased),
         _ => None,
     })
     .await
@@ -169,7 +166,7 @@ async fn a_race_of_eight_for_one_fixed_address_gives_exactly_one_holder() {
     let claims = members
         .iter()
         .zip(&handles)
-        .map(|(member, handle)| handle.acquire_as(member.request(Some(fixed))));
+        .map(|(member, handle)| handle.acquire_as(member.name.clone(), Some(fixed)));
     let results = futures::future::join_all(claims).await;
     let winners = results.iter().filter(|result| result.is_ok()).count();
     assert_eq!(winners, 1, "{results:#?}");
@@ -229,7 +226,7 @@ async fn names_and_addresses_are_found_by_every_member() {
         let addr = held(handle).await;
         for asker in &handles {
             let found = asker.look_up_name(member.name.clone()).await.unwrap();
-            assert_eq!((found.holder, found.addr), (member.peer(), addr));
+            assert_eq!((found.holder, found.leased), (member.peer(), addr.into()));
             let found = asker.look_up_addr(addr).await.unwrap();
             assert_eq!((found.holder, &found.name), (member.peer(), &member.name));
             assert!(
@@ -290,13 +287,95 @@ async fn an_address_given_back_can_be_claimed_by_another() {
     handles[1].release_all().await;
     assert_eq!(*handles[1].lease().borrow(), LeaseState::Idle);
     let state = handles[2]
-        .acquire_as(members[2].request(Some(addr)))
+        .acquire_as(members[2].name.clone(), Some(addr))
         .await
         .unwrap();
     assert!(
-        matches!(state, LeaseState::Held { addr: got, .. } if got == addr),
+        matches!(state, LeaseState::Held { leased: got, .. } if got == addr),
         "{state:?}"
     );
+}
+
+/// Waits until a prefix is held, and says which.
+async fn routes(handle: &Handle) -> VirtualPrefix {
+    let mut prefix = handle.prefix();
+    let held = |state: &LeaseState<VirtualPrefix>| match state {
+        LeaseState::Held { leased, .. } => Some(*leased),
+        _ => None,
+    };
+    let waited = prefix.wait_for(|state| held(state).is_some());
+    match tokio::time::timeout(Duration::from_secs(20), waited).await {
+        Ok(state) => held(&state.unwrap()).unwrap(),
+        Err(_) => panic!("the prefix stays {:?}", handle.prefix().borrow()),
+    }
+}
+
+#[tokio::test]
+async fn a_prefix_is_held_beside_the_address_found_by_all_kept_and_given_back() {
+    let (grid, members, mut handles) = Grid::with_members(3).await;
+    let addr = held(&handles[2]).await;
+    assert_eq!(*handles[2].prefix().borrow(), LeaseState::Idle);
+    handles[2].acquire_prefix(None).await;
+    let prefix = routes(&handles[2]).await;
+    assert_eq!(prefix.prefix_len(), 28);
+    for asker in &handles {
+        let found = asker.look_up_prefix(prefix).await.unwrap();
+        assert_eq!(
+            (found.holder, found.leased, &found.name),
+            (members[2].peer(), prefix.into(), &members[2].name)
+        );
+    }
+
+    grid.network.disconnect(members[2].peer()).await;
+    handles.pop().unwrap().shutdown().await;
+    let again = grid.start(&members[2]).await;
+    again.acquire_prefix(None).await;
+    again.acquire().await;
+    assert_eq!((held(&again).await, routes(&again).await), (addr, prefix));
+
+    let addr = held(&handles[1]).await;
+    handles[1].acquire_prefix(Some(prefix)).await;
+    let mut refused = handles[1].prefix();
+    let failed = |state: &LeaseState<VirtualPrefix>| matches!(state, LeaseState::Failed { .. });
+    let state = refused.wait_for(failed).await.unwrap().clone();
+    let LeaseState::Failed { reason } = state else {
+        panic!("{state:?}");
+    };
+    assert!(reason.contains(&format!("{prefix} is leased to")), "{reason}");
+    assert_eq!(
+        held(&handles[1]).await,
+        addr,
+        "the address has nothing to do with it"
+    );
+
+    again.release_all().await;
+    assert_eq!(*again.prefix().borrow(), LeaseState::Idle);
+    assert_eq!(*again.lease().borrow(), LeaseState::Idle);
+    handles[1].acquire_prefix(Some(prefix)).await;
+    assert_eq!(routes(&handles[1]).await, prefix);
+}
+
+#[tokio::test]
+async fn who_gives_its_address_back_stays_a_member_and_can_claim_again() {
+    let (_grid, members, handles) = Grid::with_members(3).await;
+    let addr = held(&handles[1]).await;
+    handles[1].acquire_prefix(None).await;
+    let mut prefix = handles[1].prefix();
+    let routes = |state: &LeaseState<VirtualPrefix>| matches!(state, LeaseState::Held { .. });
+    prefix.wait_for(routes).await.unwrap();
+    handles[1].release(Kind::Addr).await;
+    assert_eq!(*handles[1].lease().borrow(), LeaseState::Idle);
+    let taken = handles[2].acquire_as(members[2].name.clone(), Some(addr)).await;
+    assert!(
+        matches!(taken, Ok(LeaseState::Held { leased, receipts: 2.., .. }) if leased == addr),
+        "{taken:?}"
+    );
+    assert!(routes(&prefix.borrow()), "only the address was given back");
+    handles[1].acquire().await;
+    assert_ne!(held(&handles[1]).await, addr);
+    handles[1].release(Kind::Prefix).await;
+    assert_eq!(*prefix.borrow(), LeaseState::Idle);
+    assert_ne!(held(&handles[1]).await, addr, "only the prefix was given back");
 }
 
 #[tokio::test]

@@ -73,6 +73,7 @@ fn what_was_decided_for_a_grid_stays_and_a_database_of_before_has_none_of_it() {
     let range: VirtualRange = "100.96.0.0/11".parse().unwrap();
     let nets = |net: &str| vec![net.parse().unwrap()];
     let pool = AddressPool::new(range, nets("100.96.0.0/24"), nets("100.97.0.0/16")).unwrap();
+    let pool = pool.with_routed("100.127.0.0/17".parse().unwrap(), 28).unwrap();
     let settings = GridSettings {
         pool,
         witnesses: ["hub", "m1", "m2"].map(|name| name.parse().unwrap()).to_vec(),
@@ -92,7 +93,7 @@ fn what_was_decided_for_a_grid_stays_and_a_database_of_before_has_none_of_it() {
     );
 
     let conn = rusqlite::Connection::open(dir.path().join("portal.sqlite")).unwrap();
-    for column in ["reserved", "excluded", "witnesses"] {
+    for column in ["reserved", "excluded", "witnesses", "routed", "block"] {
         conn.execute(&format!("ALTER TABLE grid DROP COLUMN {column}"), [])
             .unwrap();
     }

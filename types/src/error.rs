@@ -35,4 +35,12 @@ pub enum ParseError {
         /// Why it was refused.
         reason: &'static str,
     },
+    /// A block of addresses that cannot be leased.
+    #[error("prefix '{prefix}' is not usable: {reason}")]
+    Prefix {
+        /// The block as it was written.
+        prefix: String,
+        /// Why it was refused.
+        reason: &'static str,
+    },
 }

@@ -21,11 +21,16 @@ pub(super) fn run(command: GridCommand) -> Result<ExitCode> {
             range,
             reserve,
             exclude,
+            routed,
+            block,
             witnesses,
             dir,
             json,
         } => {
-            let pool = AddressPool::new(range, reserve, exclude)?;
+            let mut pool = AddressPool::new(range, reserve, exclude)?;
+            if let Some(part) = routed {
+                pool = pool.with_routed(part, block)?;
+            }
             let settings = GridSettings { pool, witnesses };
             let portal = Portal::create_grid(&dir.dir, name, settings, now())?;
             let grid = portal.grid();
@@ -38,6 +43,9 @@ pub(super) fn run(command: GridCommand) -> Result<ExitCode> {
                     "range": grid.range.to_string(),
                     "reserved": pool.reserved(),
                     "excluded": pool.excluded(),
+                    "routed": pool.routed().map(|routed| {
+                        serde_json::json!({ "range": routed.part(), "block": routed.block_len() })
+                    }),
                     "witnesses": witnesses.iter().map(|name| name.as_str()).collect::<Vec<_>>(),
                     "dir": dir.dir,
                 });
@@ -47,6 +55,12 @@ pub(super) fn run(command: GridCommand) -> Result<ExitCode> {
                     "Grid {} ({}), addresses out of {}.",
                     grid.name, grid.id, grid.range
                 );
+                if let Some(routed) = pool.routed() {
+                    println!(
+                        "{} prefixes for nodes that route for others: {routed}.",
+                        pool.blocks()
+                    );
+                }
                 if !witnesses.is_empty() {
                     let names: Vec<_> = witnesses.iter().map(|name| name.as_str()).collect();
                     println!(
@@ -159,7 +173,7 @@ fn blob(args: &BlobArgs) -> Result<()> {
         && !pool.leases(addr.into())
     {
         bail!(
-            "--address {addr} is no address that nodes may have: choose one of {} that is not excluded",
+            "--address {addr} is no address that nodes may have: choose one of {} that is neither excluded nor routed",
             pool.range()
         );
     }

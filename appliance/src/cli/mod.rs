@@ -189,6 +189,12 @@ enum GridCommand {
         /// A part of the range that no node gets, for machines that run no Aerie; may be repeated.
         #[arg(long, value_name = "CIDR")]
         exclude: Vec<ipnet::Ipv4Net>,
+        /// A part of the range that is leased in blocks, to nodes that route for others, and to no node singly.
+        #[arg(long, value_name = "CIDR")]
+        routed: Option<ipnet::Ipv4Net>,
+        /// The length of those blocks' prefixes.
+        #[arg(long, value_name = "BITS", default_value_t = 28, requires = "routed")]
+        block: u8,
         /// Strict mode: only these nodes grant addresses, by majority. Three to five names, such as hub,m1,m2.
         #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
         witnesses: Vec<NodeName>,

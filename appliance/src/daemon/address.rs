@@ -43,7 +43,12 @@ pub(crate) async fn hold(
     loop {
         let state = lease.borrow_and_update().clone();
         let mut again = None;
-        if let LeaseState::Held { addr, receipts, .. } = state {
+        if let LeaseState::Held {
+            leased: addr,
+            receipts,
+            ..
+        } = state
+        {
             shared.done(
                 Stage::Address,
                 format!("{addr}, signed by {receipts} witness(es)"),

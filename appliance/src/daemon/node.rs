@@ -98,7 +98,7 @@ impl Node {
     pub(crate) fn held(&self) -> Option<HeldLease> {
         match &*self.dht.lease().borrow() {
             LeaseState::Held {
-                addr,
+                leased: addr,
                 receipts,
                 until,
                 ..
@@ -153,8 +153,9 @@ impl Node {
         let Some(found) = self.dht.look_up_name(name.clone()).await else {
             return self.names.addr_of(name);
         };
-        self.names.learn(found.name, found.addr);
-        Some(found.addr)
+        let addr = found.leased.addr()?;
+        self.names.learn(found.name, addr);
+        Some(addr)
     }
 
     /// The node that holds an address: as the register has it, or as it was known before.
@@ -168,7 +169,7 @@ impl Node {
         let Some(found) = self.dht.look_up_addr(addr).await else {
             return known;
         };
-        self.names.learn(found.name.clone(), found.addr);
+        self.names.learn(found.name.clone(), addr);
         Some(found.name)
     }
 

@@ -12,6 +12,10 @@
 //! ca_hash = "64 hexadecimal digits: the SHA-256 of the grid CA's certificate"
 //! id = "32 hexadecimal digits: the first half of ca_hash (optional, checked)"
 //! range = "100.96.0.0/11"
+//! reserved = ["100.96.0.0/24"]    # only for nodes that ask for an address of it; optional
+//! excluded = ["100.97.0.0/16"]    # for no node; optional
+//! routed = { range = "100.127.0.0/17", block = 28 } # leased in blocks, to nodes that route for others; optional
+//! witnesses = ["hub", "m1", "m2"] # strict mode; optional
 //!
 //! [enrol]
 //! urls = ["https://portal.example.org:8443"]

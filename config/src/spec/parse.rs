@@ -1,6 +1,6 @@
 //! From the text of `aerie.toml` to the typed spec.
 
-use aerie_types::{AddressPool, GridId, NodeName, Role, Roles, VirtualAddr, VirtualRange};
+use aerie_types::{AddressPool, GridId, NodeName, Role, Roles, VirtualAddr, VirtualPrefix, VirtualRange};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ipnet::Ipv4Net;
@@ -41,7 +41,12 @@ const GRID: Shape = Shape {
         "reserved",
         "excluded",
         "witnesses",
+        "routed",
     ],
+};
+const ROUTED: Shape = Shape {
+    name: "grid.routed",
+    keys: &["range", "block"],
 };
 const ENROL: Shape = Shape {
     name: "enrol",
@@ -68,7 +73,7 @@ const CONDOR: Shape = Shape {
     name: "condor",
     keys: &["prefer_group", "allow_election"],
 };
-const ALL: [&Shape; 7] = [&TOP, &GRID, &ENROL, &NODE, &OVERLAY, &VPN, &CONDOR];
+const ALL: [&Shape; 8] = [&TOP, &GRID, &ROUTED, &ENROL, &NODE, &OVERLAY, &VPN, &CONDOR];
 
 pub(super) fn parse(text: &str) -> Result<Spec, Error> {
     if text.len() > MAX_SPEC_BYTES {
@@ -126,6 +131,7 @@ fn read_grid(top: &Table<'_, '_>, notes: &mut Notes<'_>) -> Option<Grid> {
     let reserved = optional_list::<Ipv4Net>(&table, "reserved", MAX_PARTS, notes);
     let excluded = optional_list::<Ipv4Net>(&table, "excluded", MAX_PARTS, notes);
     let witnesses = read_witnesses(&table, notes);
+    let routed = read_routed(&table, notes);
 
     let ca_hash: Located<super::CaHash> = ca_hash?;
     if let Some(id) = id
@@ -148,12 +154,41 @@ fn read_grid(top: &Table<'_, '_>, notes: &mut Notes<'_>) -> Option<Grid> {
             return None;
         }
     };
+    let pool = match routed {
+        None => pool,
+        Some((part, block)) => match pool.with_routed(part.value, block) {
+            Ok(pool) => pool,
+            Err(refusal) => {
+                table.problem(part.line, "routed", format!("is refused: {refusal}"), notes);
+                return None;
+            }
+        },
+    };
     Some(Grid {
         name: name?.value,
         ca_hash: ca_hash.value,
         pool,
         witnesses,
     })
+}
+
+/// The part that is leased in blocks, and their length.
+fn read_routed(grid: &Table<'_, '_>, notes: &mut Notes<'_>) -> Option<(Located<Ipv4Net>, u8)> {
+    if !grid.has("routed") {
+        return None;
+    }
+    let table = grid.inner("routed", &ROUTED, notes);
+    if grid.is_faulty("routed", notes) {
+        return None;
+    }
+    table.refuse_unknown(&ALL, notes);
+    let range = required::<Ipv4Net>(&table, "range", "range = \"a part of grid.range\"", notes);
+    if !table.has("block") {
+        table.missing("block", "block = 28", notes);
+    }
+    let (shortest, longest) = (VirtualPrefix::SHORTEST.into(), VirtualPrefix::LONGEST.into());
+    let block = table.number("block", shortest, longest, notes);
+    range.zip(block.and_then(|block| u8::try_from(block).ok()))
 }
 
 fn read_witnesses(table: &Table<'_, '_>, notes: &mut Notes<'_>) -> Vec<NodeName> {
@@ -212,7 +247,7 @@ fn read_node(top: &Table<'_, '_>, grid: Option<&Grid>, notes: &mut Notes<'_>) ->
         && !grid.pool.leases(address.value.into())
     {
         let message = format!(
-            "is no address that nodes may have: choose one of {} that is not excluded, or leave it out",
+            "is no address that nodes may have: choose one of {} that is neither excluded nor routed, or leave it out",
             grid.pool.range()
         );
         table.problem(address.line, "address", message, notes);

@@ -104,12 +104,17 @@ impl<'a, 'i> Table<'a, 'i> {
 
     /// The table `shape.name` of the document.
     pub(super) fn sub(&self, shape: &'static Shape, notes: &mut Notes<'_>) -> Self {
+        self.inner(shape.name, shape, notes)
+    }
+
+    /// The table under a key of this one.
+    pub(super) fn inner(&self, key: &str, shape: &'static Shape, notes: &mut Notes<'_>) -> Self {
         let none = |line| Self {
             shape,
             entries: None,
             line,
         };
-        let Some(found) = self.entries.and_then(|entries| entries.get(shape.name)) else {
+        let Some(found) = self.entries.and_then(|entries| entries.get(key)) else {
             return none(1);
         };
         let line = notes.line(&found.span());

@@ -31,6 +31,15 @@ struct RawGrid<'s> {
     excluded: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     witnesses: Vec<&'s str>,
+    /// Written only where there is one: a daemon that does not know the key would refuse it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    routed: Option<RawRouted>,
+}
+
+#[derive(Serialize)]
+struct RawRouted {
+    range: String,
+    block: u8,
 }
 
 #[derive(Serialize)]
@@ -105,6 +114,10 @@ pub(super) fn to_toml(spec: &Spec) -> Zeroizing<String> {
                 .map(ToString::to_string)
                 .collect(),
             witnesses: spec.grid.witnesses.iter().map(|name| name.as_str()).collect(),
+            routed: spec.grid.pool.routed().map(|routed| RawRouted {
+                range: routed.part().to_string(),
+                block: routed.block_len(),
+            }),
         },
         enrol: RawEnrol {
             urls: spec.enrol.urls.iter().map(|url| url.as_str()).collect(),

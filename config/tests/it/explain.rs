@@ -28,6 +28,24 @@ fn an_explanation_says_what_the_machine_will_do_and_no_secret() {
 }
 
 #[test]
+fn an_explanation_says_which_part_is_leased_in_blocks() {
+    let text = changed(
+        "range = \"10.128.0.0/16\"",
+        "range = \"10.128.0.0/16\"\nexcluded = [\"10.128.128.8/30\"]\nrouted = { range = \"10.128.128.0/17\", block = 28 }",
+    );
+    let spec = Spec::parse(&text).unwrap();
+    let text = explain(&spec, None);
+    for said in [
+        "Range      10.128.0.0/16, 32767 addresses",
+        "Routed     10.128.128.0/17, 2047 prefixes of /28 for nodes that route for others",
+    ] {
+        assert!(text.contains(said), "{said} in\n{text}");
+    }
+    let json = serde_json::to_string(&spec.summary()).unwrap();
+    assert!(json.contains("\"routed\":[\"10.128.128.0/17\",28]"), "{json}");
+}
+
+#[test]
 fn an_explanation_warns_of_a_machine_that_would_stay_alone() {
     let spec = Spec::parse(&minimal()).unwrap().without_token();
     let text = explain(&spec, None);

@@ -276,6 +276,45 @@ fn parts_of_the_range_witnesses_and_an_address_are_read_and_their_mistakes_told(
         let message = refusal(&with(line));
         assert!(message.contains(said), "{line}: {message}");
     }
+    let spec = Spec::parse(&with("routed = { range = \"10.128.128.0/17\", block = 28 }")).unwrap();
+    let pool = &spec.grid.pool;
+    assert_eq!(pool.blocks(), 2048);
+    assert!(pool.leases_block("10.128.128.16/28".parse().unwrap()));
+    assert!(!pool.leases(std::net::Ipv4Addr::new(10, 128, 200, 1).into()));
+    for (routed, said) in [
+        (
+            "{ range = \"10.129.0.0/17\", block = 28 }",
+            "line 7: grid.routed is refused: virtual range '10.129.0.0/17' is not usable: it is not within",
+        ),
+        (
+            "{ range = \"10.128.0.0/16\", block = 28 }",
+            "line 7: grid.routed is refused: virtual range '10.128.0.0/16' is not usable: nothing of it is left",
+        ),
+        (
+            "{ range = \"10.128.128.0/17\", block = 16 }",
+            "its blocks would be larger than it is",
+        ),
+        (
+            "{ range = \"10.128.128.0/17\", block = 31 }",
+            "line 7: grid.routed.block must be a number from 8 to 30, but is 31",
+        ),
+        (
+            "{ range = \"10.128.128.0/17\" }",
+            "line 7: grid.routed.block is missing: write block = 28",
+        ),
+        ("{ block = 28 }", "line 7: grid.routed.range is missing"),
+        (
+            "{ range = \"10.128.128.0/17\", blocks = 28 }",
+            "line 7: grid.routed.blocks is not a known key: did you mean 'block'?",
+        ),
+        (
+            "\"10.128.128.0/17\"",
+            "line 7: grid.routed must be a table, headed [grid.routed], but is text",
+        ),
+    ] {
+        let message = refusal(&with(&format!("routed = {routed}")));
+        assert!(message.contains(said), "{routed}: {message}");
+    }
     let address = |addr: &str| changed("[node]\n", &format!("[node]\naddress = \"{addr}\"\n"));
     let spec = Spec::parse(&address("10.128.0.5")).unwrap();
     assert_eq!(
@@ -438,11 +477,16 @@ fn any_spec() -> impl Strategy<Value = Spec> {
         prop::collection::vec(0_u8..16, 0..3),
         any::<bool>(),
         any::<bool>(),
+        prop::option::of(24_u8..=30),
     );
     (grid, node, overlay, numbers, rest, parts).prop_map(|(grid, node, overlay, numbers, rest, parts)| {
         let range: VirtualRange = format!("10.{}.0.0/16", grid.2).parse().unwrap();
         let part = |third: &u8| format!("10.{}.{third}.0/24", grid.2).parse().unwrap();
         let pool = AddressPool::new(range, parts.0.iter().map(part).collect(), vec![part(&200)]).unwrap();
+        let pool = match parts.3 {
+            Some(block) => pool.with_routed(part(&201), block).unwrap(),
+            None => pool,
+        };
         let witnesses = ["a", "b", "c"].map(|name| name.parse().unwrap()).to_vec();
         let vpn_port = if numbers.0 == numbers.1 { 0 } else { numbers.1 };
         Spec {

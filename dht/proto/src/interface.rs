@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use aerie_types::{AddressPool, GridId, Instance, Key, NodeName, PeerId, Role, VirtualAddr, VirtualRange};
+use aerie_types::{AddressPool, GridId, Instance, Key, NodeName, PeerId, Role, VirtualRange};
 
 use crate::QuorumRule;
 use crate::holder::{Failure, HeldLease, LostReason};
 use crate::lease::Certificate;
+use crate::leased::{Kind, Leased};
 use crate::limits::Timings;
 use crate::record::Seen;
 
@@ -144,17 +145,29 @@ pub enum Event {
     Ready,
     /// The claim has to wait: why, and what helps.
     Waiting {
+        /// What is claimed.
+        kind: Kind,
         /// The reason, for a person.
         reason: String,
     },
-    /// An address is held.
+    /// An address or a prefix is held.
     Held(HeldLease),
     /// The lease was renewed.
     Renewed(HeldLease),
-    /// The address is held no longer.
-    Lost(LostReason),
+    /// It is held no longer.
+    Lost {
+        /// What was held or claimed.
+        kind: Kind,
+        /// Why it is not any more.
+        reason: LostReason,
+    },
     /// The claim failed, for a reason that waiting does not mend.
-    Failed(Failure),
+    Failed {
+        /// What was claimed.
+        kind: Kind,
+        /// Why it is not to be had.
+        failure: Failure,
+    },
     /// A later instance of this node was refused: its disk was copied.
     CloneSeen {
         /// The other instance.
@@ -181,8 +194,8 @@ pub enum Event {
 pub struct Found {
     /// Who.
     pub holder: PeerId,
-    /// Its address.
-    pub addr: VirtualAddr,
+    /// What it has: for the key of a name the address that is leased with it, for that of a router the prefix.
+    pub leased: Leased,
     /// Its name.
     pub name: NodeName,
     /// How long the lease lasts yet, by the clock of the witness that answered.
@@ -196,7 +209,7 @@ impl Found {
         let terms = &seen.certificate.terms;
         Self {
             holder: terms.holder,
-            addr: terms.addr,
+            leased: terms.leased,
             name: terms.name.clone(),
             remaining: seen.until.saturating_duration_since(now),
             certificate: seen.certificate.clone(),

@@ -15,23 +15,12 @@
 use std::cmp::Ordering;
 use std::time::Duration;
 
-use aerie_types::{GridId, Instance, Key, NodeName, PeerId, VirtualAddr, WallMillis};
+use aerie_types::{GridId, Instance, Key, NodeName, PeerId, WallMillis};
 use serde::{Deserialize, Serialize};
 
+use crate::leased::Leased;
 use crate::limits::{CLOCK_SKEW, MAX_RECEIPTS};
 use crate::{Keys, QuorumRule, Signature};
-
-/// The key of an address.
-#[must_use]
-pub fn addr_key(grid: GridId, addr: VirtualAddr) -> Key {
-    Key::of("aerie/addr", &[&grid.0, addr.to_string().as_bytes()])
-}
-
-/// The key of a node's name.
-#[must_use]
-pub fn name_key(grid: GridId, name: &NodeName) -> Key {
-    Key::of("aerie/name", &[&grid.0, name.as_str().as_bytes()])
-}
 
 /// More than half.
 #[must_use]
@@ -45,17 +34,17 @@ pub fn quorum(members: usize) -> usize {
     QuorumRule::default().receipts(members)
 }
 
-/// What is leased to whom. The key is that of the address or that of the name.
+/// What is leased to whom. The key is that of what is leased, or the one under which it is counted for its holder.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Terms {
     /// The grid.
     pub grid: GridId,
-    /// What is leased.
+    /// For which of its two keys this is.
     pub key: Key,
     /// To whom.
     pub holder: PeerId,
-    /// The holder's address.
-    pub addr: VirtualAddr,
+    /// What is leased.
+    pub leased: Leased,
     /// The holder's name.
     pub name: NodeName,
     /// The start of the holder that claimed.
@@ -65,10 +54,17 @@ pub struct Terms {
 }
 
 impl Terms {
-    /// Whether the key is that of the address or of the name in this grid.
+    /// Whether the key is one of the two in this grid: that of an address or of its holder's name, that of a prefix
+    /// or of its holder as a router.
     #[must_use]
     pub fn consistent(&self, grid: GridId) -> bool {
-        self.grid == grid && (self.key == addr_key(grid, self.addr) || self.key == name_key(grid, &self.name))
+        self.grid == grid && (self.key == self.leased.key(grid) || self.is_home())
+    }
+
+    /// Whether the key is the one under which what the holder has is counted.
+    #[must_use]
+    pub fn is_home(&self) -> bool {
+        self.key == self.leased.home_key(self.grid, &self.name)
     }
 }
 
@@ -308,12 +304,12 @@ pub(crate) mod tests {
 
     pub(crate) fn terms(holder: u8, since: Option<WallMillis>) -> Terms {
         let grid = GridId([1; 16]);
-        let addr = VirtualAddr::from(std::net::Ipv4Addr::new(10, 0, 0, 1));
+        let leased = Leased::Addr(std::net::Ipv4Addr::new(10, 0, 0, 1).into());
         Terms {
             grid,
-            key: addr_key(grid, addr),
+            key: leased.key(grid),
             holder: PeerId([holder; 32]),
-            addr,
+            leased,
             name: "w1".parse().unwrap(),
             instance: Instance(1),
             since,

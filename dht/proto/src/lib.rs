@@ -1,9 +1,11 @@
-//! The register of leases and sets: who holds which virtual address and name, and who announces what.
+//! The register of leases and sets: who holds which virtual address and name, or which prefix, and who announces what.
 //!
 //! Addresses are *quorum leases with receipts*. A claimant asks the nine members closest to the key of an address, its
 //! *witnesses*; each grants by its own rule and signs a receipt; seven receipts are a certificate, which proves the
 //! lease to anybody who knows the grid's CA. In a grid of fewer than nine members everybody is a witness, and a
-//! majority of the members of the last day is needed. See [`limits`] for the numbers and their reasons, and the
+//! majority of the members of the last day is needed. A node that routes for others leases a prefix beside its address
+//! in the same way, a block out of a part of the range that is set aside for them (`leased`): what is said of addresses
+//! here and in the modules holds for prefixes too. See [`limits`] for the numbers and their reasons, and the
 //! modules' own texts for their rules: granting, refusing and telling clones from restarts (`witness`), claiming and
 //! keeping (`holder`), counting votes (`round`), who may vote after a start (`ready`), look-ups (`search`), sets
 //! (`sets`), witnesses named by the administrator (`strict`), what a certificate proves (`lease`), which certificate is the later one (`fence`).
@@ -58,6 +60,7 @@ mod holder;
 mod interface;
 mod keys;
 mod lease;
+mod leased;
 pub mod limits;
 mod members;
 pub mod model;
@@ -66,6 +69,7 @@ mod ready;
 mod record;
 mod register;
 mod round;
+mod rows;
 mod rule;
 mod search;
 mod sets;
@@ -80,10 +84,11 @@ mod witness;
 
 pub use error::{Error, StoreError};
 pub use fence::Fence;
-pub use holder::{AcquireRequest, Failure, HeldLease, LostReason};
+pub use holder::{AcquireRequest, Failure, HeldLease, LostReason, Want};
 pub use interface::{Config, Event, Found, Input, Output, SendError};
 pub use keys::{Keys, Member, NotMember, Now, Signature};
-pub use lease::{Certificate, Proof, Receipt, Terms, addr_key, majority, name_key, quorum};
+pub use lease::{Certificate, Proof, Receipt, Terms, majority, quorum};
+pub use leased::{Kind, Leased, addr_key, name_key, prefix_key, router_key};
 pub use limits::Timings;
 pub use register::Register;
 pub use rule::QuorumRule;

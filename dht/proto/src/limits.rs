@@ -32,12 +32,12 @@ pub const MAX_RECEIPTS: usize = 20;
 /// Keys a witness keeps. In a grid of 1000 members each has about 18; the rest is room for races and hostile claims.
 pub const MAX_KEYS: usize = 8192;
 
-/// Addresses that one holder may have leased within the life of a lease: the one that it has, and those that it lost to
-/// others or left behind with an erased disk.
-pub const MAX_ADDRS_PER_HOLDER: usize = 4;
+/// Addresses that one holder may have leased within the life of a lease, and prefixes: the one that it has, and those that
+/// it lost to others or left behind with an erased disk.
+pub const MAX_LEASES_PER_HOLDER: usize = 4;
 
-/// Keys a witness grants to one holder at once: an address, a name, and candidates given up within ten seconds. As
-/// many releases of one holder are remembered.
+/// Keys a witness grants to one holder at once: an address, a name, a prefix, a router, and candidates given up within
+/// ten seconds. As many releases of one holder are remembered.
 pub const MAX_KEYS_PER_HOLDER: usize = 32;
 
 /// Members remembered. Beyond these only connected ones count.
@@ -55,7 +55,7 @@ pub const MAX_SUMMARIES: usize = 512;
 /// Certificates in one message: 16 of nine receipts with credentials are about 130 KiB.
 pub const MAX_HANDED: usize = 16;
 
-/// Requests under way. A renewal has 18; look-ups have at most nine each.
+/// Requests under way. A renewal has 18, and as many for a prefix; look-ups have at most nine each.
 pub const MAX_PENDING: usize = 8192;
 
 /// Look-ups under way. A node that starts talks to a few tens of others.
@@ -97,10 +97,10 @@ pub const REMEMBERED: Duration = Duration::from_secs(24 * 3600);
 /// Candidates drawn at random before the range is scanned.
 pub const RANDOM_ATTEMPTS: u32 = 8;
 
-/// Addresses tried in a scan before the range is called full. A range of /22 or longer is scanned whole.
+/// Addresses tried in a scan before the range is called full, or blocks. A range of /22 or longer is scanned whole.
 pub const SCAN: u32 = 1024;
 
-/// Times that a fixed address is tried again after a split vote before the claim fails.
+/// Times that a fixed address or prefix is tried again after a split vote before the claim fails.
 pub const FIXED_TRIES: u32 = 10;
 
 /// Times at which the register acts. The defaults are the design's; tests shorten some.

@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use aerie_types::{Instance, NodeName, PeerId, VirtualAddr, WallMillis};
+use aerie_types::{Instance, NodeName, PeerId, WallMillis};
 use serde::{Deserialize, Serialize};
 
 use crate::Now;
 use crate::lease::{Certificate, Proof};
-use crate::limits::{CLOCK_SKEW, MAX_ADDRS_PER_HOLDER, MAX_INSTANCES};
+use crate::leased::Leased;
+use crate::limits::{CLOCK_SKEW, MAX_INSTANCES, MAX_LEASES_PER_HOLDER};
 
 /// What a witness knows of a key.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
@@ -27,7 +28,8 @@ pub(crate) struct Record {
     pub(crate) probation: Option<Probation>,
     /// What was released, against claims and certificates that come after their release.
     pub(crate) released: Vec<Released>,
-    /// Of a name: the addresses with which its holder has leased it, until those leases end, released or not.
+    /// Of a name, the addresses with which its holder has leased it, and of a router the prefixes, until those leases end,
+    /// released or not.
     pub(crate) homes: Vec<Home>,
     /// Who was offered the certificate since it last lost its connection.
     pub(crate) offered: BTreeSet<PeerId>,
@@ -36,7 +38,7 @@ pub(crate) struct Record {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Grant {
     pub(crate) holder: PeerId,
-    pub(crate) addr: VirtualAddr,
+    pub(crate) leased: Leased,
     pub(crate) name: NodeName,
     pub(crate) instance: Instance,
     pub(crate) seq: u64,
@@ -63,7 +65,7 @@ pub(crate) struct Hearsay {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Home {
     pub(crate) holder: PeerId,
-    pub(crate) addr: VirtualAddr,
+    pub(crate) leased: Leased,
     pub(crate) until: Instant,
 }
 
@@ -195,27 +197,31 @@ impl Record {
             .retain(|released| released.holder != holder || released.instance != instance);
     }
 
-    /// When this holder may lease the name with this address: `None` if now. Call [`Self::expire`] first.
-    pub(crate) fn full_until(&self, holder: PeerId, addr: VirtualAddr) -> Option<Instant> {
+    /// When this holder may lease the name with this: `None` if now. Call [`Self::expire`] first.
+    pub(crate) fn full_until(&self, holder: PeerId, leased: Leased) -> Option<Instant> {
         let others = || {
             let of_holder = self.homes.iter().filter(|home| home.holder == holder);
-            of_holder.filter(|home| home.addr != addr)
+            of_holder.filter(|home| home.leased != leased)
         };
         let first = others().map(|home| home.until).min();
-        first.filter(|_| others().count() >= MAX_ADDRS_PER_HOLDER)
+        first.filter(|_| others().count() >= MAX_LEASES_PER_HOLDER)
     }
 
-    /// This holder has leased the name with this address.
-    pub(crate) fn lives_at(&mut self, holder: PeerId, addr: VirtualAddr, until: Instant) {
-        let same = |home: &Home| home.holder == holder && home.addr == addr;
+    /// This holder has leased the name with this.
+    pub(crate) fn lives_at(&mut self, holder: PeerId, leased: Leased, until: Instant) {
+        let same = |home: &Home| home.holder == holder && home.leased == leased;
         let until = self
             .homes
             .iter()
             .find(|home| same(home))
             .map_or(until, |home| home.until.max(until));
         self.homes
-            .retain(|home| home.holder == holder && home.addr != addr);
-        self.homes.push(Home { holder, addr, until });
+            .retain(|home| home.holder == holder && home.leased != leased);
+        self.homes.push(Home {
+            holder,
+            leased,
+            until,
+        });
     }
 
     pub(crate) fn supersede(&mut self, instance: Instance) {
@@ -243,7 +249,7 @@ fn remember(list: &mut Vec<Instance>, instance: Instance) {
 #[derive(Serialize, Deserialize)]
 pub(crate) struct GrantRow {
     holder: PeerId,
-    addr: VirtualAddr,
+    leased: Leased,
     name: NodeName,
     instance: Instance,
     seq: u64,
@@ -257,7 +263,7 @@ impl GrantRow {
     pub(crate) fn of(grant: &Grant, now: Now) -> Self {
         Self {
             holder: grant.holder,
-            addr: grant.addr,
+            leased: grant.leased,
             name: grant.name.clone(),
             instance: grant.instance,
             seq: grant.seq,
@@ -273,7 +279,7 @@ impl GrantRow {
         let ttl = Duration::from_millis(self.ttl_ms);
         Grant {
             holder: self.holder,
-            addr: self.addr,
+            leased: self.leased,
             name: self.name,
             instance: self.instance,
             seq: self.seq,

@@ -13,25 +13,25 @@ use rand_core::Rng;
 
 use crate::draw::Draw;
 use crate::fence::Fence;
-use crate::holder::Holding;
-use crate::lease::encode;
-use crate::limits::{MAX_OUTPUTS, MAX_PENDING, REMEMBERED};
+use crate::holder::Holdings;
+use crate::limits::{MAX_OUTPUTS, MAX_PENDING};
 use crate::members::Members;
 use crate::ready::Readiness;
-use crate::record::{GrantRow, Record, Seen, SeenRow};
+use crate::record::Record;
+use crate::rows::row_error;
 use crate::search::Searches;
 use crate::sets::Sets;
 use crate::store::{Change, Store, Table};
 use crate::strict::Named;
 use crate::wire::{Answer, Gossip, Request, from_bytes, to_bytes};
-use crate::witness::{NUMBER_ROW, put, remove};
-use crate::{Config, Error, Event, Input, Keys, Now, Output, SendError, Stats, StoreError};
+use crate::witness::{NUMBER_ROW, remove};
+use crate::{Config, Error, Event, Input, Keys, Now, Output, SendError, Stats};
 
 /// How often what has ended is forgotten.
-const PURGE_EVERY: std::time::Duration = std::time::Duration::from_secs(10);
+pub(crate) const PURGE_EVERY: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// How often it is noted that connected members are still there; a small part of the day for which they count.
-const SAVE_EVERY: std::time::Duration = std::time::Duration::from_secs(3600);
+pub(crate) const SAVE_EVERY: std::time::Duration = std::time::Duration::from_secs(3600);
 
 /// What an answer is for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -98,7 +98,7 @@ pub struct Register<S, K> {
     pub(crate) records: BTreeMap<Key, Record>,
     /// The number of the last grant.
     pub(crate) number: u64,
-    pub(crate) holding: Holding,
+    pub(crate) holdings: Holdings,
     pub(crate) searches: Searches,
     pub(crate) sets: Sets,
     pub(crate) fence: Fence,
@@ -113,6 +113,8 @@ pub struct Register<S, K> {
     events: VecDeque<Event>,
     /// Rows of the store whose contents have ended.
     pub(crate) stale: BTreeSet<(Table, Key)>,
+    /// What is written with the next transaction, or at the end of the call.
+    pub(crate) unwritten: Vec<Change>,
     pub(crate) purge_at: Instant,
     pub(crate) save_at: Instant,
 }
@@ -149,7 +151,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             }
         };
         let readiness = Readiness::at_start(&meta);
-        let holding = Holding::at_start(&meta)?;
+        let holdings = Holdings::at_start(&meta)?;
         let mut register = Self {
             me,
             instance,
@@ -159,7 +161,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             readiness,
             records: BTreeMap::new(),
             number,
-            holding,
+            holdings,
             searches: Searches::default(),
             sets: Sets::default(),
             fence: Fence::default(),
@@ -172,6 +174,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             outputs: VecDeque::new(),
             events: VecDeque::new(),
             stale: BTreeSet::new(),
+            unwritten: Vec::new(),
             purge_at: now.instant + PURGE_EVERY,
             save_at: now.instant + SAVE_EVERY,
             config,
@@ -183,42 +186,6 @@ impl<S: Store, K: Keys> Register<S, K> {
         register.load_records(grants, certificates, now)?;
         register.found_or_wait(now);
         Ok(register)
-    }
-
-    fn load_members(&mut self, rows: crate::store::Rows, now: Now) -> Result<(), Error> {
-        for (key, value) in rows {
-            let peer: [u8; 32] = key.try_into().map_err(|_| row_error(Table::Members))?;
-            let until: [u8; 8] = value.try_into().map_err(|_| row_error(Table::Members))?;
-            let until = aerie_types::WallMillis(u64::from_be_bytes(until));
-            let age = REMEMBERED.saturating_sub(until.since(now.wall));
-            self.members.heard(PeerId(peer), age, now.instant);
-        }
-        Ok(())
-    }
-
-    fn load_records(
-        &mut self,
-        grants: crate::store::Rows,
-        certificates: crate::store::Rows,
-        now: Now,
-    ) -> Result<(), Error> {
-        for (key, value) in grants {
-            let key = Key(key.try_into().map_err(|_| row_error(Table::Grants))?);
-            let row: GrantRow = postcard::from_bytes(&value).map_err(|_| row_error(Table::Grants))?;
-            self.records.entry(key).or_default().grant = Some(row.into_grant(now));
-        }
-        for (key, value) in certificates {
-            let key = Key(key.try_into().map_err(|_| row_error(Table::Certificates))?);
-            let row: SeenRow = postcard::from_bytes(&value).map_err(|_| row_error(Table::Certificates))?;
-            for credential in &row.proof.credentials {
-                self.learn(credential, now);
-            }
-            self.records.entry(key).or_default().seen = Some(Seen {
-                until: now.instant + row.rest(now.wall),
-                certificate: row.proof.certificate,
-            });
-        }
-        Ok(())
     }
 
     /// Moves the register by one input.
@@ -364,7 +331,7 @@ impl<S: Store, K: Keys> Register<S, K> {
     fn answer(&mut self, from: PeerId, request: Request, now: Now) -> Answer {
         match request {
             Request::Claim(claim) => self.claim(from, &claim, now),
-            Request::Release { key, instance, seq } => self.release(from, key, instance, seq, now),
+            Request::Release { key, instance, seq } => self.released(from, key, instance, seq, now),
             Request::LookUp { key } => self.looked_up_here(key, now),
             Request::Merge {
                 credential,
@@ -466,7 +433,7 @@ impl<S: Store, K: Keys> Register<S, K> {
         for record in self.records.values_mut() {
             record.offered.remove(&peer);
         }
-        self.holding.untold(peer);
+        self.holdings.untold(peer);
         self.readiness.forget(peer);
         self.schedule_handover(now);
     }
@@ -474,17 +441,8 @@ impl<S: Store, K: Keys> Register<S, K> {
     fn left(&mut self, peer: PeerId, now: Now) {
         self.members.left(peer, now.instant);
         // Forgotten later only makes the quorum of a small grid larger than it has to be.
-        let _ = self.persist(&[remove(Table::Members, &peer.0)]);
+        self.persist_soon(remove(Table::Members, &peer.0));
         self.holder_nudged(now);
-    }
-
-    /// A member counts from now on, also after a restart.
-    pub(crate) fn save_member(&mut self, peer: PeerId, now: Now) {
-        if !self.members.counts(peer) {
-            return;
-        }
-        let until = now.wall.plus(REMEMBERED).0.to_be_bytes().to_vec();
-        let _ = self.persist(&[put(Table::Members, &peer.0, until)]);
     }
 
     /// Asks a member, this node itself included.
@@ -537,26 +495,6 @@ impl<S: Store, K: Keys> Register<S, K> {
         self.next_id - 1
     }
 
-    pub(crate) fn persist(&mut self, changes: &[Change]) -> Result<(), StoreError> {
-        if changes.is_empty() {
-            return Ok(());
-        }
-        let result = self.store.persist(changes);
-        if let Err(error) = &result {
-            self.stats.store_failures += 1;
-            tracing::warn!(%error, "the register's store cannot write; this witness abstains");
-        }
-        result
-    }
-
-    pub(crate) fn persist_meta(&mut self, name: &[u8], value: Option<&impl serde::Serialize>) {
-        let change = match value {
-            Some(value) => put(Table::Meta, name, encode(value)),
-            None => remove(Table::Meta, name),
-        };
-        let _ = self.persist(&[change]);
-    }
-
     fn output(&mut self, output: Output) {
         if self.outputs.len() >= MAX_OUTPUTS {
             self.stats.over_bound += 1;
@@ -574,60 +512,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             };
             self.reply(id, result, now);
         }
+        // What was not written is known until the next restart.
+        let _ = self.persist(&[]);
     }
-
-    /// A copy of what is known of a key, without what has ended.
-    pub(crate) fn record(&mut self, key: Key, now: Now) -> Record {
-        let mut record = self.records.get(&key).cloned().unwrap_or_default();
-        let (grant, seen) = record.expire(now.instant);
-        self.note_stale(key, grant, seen);
-        record
-    }
-
-    pub(crate) fn note_stale(&mut self, key: Key, grant: bool, seen: bool) {
-        if grant {
-            self.stale.insert((Table::Grants, key));
-        }
-        if seen {
-            self.stale.insert((Table::Certificates, key));
-        }
-    }
-
-    fn purge(&mut self, now: Now) {
-        self.purge_at = now.instant + PURGE_EVERY;
-        let mut ended = Vec::new();
-        self.records.retain(|key, record| {
-            let (grant, seen) = record.expire(now.instant);
-            ended.push((*key, grant, seen));
-            !record.is_empty()
-        });
-        for (key, grant, seen) in ended {
-            self.note_stale(key, grant, seen);
-        }
-        let stale = std::mem::take(&mut self.stale);
-        let mut changes: Vec<Change> = stale
-            .iter()
-            .filter(|(table, key)| match self.records.get(key) {
-                Some(record) if *table == Table::Grants => record.grant.is_none(),
-                Some(record) => record.seen.is_none(),
-                None => true,
-            })
-            .map(|(table, key)| remove(*table, &key.0))
-            .collect();
-        let gone = self.members.purge(now.instant);
-        changes.extend(gone.iter().map(|peer| remove(Table::Members, &peer.0)));
-        if self.save_at <= now.instant {
-            self.save_at = now.instant + SAVE_EVERY;
-            let until = now.wall.plus(REMEMBERED).0.to_be_bytes();
-            let connected = self.members.connected().filter(|peer| self.members.counts(*peer));
-            changes.extend(connected.map(|peer| put(Table::Members, &peer.0, until.to_vec())));
-        }
-        if self.persist(&changes).is_err() {
-            self.stale.extend(stale);
-        }
-    }
-}
-
-fn row_error(table: Table) -> Error {
-    Error::Row { table: table.name() }
 }

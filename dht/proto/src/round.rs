@@ -34,7 +34,7 @@ pub(crate) struct Round {
     pub(crate) seq: u64,
     pub(crate) ttl: Duration,
     pub(crate) proof: Option<Proof>,
-    /// For an address: the certificate of the name, whose witnesses count the addresses of a holder.
+    /// For the key of what is leased: the certificate of the name, whose witnesses count what a holder has.
     pub(crate) home: Option<Proof>,
     /// It begins when the certificate of the name is there.
     pub(crate) held_back: bool,

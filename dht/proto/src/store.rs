@@ -37,7 +37,7 @@ impl Table {
 }
 
 /// One change. `value` is `None` where the row is removed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Change {
     /// Where.
     pub table: Table,

@@ -36,16 +36,15 @@ impl<S: Store, K: Keys> Register<S, K> {
         };
         if strict {
             round.locate(named);
-            return self.pump(now);
+            return self.pump_with(id, now);
         }
         let all = peers.iter().copied().chain(connected).chain([me]);
         round.locate(sorted(all, round.key().position()));
-        self.pump(now);
+        self.pump_with(id, now);
     }
 
     /// Asks whom the round wants asked, and looks whether it is decided.
-    pub(crate) fn pump_round(&mut self, round: &mut Round, slot: usize, now: Now) {
-        debug_assert!(slot < 2, "a claim has two keys");
+    pub(crate) fn pump_round(&mut self, round: &mut Round, now: Now) {
         if !round.is_located() {
             return;
         }
@@ -80,7 +79,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             ttl_ms: millis(round.ttl),
             proof: round.proof.as_ref().map(shown),
             home: round.home.as_ref().map(|home| {
-                // Those who vote on the address seldom know those who vote on the name.
+                // Those who vote on what is leased seldom know those who vote on the name.
                 if round.held_back {
                     home.clone()
                 } else {
@@ -139,7 +138,7 @@ impl<S: Store, K: Keys> Register<S, K> {
         if let Some(kept) = self.round_mut(id) {
             *kept = round;
         }
-        self.pump(now);
+        self.pump_with(id, now);
     }
 
     fn receipt_vote(&mut self, round: &Round, from: PeerId, receipt: Receipt) -> Vote {
@@ -202,7 +201,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             Refusal::Busy => Refused::Other("a witness has no room"),
             Refusal::Late => Refused::Other("a witness saw a later release"),
             Refusal::OutOfRange { .. } => {
-                Refused::Other("a witness has another range for the grid, or excludes the address")
+                Refused::Other("a witness has another range for the grid, or leases no such part of it")
             }
         })
     }

@@ -5,11 +5,12 @@
 
 use std::time::Duration;
 
-use aerie_types::{Instance, Key, PeerId, VirtualAddr};
+use aerie_types::{Instance, Key, PeerId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::lease::{Certificate, Proof, Receipt, Terms, encode, millis};
+use crate::leased::Leased;
 use crate::limits::MAX_MESSAGE;
 use crate::sets::SignedEntry;
 
@@ -67,7 +68,7 @@ pub(crate) struct Claim {
     pub(crate) ttl_ms: u32,
     /// The current certificate of the claimant for this key.
     pub(crate) proof: Option<Proof>,
-    /// For an address: the certificate of the claimant's name with that address.
+    /// For the key of what is leased: the certificate of the claimant's name with it.
     pub(crate) home: Option<Proof>,
     pub(crate) credential: Option<Vec<u8>>,
     pub(crate) want_credential: bool,
@@ -120,7 +121,7 @@ pub(crate) enum Refusal {
     Restarting {
         wait_ms: u32,
     },
-    /// The holder has leased its name with as many addresses as one may have; the first ends after this.
+    /// The holder has leased as many addresses, or prefixes, as one may have; the first ends after this.
     Moved {
         wait_ms: u32,
     },
@@ -133,9 +134,9 @@ pub(crate) enum Refusal {
     Busy,
     /// The claim was released before it came.
     Late,
-    /// No address of this grid.
+    /// No address or prefix of this grid.
     OutOfRange {
-        addr: VirtualAddr,
+        leased: Leased,
     },
 }
 

@@ -24,8 +24,9 @@
 //! claimant's current certificate, so that only who had a quorum blocks a key for longer than ten seconds; and a long
 //! grant of an address needs the long certificate of the claimant's name with it. The witnesses of a name remember with
 //! which addresses it was leased until those leases end, whether they are given back or not, and grant it with no more
-//! than [`crate::limits::MAX_ADDRS_PER_HOLDER`]: nobody can collect addresses. (In grants of ten seconds, which it has to win again and
-//! again, a member may block up to [`MAX_KEYS_PER_HOLDER`] keys at each witness.)
+//! than [`crate::limits::MAX_LEASES_PER_HOLDER`]: nobody can collect addresses. (In grants of ten seconds, which it has to win again and
+//! again, a member may block up to [`MAX_KEYS_PER_HOLDER`] keys at each witness.) Prefixes are granted in the same way,
+//! and counted by the witnesses of their holder as a router.
 //!
 //! A *clone* is told from a *restart* by asking the earlier instance whether it lives: the witness sends it a
 //! challenge and gossips the restart (a copied disk has the same peer id, so that either of the two may be at the
@@ -38,7 +39,7 @@ use std::time::Duration;
 
 use aerie_types::{Instance, Key, PeerId};
 
-use crate::lease::{Certificate, Receipt, Terms, encode, millis, name_key};
+use crate::lease::{Certificate, Receipt, encode, millis};
 use crate::limits::{MAX_KEYS, MAX_KEYS_PER_HOLDER};
 use crate::proof::Flaw;
 use crate::record::{Grant, GrantRow, Record, Released, Seen, SeenRow, Standing};
@@ -115,8 +116,8 @@ impl<S: Store, K: Keys> Register<S, K> {
             return Answer::Refused(Refusal::BadProof);
         }
         let certified = record.certificate_of(from).is_some();
-        let leases_name = certified && self.is_name(terms);
-        if leases_name && let Some(until) = record.full_until(from, terms.addr) {
+        let leases_home = certified && terms.is_home();
+        if leases_home && let Some(until) = record.full_until(from, terms.leased) {
             self.stats.over_quota += 1;
             let wait_ms = millis(until.saturating_duration_since(now.instant));
             return Answer::Refused(Refusal::Moved { wait_ms });
@@ -131,8 +132,8 @@ impl<S: Store, K: Keys> Register<S, K> {
             self.config.timings.first_ttl
         };
         let ttl = Duration::from_millis(claim.ttl_ms.into()).min(most);
-        if leases_name && ttl > self.config.timings.first_ttl {
-            record.lives_at(from, terms.addr, now.instant + ttl);
+        if leases_home && ttl > self.config.timings.first_ttl {
+            record.lives_at(from, terms.leased, now.instant + ttl);
         }
         self.grant(record, claim, ttl, certified, clone, now)
     }
@@ -157,7 +158,7 @@ impl<S: Store, K: Keys> Register<S, K> {
         let number = (self.number + 1).max(now.wall.0);
         let grant = Grant {
             holder: terms.holder,
-            addr: terms.addr,
+            leased: terms.leased,
             name: terms.name.clone(),
             instance: terms.instance,
             seq: claim.seq,
@@ -191,9 +192,9 @@ impl<S: Store, K: Keys> Register<S, K> {
     /// Who claims, and whether it may claim this at all.
     fn claimant(&mut self, from: PeerId, claim: &Claim, now: Now) -> Result<(), Box<Answer>> {
         let terms = &claim.terms;
-        if !self.config.pool.leases(terms.addr) {
-            let addr = terms.addr;
-            return Err(Box::new(Answer::Refused(Refusal::OutOfRange { addr })));
+        if !terms.leased.is_of(&self.config.pool) {
+            let leased = terms.leased;
+            return Err(Box::new(Answer::Refused(Refusal::OutOfRange { leased })));
         }
         if let Some(credential) = &claim.credential {
             self.learn(credential, now);
@@ -229,14 +230,10 @@ impl<S: Store, K: Keys> Register<S, K> {
         Ok(Some((proof.certificate.clone(), life)))
     }
 
-    fn is_name(&self, terms: &Terms) -> bool {
-        terms.key == name_key(self.config.grid, &terms.name)
-    }
-
-    /// Whether a long claim of an address shows that its holder has leased its name with that address.
+    /// Whether a long claim of an address, or of a prefix, shows that its holder has leased its name with it.
     fn claimants_home(&mut self, claim: &Claim, now: Now) -> Result<bool, Flaw> {
         let first_ttl = self.config.timings.first_ttl;
-        if self.is_name(&claim.terms) || claim.ttl_ms <= millis(first_ttl) {
+        if claim.terms.is_home() || claim.ttl_ms <= millis(first_ttl) {
             return Ok(true);
         }
         let Some(proof) = &claim.home else {
@@ -244,9 +241,9 @@ impl<S: Store, K: Keys> Register<S, K> {
         };
         let terms = &proof.certificate.terms;
         let same = terms.holder == claim.terms.holder
-            && terms.addr == claim.terms.addr
+            && terms.leased == claim.terms.leased
             && terms.name == claim.terms.name
-            && self.is_name(terms);
+            && terms.is_home();
         if !same || proof.certificate.ttl() <= first_ttl {
             return Ok(false);
         }
@@ -341,7 +338,7 @@ impl<S: Store, K: Keys> Register<S, K> {
         }
     }
 
-    pub(crate) fn release(
+    pub(crate) fn released(
         &mut self,
         from: PeerId,
         key: Key,
@@ -354,10 +351,15 @@ impl<S: Store, K: Keys> Register<S, K> {
         if grant.is_some_and(|grant| grant.instance != instance || grant.seq > seq) {
             return Answer::Done;
         }
-        let since = record
-            .certificate_of(from)
-            .filter(|seen| seen.certificate.terms.instance == instance)
-            .map(|seen| seen.certificate.since());
+        // One that an earlier instance got is of the same lease, once the witness has granted it to this one: it may last
+        // longer than this one's, and then it is what was kept.
+        let continued = grant.is_some();
+        let given_up = |seen: &Seen| {
+            let terms = &seen.certificate.terms;
+            terms.holder == from && (terms.instance == instance || continued)
+        };
+        let since = record.seen.as_ref().filter(|seen| given_up(seen));
+        let since = since.map(|seen| seen.certificate.since());
         if self.has_room_for_release(from, key) {
             // As long as certificates of the lease may be about, and handed over by who has not heard of the release.
             record.give_up(Released {
@@ -376,10 +378,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             record.probation = None;
             changes.push(remove(Table::Grants, &key.0));
         }
-        let of_instance = |seen: &mut Seen| {
-            seen.certificate.terms.holder == from && seen.certificate.terms.instance == instance
-        };
-        if record.seen.take_if(of_instance).is_some() {
+        if record.seen.take_if(|seen| given_up(seen)).is_some() {
             changes.push(remove(Table::Certificates, &key.0));
         }
         self.keep(key, record);
@@ -435,14 +434,14 @@ impl<S: Store, K: Keys> Register<S, K> {
             }
         }
         let terms = &certificate.terms;
-        if self.is_name(terms) && certificate.ttl() > self.config.timings.first_ttl {
-            record.lives_at(terms.holder, terms.addr, until);
+        if terms.is_home() && certificate.ttl() > self.config.timings.first_ttl {
+            record.lives_at(terms.holder, terms.leased, until);
         }
         let seen = Seen { certificate, until };
         let proof = self.proof_of(seen.certificate.clone());
         let row = encode(&SeenRow::of(&seen, proof, now));
-        // One that was not written is known until the next restart; the grants are what safety rests on.
-        let _ = self.persist(&[put(Table::Certificates, &key.0, row)]);
+        // The grants are what safety rests on.
+        self.persist_soon(put(Table::Certificates, &key.0, row));
         record.seen = Some(seen);
         self.records.insert(key, record);
     }

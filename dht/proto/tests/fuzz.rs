@@ -3,8 +3,8 @@
 //! for longer; `cargo test -p aerie-dht-proto --test fuzz -- --ignored` writes the corpus anew after a change of the
 //! format.
 //!
-//! The target votes, holds a lease, has seen another holder's, and waits for answers of every kind. Whatever a member
-//! sends it: nothing panics, nothing grows beyond its bounds, both leases stay, nobody is granted what is not its to
+//! The target votes, holds an address and a prefix, has seen another holder's, and waits for answers of every kind.
+//! Whatever a member sends it: nothing panics, nothing grows beyond its bounds, all leases stay, nobody is granted what is not its to
 //! have, and what cannot be read is counted.
 
 #![allow(
@@ -19,7 +19,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use aerie_dht_proto::limits::{MAX_KEYS, MAX_MEMBERS, MAX_PENDING, MAX_TOLD};
-use aerie_dht_proto::{Change, Input, MemoryStore, Now, Output, Store, Table, addr_key, model, name_key};
+use aerie_dht_proto::{Change, Input, Kind, Leased, MemoryStore, Now, Output, Store, Table, model};
 use aerie_types::Key;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -29,7 +29,7 @@ mod honest;
 #[path = "common/wire.rs"]
 mod wire;
 
-use honest::{Corpus, Honest, Node, grid, name, peer, try_node};
+use honest::{Corpus, Honest, Node, grid, name, peer, pool, try_node};
 use wire::{Answer, Gossip, Refusal, Request};
 
 /// Who holds the lease that must stay, and who sends the damaged bytes: a member with a lease of its own.
@@ -70,7 +70,8 @@ fn the_corpus_has_every_kind_of_message_in_the_form_of_today() {
         honest,
         "write the corpus anew"
     );
-    assert_eq!(corpus.len(), 12 + 13 + 10 + 3);
+    // Requests, answers, refusals, gossip, and what differs about prefixes.
+    assert_eq!(corpus.len(), 12 + 13 + 10 + 3 + 2);
     for (kind, bytes) in corpus {
         let again = match kind.split('-').next() {
             Some("request") => wire::from_bytes::<Request>(&bytes).map(|message| wire::to_bytes(&message)),
@@ -117,7 +118,7 @@ static TARGET: LazyLock<Target> = LazyLock::new(|| {
         }
     }
     while node.poll_event().is_some() {}
-    assert!(node.is_ready() && node.lease().is_some());
+    assert!(node.is_ready() && Kind::ALL.iter().all(|kind| node.lease(*kind).is_some()));
     for kind in ["claim", "look-up", "merge", "offer", "put", "read"] {
         assert!(kinds.contains(kind), "waits for {kinds:?}");
     }
@@ -221,9 +222,12 @@ fn intact(node: &mut Node, before: &Node, now: Now) {
     assert!(kept.members <= kept_before.members + MAX_TOLD && kept.members <= MAX_MEMBERS);
     assert!(kept.credentials <= 8, "{kept:?}");
     assert!(kept.pending <= kept_before.pending + 600 && kept.pending <= MAX_PENDING);
-    let held = node.lease().map(|lease| lease.addr);
-    assert_eq!(held, before.lease().map(|lease| lease.addr), "the own lease");
-    for key in [name_key(grid(), &name(HOLDER)), addr_key(grid(), holders_addr())] {
+    for kind in Kind::ALL {
+        let held = |node: &Node| node.lease(kind).map(|lease| lease.leased);
+        assert_eq!(held(node), held(before), "the own {kind}");
+    }
+    let keys = holders().map(|leased| [leased.key(grid()), leased.home_key(grid(), &name(HOLDER))]);
+    for key in keys.into_iter().flatten() {
         let bytes = wire::to_bytes(&Request::LookUp { key });
         match answer(node, LIAR, bytes, now) {
             Answer::Found(found) => assert_eq!(found.proof.certificate.terms.holder, peer(HOLDER)),
@@ -235,9 +239,10 @@ fn intact(node: &mut Node, before: &Node, now: Now) {
     while node.poll_event().is_some() {}
 }
 
-fn holders_addr() -> aerie_types::VirtualAddr {
-    let range: aerie_types::VirtualRange = "10.0.0.0/24".parse().unwrap();
-    range.nth(12)
+/// What the holder has.
+fn holders() -> [Leased; 2] {
+    let range = pool().range();
+    [range.nth(12).into(), pool().block(2).unwrap().into()]
 }
 
 fn ask(bytes: &[u8]) {
@@ -257,7 +262,7 @@ fn ask(bytes: &[u8]) {
             let terms = &claim.terms;
             assert_eq!((terms.holder, &terms.name), (peer(LIAR), &name(LIAR)));
             assert!(terms.consistent(grid()));
-            assert_ne!(terms.addr, holders_addr());
+            assert!(!holders().contains(&terms.leased), "{terms:?}");
             let message = wire::receipt_message(receipt, terms);
             let signed = aerie_dht_proto::Keys::sign(&honest::Hashed(peer(1)), &message);
             assert_eq!(receipt.signature, signed);

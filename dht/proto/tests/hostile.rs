@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use aerie_dht_proto::{AcquireRequest, Input, MemoryStore, Now, Output, Register};
+use aerie_dht_proto::{AcquireRequest, Input, Kind, MemoryStore, Now, Output, Register};
 use aerie_types::PeerId;
 use common::{Credulous, now, register};
 use proptest::collection::vec;
@@ -28,10 +28,7 @@ fn honest(now: Now) -> Honest {
     let (mut requests, mut answers, mut gossip) = (Vec::new(), Vec::new(), Vec::new());
     for (at, node) in nodes.iter_mut().enumerate() {
         node.handle_input(Input::MemberUp { peer: ids[1 - at] }, now);
-        let request = AcquireRequest {
-            name: "w1".parse().unwrap(),
-            fixed: None,
-        };
+        let request = AcquireRequest::addr("w1".parse().unwrap(), None);
         node.acquire(request, now);
         node.publish("anything", vec![1, 2, 3], now).unwrap();
         node.watch("anything", now);
@@ -88,7 +85,7 @@ fn honest(now: Now) -> Honest {
         }
     }
     assert!(
-        nodes.iter().any(|node| node.lease().is_some()),
+        nodes.iter().any(|node| node.lease(Kind::Addr).is_some()),
         "somebody got a lease"
     );
     assert!(requests.len() > 10 && answers.len() > 10 && !gossip.is_empty());

@@ -12,12 +12,12 @@ use std::time::{Duration, SystemTime};
 
 use aerie_dht::IdentityKeys;
 use aerie_dht_proto::{
-    Certificate, Config, Input, MemoryStore, Now, Output, Proof, Receipt, Register, Stats, Store, Terms,
-    addr_key, name_key,
+    Certificate, Config, Input, Leased, MemoryStore, Now, Output, Proof, Receipt, Register, Stats, Store,
+    Terms,
 };
 use aerie_identity::{EnrolRequest, GridCa, NodeKeys, Subject, Verifier};
 use aerie_types::{
-    GridId, Instance, Key, NodeName, PeerId, Role, Roles, VirtualAddr, VirtualRange, WallMillis,
+    AddressPool, GridId, Instance, Key, NodeName, PeerId, Role, Roles, VirtualAddr, VirtualRange, WallMillis,
 };
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -28,7 +28,7 @@ pub mod wire;
 
 use wire::{Answer, Claim, Handed, Request};
 
-pub const RANGE: &str = "10.77.0.0/22";
+pub const RANGE: &str = "10.77.0.0/21";
 
 /// The lease of a renewal.
 pub const LONG: u32 = 30 * 60 * 1000;
@@ -68,6 +68,12 @@ pub fn range() -> VirtualRange {
     RANGE.parse().unwrap()
 }
 
+/// The range, of which the last 64 addresses are leased in blocks of eight.
+pub fn pool() -> AddressPool {
+    let pool = AddressPool::from(range());
+    pool.with_routed("10.77.7.192/26".parse().unwrap(), 29).unwrap()
+}
+
 pub fn grid_ca(now: WallMillis) -> GridCa {
     GridCa::create("lab".parse().unwrap(), range(), now).unwrap()
 }
@@ -101,6 +107,7 @@ fn register<S: Store>(
     let (_, own) = watch::channel(Arc::clone(&member.der));
     let keys = IdentityKeys::new(member.keys.overlay_signer(), Arc::clone(verifier), own);
     let mut config = Config::new(ca.grid_id(), range());
+    config.pool = pool();
     config.founder = founder;
     // Another start has another instance.
     let mut rng = ChaCha8Rng::seed_from_u64(now.wall.0);
@@ -187,23 +194,25 @@ impl<S: Store> World<S> {
         range().nth(index)
     }
 
-    /// What a member may honestly claim: an address under its own name.
-    pub fn terms(&self, member: usize, addr: VirtualAddr) -> Terms {
+    /// What a member may honestly claim: an address, or a prefix, under its own name.
+    pub fn terms(&self, member: usize, leased: impl Into<Leased>) -> Terms {
+        let leased = leased.into();
         Terms {
             grid: self.grid(),
-            key: addr_key(self.grid(), addr),
+            key: leased.key(self.grid()),
             holder: self.peer(member),
-            addr,
+            leased,
             name: self.members[member].name.clone(),
             instance: Instance(100 + member as u64),
             since: None,
         }
     }
 
-    pub fn name_terms(&self, member: usize, addr: VirtualAddr) -> Terms {
-        let terms = self.terms(member, addr);
+    /// The same under the key by which it is counted.
+    pub fn name_terms(&self, member: usize, leased: impl Into<Leased>) -> Terms {
+        let terms = self.terms(member, leased);
         Terms {
-            key: name_key(self.grid(), &terms.name),
+            key: terms.leased.home_key(self.grid(), &terms.name),
             ..terms
         }
     }
@@ -252,9 +261,9 @@ impl<S: Store> World<S> {
         }
     }
 
-    /// The certificate of a member's name with the address of the terms.
+    /// The certificate of a member's name with what the terms are about.
     pub fn home(&self, member: usize, terms: &Terms) -> Proof {
-        let name = self.name_terms(member, terms.addr);
+        let name = self.name_terms(member, terms.leased);
         self.proof(&self.certify(&name, &OTHERS, |_| {}))
     }
 

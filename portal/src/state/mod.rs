@@ -206,12 +206,23 @@ impl Portal {
     /// # Errors
     /// What the database refuses.
     pub fn settings(&self) -> Result<GridSettings, Error> {
-        const QUERY: &str = "SELECT reserved, excluded, witnesses FROM grid";
-        let (reserved, excluded, witnesses) = self
+        const QUERY: &str = "SELECT reserved, excluded, witnesses, routed, block FROM grid";
+        let (reserved, excluded, witnesses, routed, block) = self
             .store
-            .read(|conn| conn.query_row(QUERY, [], |row| Ok((list(row, 0)?, list(row, 1)?, list(row, 2)?))))
+            .read(|conn| {
+                conn.query_row(QUERY, [], |row| {
+                    let routed: Vec<_> = list(row, 3)?;
+                    let block: u8 = row.get(4)?;
+                    Ok((list(row, 0)?, list(row, 1)?, list(row, 2)?, routed, block))
+                })
+            })
             .map_err(Error::database("read the grid's settings"))?;
-        let pool = AddressPool::new(self.ca.range(), reserved, excluded).map_err(|_| Error::Invalid {
+        let pool = AddressPool::new(self.ca.range(), reserved, excluded);
+        let pool = match routed.first() {
+            None => pool,
+            Some(part) => pool.and_then(|pool| pool.with_routed(*part, block)),
+        };
+        let pool = pool.map_err(|_| Error::Invalid {
             what: "the grid's settings in the database".to_owned(),
             reason: "restore it from a backup",
         })?;
@@ -353,15 +364,21 @@ impl Portal {
             if founded(tx)?.is_some() {
                 return Ok(false);
             }
+            let routed = settings.pool.routed();
+            let part: Vec<_> = routed.iter().map(|routed| routed.part()).collect();
+            let block = routed.map_or(0, |routed| routed.block_len());
             tx.execute(
-                "INSERT INTO grid (one, id, created_at, last_serial, last_list, list, reserved, excluded, witnesses)
-                 VALUES (1, ?1, ?2, 0, 0, x'', ?3, ?4, ?5)",
+                "INSERT INTO grid (one, id, created_at, last_serial, last_list, list, reserved, excluded, witnesses,
+                                   routed, block)
+                 VALUES (1, ?1, ?2, 0, 0, x'', ?3, ?4, ?5, ?6, ?7)",
                 params![
                     self.ca.grid_id().to_string(),
                     sql(now.0),
                     joined(settings.pool.reserved()),
                     joined(settings.pool.excluded()),
                     joined(&settings.witnesses),
+                    joined(&part),
+                    block,
                 ],
             )
             .map_err(Error::database("write the grid's id"))?;

@@ -15,13 +15,19 @@ use rusqlite::{Connection, Row, Transaction, TransactionBehavior};
 
 use crate::Error;
 
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 
 /// From the first schema to the second.
 const SETTINGS: &str = "
 ALTER TABLE grid ADD COLUMN reserved TEXT NOT NULL DEFAULT '';
 ALTER TABLE grid ADD COLUMN excluded TEXT NOT NULL DEFAULT '';
 ALTER TABLE grid ADD COLUMN witnesses TEXT NOT NULL DEFAULT '';
+";
+
+/// From the second schema to the third.
+const ROUTED: &str = "
+ALTER TABLE grid ADD COLUMN routed TEXT NOT NULL DEFAULT '';
+ALTER TABLE grid ADD COLUMN block INTEGER NOT NULL DEFAULT 0;
 ";
 
 /// How long a writer waits for another process's transaction, each of which takes milliseconds.
@@ -104,8 +110,9 @@ impl Store {
             .pragma_query_value(None, "user_version", |row| row.get(0))
             .map_err(Error::database("be read"))?;
         let steps: &[&str] = match found {
-            0 => &[SCHEMA, SETTINGS],
-            1 => &[SETTINGS],
+            0 => &[SCHEMA, SETTINGS, ROUTED],
+            1 => &[SETTINGS, ROUTED],
+            2 => &[ROUTED],
             VERSION => &[],
             found => {
                 return Err(Error::LaterVersion {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
-use aerie_dht::{AcquireRequest, Dht, IdentityKeys, LeaseState, Transport, TransportError};
+use aerie_dht::{Dht, IdentityKeys, Kind, LeaseState, Transport, TransportError};
 use aerie_dht_proto::addr_key;
 use aerie_identity::{DEFAULT_LIFETIME, EnrolRequest, GridCa, NodeKeys, Subject, Verifier};
 use aerie_overlay::{Event, Multiaddr, Overlay, Protocol, Topic};
@@ -106,12 +106,17 @@ impl Grid {
         self.members.get(wrapped).context("a grid has a member")
     }
 
-    /// The time in which a member gets an address that nobody else wants, in the place of the one before.
+    /// Lets a member give its address back, as if it had just come.
+    pub(crate) async fn release(&self, number: usize) -> Result<()> {
+        self.member(number)?.dht.release(Kind::Addr).await;
+        Ok(())
+    }
+
+    /// The time in which a member gets an address that nobody else wants.
     pub(crate) async fn claim(&self, number: usize, addr: u32) -> Result<Duration> {
         let member = self.member(number)?;
-        let request = self.request(member, addr);
         let begun = Instant::now();
-        member.dht.acquire_as(request).await?;
+        self.acquire(member, addr).await?;
         Ok(begun.elapsed())
     }
 
@@ -119,7 +124,7 @@ impl Grid {
     pub(crate) async fn contest(&self, claimants: usize, addr: u32) -> Contest {
         let begun = Instant::now();
         let claims = self.members.iter().take(claimants).map(|member| async move {
-            let claimed = member.dht.acquire_as(self.request(member, addr)).await;
+            let claimed = self.acquire(member, addr).await;
             claimed.is_ok().then(|| begun.elapsed())
         });
         let won: Vec<_> = join_all(claims).await.into_iter().flatten().collect();
@@ -132,7 +137,7 @@ impl Grid {
     /// The time in which a member finds the holder of another one's address, which it does not keep a certificate of.
     pub(crate) async fn look_up(&self, number: usize) -> Result<Duration> {
         let holder = self.member(number)?;
-        let LeaseState::Held { addr, .. } = holder.dht.lease().borrow().clone() else {
+        let LeaseState::Held { leased: addr, .. } = holder.dht.lease().borrow().clone() else {
             bail!("{} holds no address", holder.name);
         };
         let asker = self.stranger(addr, number)?;
@@ -173,11 +178,9 @@ impl Grid {
         .await;
     }
 
-    fn request(&self, member: &Member, addr: u32) -> AcquireRequest {
-        AcquireRequest {
-            name: member.name.clone(),
-            fixed: Some(self.range.nth(addr)),
-        }
+    async fn acquire(&self, member: &Member, addr: u32) -> Result<LeaseState, aerie_dht::Error> {
+        let addr = self.range.nth(addr);
+        member.dht.acquire_as(member.name.clone(), Some(addr)).await
     }
 
     /// A member that keeps no certificate of an address, each number another one.
@@ -188,7 +191,7 @@ impl Grid {
         let far = by_distance.get(WITNESSES..).unwrap_or_default();
         let strangers: Vec<_> = far
             .iter()
-            .filter(|member| !matches!(&*member.dht.lease().borrow(), LeaseState::Held { addr: own, .. } if *own == addr))
+            .filter(|member| !matches!(&*member.dht.lease().borrow(), LeaseState::Held { leased: own, .. } if *own == addr))
             .collect();
         ensure!(!strangers.is_empty(), "every member keeps every certificate");
         strangers

@@ -133,6 +133,8 @@ async fn of_grid(grid: &Grid, args: &Args) -> Result<figures::Aerie> {
     let mut addr = 1000..;
     let mut fresh = || addr.next().context("the range is used up");
     for number in 0..usize::try_from(args.claims)? {
+        grid.release(number).await?;
+        quiet().await;
         figures.claim.add(grid.claim(number, fresh()?).await?);
         quiet().await;
     }

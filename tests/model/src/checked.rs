@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use aerie_dht_proto::Kind;
 use stateright::{Checker, HasDiscoveries, Model, Property, UniformChooser};
 
 use crate::disk::Disk;
@@ -94,7 +95,7 @@ impl Model for World {
                 continue;
             };
             let first = slot.claims == self.claims;
-            if slot.claims > 0 && core.lease().is_none() && (first || state.flight.is_empty()) {
+            if slot.claims > 0 && core.lease(Kind::Addr).is_none() && (first || state.flight.is_empty()) {
                 actions.push(Action::Claim(index));
             }
             if budget.releases > 0 && slot.held.is_some() {

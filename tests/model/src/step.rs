@@ -163,10 +163,7 @@ impl<'a> Step<'a> {
     }
 
     pub(crate) fn acquire(&mut self, index: usize) {
-        let request = AcquireRequest {
-            name: name(index),
-            fixed: Some(self.world.addr),
-        };
+        let request = AcquireRequest::addr(name(index), Some(self.world.addr));
         self.state.tenures += 1;
         let (now, tenure) = (clock(self.state.now), self.state.tenures);
         let slot = self.slot(index);
@@ -302,17 +299,17 @@ impl<'a> Step<'a> {
 
     fn event(&mut self, index: usize, event: Event) {
         match event {
-            Event::Held(lease) | Event::Renewed(lease) if lease.addr == self.world.addr => {
+            Event::Held(lease) | Event::Renewed(lease) if lease.leased.addr() == Some(self.world.addr) => {
                 let until = lease.until;
                 let slot = self.slot(index);
                 slot.held = Some(Held { until });
                 slot.used = slot.tenure;
                 self.one_holder();
             }
-            Event::Lost(_) | Event::Left => self.slot(index).held = None,
+            Event::Lost { .. } | Event::Left => self.slot(index).held = None,
             Event::LookedUp {
                 found: Some(found), ..
-            } if found.addr == self.world.addr => {
+            } if found.leased.addr() == Some(self.world.addr) => {
                 if let Some(holder) = self.index_of(found.holder) {
                     self.uses(index, holder);
                 }

@@ -11,8 +11,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use aerie_dht_proto::{Certificate, HeldLease};
-use aerie_types::{Key, PeerId};
+use aerie_dht_proto::{Certificate, HeldLease, Kind, Leased};
+use aerie_types::{Key, PeerId, VirtualAddr, VirtualPrefix};
 
 /// A certificate came about at most this long before its holder has it: the longest round of votes.
 const ROUND: Duration = Duration::from_secs(16);
@@ -20,6 +20,7 @@ const ROUND: Duration = Duration::from_secs(16);
 #[derive(Debug, Clone)]
 struct Valid {
     holder: usize,
+    kind: Kind,
     /// When the holder got it.
     since: Duration,
     until: Duration,
@@ -38,6 +39,9 @@ pub struct Checker {
     /// How many pairs there were in all.
     double: u64,
     liars: BTreeSet<PeerId>,
+    /// Everything that was ever leased.
+    addrs: BTreeSet<VirtualAddr>,
+    prefixes: BTreeSet<VirtualPrefix>,
 }
 
 impl Checker {
@@ -76,12 +80,14 @@ impl Checker {
 
     /// A node has both certificates of a lease, valid until `until` of the simulated time.
     pub(crate) fn holds(&mut self, node: usize, lease: &HeldLease, until: Duration, now: Duration) {
+        self.overlaps(node, lease.leased, now);
         for certificate in [&lease.certificate, &lease.name_certificate] {
             let key = certificate.terms.key;
             let mut valid = self.valid.remove(&key).unwrap_or_default();
             valid.retain(|other| other.until > now && other.holder != node);
             let new = Valid {
                 holder: node,
+                kind: lease.leased.kind(),
                 since: now,
                 until,
                 witnesses: certificate
@@ -95,6 +101,34 @@ impl Checker {
             }
             valid.push(new);
             self.valid.insert(key, valid);
+        }
+    }
+
+    /// Different keys cannot tell that what they stand for overlaps: nothing that is leased may, at any time.
+    fn overlaps(&mut self, node: usize, leased: Leased, now: Duration) {
+        let other = match leased {
+            Leased::Addr(addr) => {
+                let new = self.addrs.insert(addr);
+                let around = self.prefixes.iter().find(|prefix| prefix.contains(addr));
+                around.filter(|_| new).map(ToString::to_string)
+            }
+            Leased::Prefix(prefix) => {
+                let new = self.prefixes.insert(prefix);
+                let crosses = |other: &&VirtualPrefix| **other != prefix && other.overlaps(&prefix);
+                let block = self.prefixes.iter().find(crosses).map(ToString::to_string);
+                let addr = || {
+                    self.addrs
+                        .iter()
+                        .find(|addr| prefix.contains(**addr))
+                        .map(ToString::to_string)
+                };
+                block.or_else(addr).filter(|_| new)
+            }
+        };
+        if let Some(other) = other {
+            self.violated(format!(
+                "at {now:?} node {node} holds {leased}, which overlaps {other}"
+            ));
         }
     }
 
@@ -120,7 +154,7 @@ impl Checker {
         self.violations.push(format!(
             "at {:?} nodes {} and {} hold valid certificates of {} of {} (until {:?} and {:?}); {signed} witnesses \
              signed both",
-            new.since, new.holder, other.holder, certificate.terms.addr, certificate.terms.name, new.until,
+            new.since, new.holder, other.holder, certificate.terms.leased, certificate.terms.name, new.until,
             other.until
         ));
     }
@@ -133,10 +167,10 @@ impl Checker {
             .any(|(start, end)| *start <= at && end.is_none_or(|end| end >= from))
     }
 
-    /// A node has given everything back.
-    pub(crate) fn gave_back(&mut self, node: usize) {
+    /// A node has given back what it had of a kind.
+    pub(crate) fn gave_back(&mut self, node: usize, kind: Kind) {
         for valid in self.valid.values_mut() {
-            valid.retain(|other| other.holder != node);
+            valid.retain(|other| (other.holder, other.kind) != (node, kind));
         }
     }
 

@@ -5,13 +5,13 @@
 
 use std::time::Duration;
 
-use aerie_dht_proto::{Register, addr_key};
+use aerie_dht_proto::Register;
 use rand::RngExt;
 
 use crate::conditions::Conditions;
 use crate::kad::Spread;
 use crate::node::Told;
-use crate::routing::Routing;
+use crate::overlay::Routing;
 use crate::scenario::range;
 use crate::world::World;
 
@@ -81,7 +81,7 @@ struct One {
 #[must_use]
 pub fn measure(nodes: usize, operations: usize, seed: u64) -> Point {
     let conditions = Conditions::default();
-    let mut world = World::new(seed, range("10.0.0.0/16"), conditions).routed(Routing::Kademlia);
+    let mut world = World::new(seed, range("10.0.0.0/16"), conditions).with_routing(Routing::Kademlia);
     for _ in 0..nodes {
         let index = world.add();
         world.start(index);
@@ -125,7 +125,7 @@ fn look_up(world: &mut World, holder: usize) -> One {
     let Told::Held(lease) = &world.nodes[holder].told else {
         return until(world, |_| (), |_| false);
     };
-    let key = addr_key(World::grid(), lease.addr);
+    let key = lease.leased.key(World::grid());
     let mut id = None;
     let one = until(
         world,
@@ -152,7 +152,7 @@ fn contest(world: &mut World, at: usize) -> One {
         .collect();
     let holds = |world: &World, index: usize| {
         let lease = world.nodes[index].lease();
-        lease.is_some_and(|lease| lease.addr == addr)
+        lease.is_some_and(|lease| lease.leased.addr() == Some(addr))
     };
     let won = |world: &World| claimants.iter().any(|index| holds(world, *index));
     let begin = |world: &mut World| {

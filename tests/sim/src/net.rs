@@ -3,14 +3,14 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use aerie_dht_proto::{Event, Failure, HeldLease, Input, LostReason, Output, Register, SendError, addr_key};
-use aerie_types::{Key, PeerId, VirtualAddr};
+use aerie_dht_proto::{Event, HeldLease, Input, Kind, Leased, LostReason, Output, Register, SendError};
+use aerie_types::{Key, PeerId};
 use rand::RngExt;
 
 use crate::keys::hash;
 use crate::liar::Lie;
 use crate::node::Told;
-use crate::routing::{Carried, Routing};
+use crate::overlay::{Carried, Routing};
 use crate::world::World;
 
 #[derive(Debug)]
@@ -351,6 +351,14 @@ impl World {
     }
 
     fn event(&mut self, index: usize, event: Event) {
+        let kind = match &event {
+            Event::Held(lease) | Event::Renewed(lease) => lease.leased.kind(),
+            Event::Waiting { kind, .. } | Event::Failed { kind, .. } | Event::Lost { kind, .. } => *kind,
+            _ => Kind::Addr,
+        };
+        if kind == Kind::Prefix {
+            return self.routed_event(index, event);
+        }
         let node = &mut self.nodes[index];
         match event {
             Event::Held(lease) | Event::Renewed(lease) => {
@@ -370,37 +378,32 @@ impl World {
                 if let Some(bereft) = node.bereft.take() {
                     node.moved = Some(self.now.saturating_sub(bereft));
                 }
-                for (key, rival) in self.checker.rivals(index, &lease, self.now) {
-                    if self.has_moved_on(rival, key) {
-                        self.checker.moved_on(key, rival);
-                    }
-                }
-                self.checker.holds(index, &lease, until, self.now);
+                self.relies(index, &lease, until);
                 self.nodes[index].told = Told::Held(Box::new(lease));
             }
-            Event::Waiting { reason } => {
+            Event::Waiting { reason, .. } => {
                 if !matches!(node.told, Told::Held(_)) {
                     node.told = Told::Waiting(reason);
                 }
             }
-            Event::Failed(failure) => {
+            Event::Failed { failure, .. } => {
                 if !matches!(node.told, Told::Failed(_)) {
                     self.tally.refused += 1;
                 }
-                if !matches!(failure, Failure::Full { .. }) {
+                if !failure.is_retried() {
                     node.asking = None;
                 }
                 node.told = Told::Failed(failure);
             }
-            Event::Lost(reason) => {
+            Event::Lost { reason, .. } => {
                 node.asking = Some(self.now);
                 node.bereft = Some(self.now);
-                if let LostReason::Conflict { winner, addr } = &reason {
+                if let LostReason::Conflict { winner, leased } = &reason {
                     node.conflicts += 1;
                     let live = node.until > self.now;
-                    self.lost_to(index, *winner, *addr, live);
+                    self.lost_to(index, *winner, *leased, live);
                 }
-                self.checker.gave_back(index);
+                self.checker.gave_back(index, Kind::Addr);
                 self.nodes[index].told = Told::Lost(reason);
             }
             Event::LookedUp { id, found } => {
@@ -410,30 +413,48 @@ impl World {
         }
     }
 
-    /// A node has lost its address to another holder: to an older lease of the other side of a partition, or to nothing
+    /// A node has both certificates of a lease, valid until `until`.
+    pub(crate) fn relies(&mut self, index: usize, lease: &HeldLease, until: Duration) {
+        for (key, rival) in self.checker.rivals(index, lease, self.now) {
+            if self.has_moved_on(rival, key) {
+                self.checker.moved_on(key, rival);
+            }
+        }
+        self.checker.holds(index, lease, until, self.now);
+    }
+
+    /// A node has lost its address, or its prefix, to another holder: to an older lease of the other side of a partition, or to nothing
     /// that may take a live lease. One that was given up, of which a certificate came back, may if nobody can ask.
-    fn lost_to(&mut self, index: usize, winner: PeerId, addr: VirtualAddr, live: bool) {
+    pub(crate) fn lost_to(&mut self, index: usize, winner: PeerId, leased: Leased, live: bool) {
         let winner = self.by_peer.get(&winner).copied();
         if !live || winner.is_some_and(|winner| self.checker.was_rival(index, winner)) {
             self.tally.yielded += 1;
             // One that is away may come back to its lease, and nobody else has the address until that ends.
             let away = winner.is_none_or(|winner| !self.nodes[winner].is_up() || self.is_paused(winner));
-            self.nodes[index].turns += u64::from(away);
+            *self.turns(index, leased.kind()) += u64::from(away);
             return;
         }
-        let key = addr_key(Self::grid(), addr);
+        let key = leased.key(Self::grid());
         if winner.is_some_and(|winner| !self.checker.relies(key, winner, self.now)) {
             // The other side of a partition did not hear that it was given back, and no witness signed both. Its former
             // holder, if it can be asked, says so; one that is paused or cut off may rely on it yet.
             self.tally.revived += 1;
-            self.nodes[index].turns += 1;
+            *self.turns(index, leased.kind()) += 1;
             return;
         }
         self.tally.live_lost += 1;
         self.checker.violated(format!(
-            "at {:?} node {index} lost {addr} to node {winner:?} while its own lease was live",
+            "at {:?} node {index} lost {leased} to node {winner:?} while its own lease was live",
             self.now
         ));
+    }
+
+    fn turns(&mut self, index: usize, kind: Kind) -> &mut u64 {
+        let node = &mut self.nodes[index];
+        match kind {
+            Kind::Addr => &mut node.turns,
+            Kind::Prefix => &mut node.routed.turns,
+        }
     }
 
     /// Whether a node runs and does not rely on a key any more: after a restart it took another address.
@@ -441,7 +462,7 @@ impl World {
         let node = &self.nodes[index];
         let relies =
             |lease: HeldLease| lease.certificate.terms.key == key || lease.name_certificate.terms.key == key;
-        node.is_up() && !node.lease().is_some_and(relies)
+        node.is_up() && !node.leases().any(relies)
     }
 
     fn lost(&mut self) -> bool {

@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use aerie_dht_proto::{AcquireRequest, Failure, HeldLease, LostReason, MemoryStore, Now, Register};
-use aerie_types::{Key, WallMillis};
+use aerie_dht_proto::{AcquireRequest, Failure, HeldLease, Kind, LostReason, MemoryStore, Now, Register};
+use aerie_types::{Key, VirtualAddr, VirtualPrefix, WallMillis};
 
 use crate::kad::Contact;
 use crate::keys::SimKeys;
-use crate::routing::Overlay;
+use crate::overlay::Overlay;
 
 /// The wall time at which every run begins, by a right clock.
 const EPOCH: WallMillis = WallMillis(1_800_000_000_000);
@@ -54,18 +54,43 @@ impl Clock {
 }
 
 /// What a node has told of its lease last.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Told {
     /// Nothing yet.
+    #[default]
     Nothing,
     /// It waits, and why.
     Waiting(String),
-    /// It holds an address.
+    /// It holds an address, or a prefix.
     Held(Box<HeldLease>),
     /// It was refused.
     Failed(Failure),
     /// It lost its address for good.
     Lost(LostReason),
+}
+
+/// What a node wants and has of a prefix, as [`Node`] has it of its address.
+#[derive(Debug, Default)]
+pub struct Routed {
+    /// What it told last.
+    pub told: Told,
+    /// How often it lost a prefix to another holder.
+    pub conflicts: u32,
+    pub(crate) request: Option<AcquireRequest>,
+    pub(crate) turns: u64,
+    /// Since when it has been without the prefix that another holder took.
+    pub(crate) bereft: Option<Duration>,
+    /// How long it took the last time until it had another one.
+    pub moved: Option<Duration>,
+    pub(crate) until: Duration,
+}
+
+impl Routed {
+    /// Whether it is to have a prefix.
+    #[must_use]
+    pub fn is_wanted(&self) -> bool {
+        self.request.is_some()
+    }
 }
 
 /// A node of the simulated grid.
@@ -111,6 +136,8 @@ pub struct Node {
     pub(crate) until: Duration,
     /// When its timer rings.
     pub(crate) timer: Option<Duration>,
+    /// Its prefix, where it asked for one.
+    pub routed: Routed,
     /// The node of which this one is a copy, or its copy.
     pub(crate) twin: Option<usize>,
     /// Its overlay, while it runs and Kademlia routes.
@@ -127,9 +154,35 @@ impl Node {
         self.core.is_some()
     }
 
-    /// The lease that it holds, valid or kept beyond its end.
+    /// The lease of its address, valid or kept beyond its end.
     #[must_use]
     pub fn lease(&self) -> Option<HeldLease> {
-        self.core.as_ref()?.lease()
+        self.core.as_ref()?.lease(Kind::Addr)
+    }
+
+    /// How often its claim of a kind was changed.
+    pub(crate) fn turns_of(&self, kind: Kind) -> u64 {
+        match kind {
+            Kind::Addr => self.turns,
+            Kind::Prefix => self.routed.turns,
+        }
+    }
+
+    /// All its leases.
+    pub fn leases(&self) -> impl Iterator<Item = HeldLease> + '_ {
+        let lease = |kind: Kind| self.core.as_ref()?.lease(kind);
+        Kind::ALL.into_iter().filter_map(lease)
+    }
+
+    /// The address that it holds.
+    #[must_use]
+    pub fn addr(&self) -> Option<VirtualAddr> {
+        self.lease()?.leased.addr()
+    }
+
+    /// The prefix that it holds.
+    #[must_use]
+    pub fn prefix(&self) -> Option<VirtualPrefix> {
+        self.core.as_ref()?.lease(Kind::Prefix)?.leased.prefix()
     }
 }

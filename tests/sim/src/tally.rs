@@ -75,6 +75,10 @@ tally! {
     held: "claims served",
     /// Claims refused for a reason that the claimant was told.
     refused: "claims refused",
+    /// Claims of a prefix begun.
+    routed: "claims of a prefix",
+    /// Claims that got a prefix.
+    routes: "prefixes leased",
     /// Renewals.
     renewed: "renewals",
     /// Leases that had ended before they were renewed.

@@ -1,6 +1,6 @@
 //! Who is connected with whom, who is closest to a key, and what a partition does to both.
 //!
-//! This is the oracle: it knows who runs, and connections heal at once. Where Kademlia routes, `routing` has its place.
+//! This is the oracle: it knows who runs, and connections heal at once. Where Kademlia routes, `overlay` has its place.
 //!
 //! Grids of up to [`MESHED`] running nodes are fully meshed. In a larger one each node keeps connections to those
 //! nearest to it in the key space and to a few others. A change of one node touches only those around it.
@@ -13,7 +13,7 @@ use rand::RngExt;
 
 use crate::conditions::Cut;
 use crate::net::Action;
-use crate::routing::Routing;
+use crate::overlay::Routing;
 use crate::world::World;
 
 /// Members that a look-up returns.

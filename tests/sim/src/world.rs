@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use aerie_dht_proto::{
-    AcquireRequest, Change, Config, Found, Keys, MemoryStore, Now, Register, Store, Timings,
+    AcquireRequest, Change, Config, Found, Keys, Kind, MemoryStore, Now, Register, Store, Timings,
 };
 use aerie_types::{AddressPool, GridId, Key, PeerId, Roles, VirtualAddr, VirtualRange};
 use rand::{RngExt, SeedableRng};
@@ -19,10 +19,10 @@ use crate::kad::Stats;
 use crate::keys::{SimKeys, hash, name, peer, worker};
 use crate::liar::Liar;
 use crate::net::Action;
-use crate::node::{Clock, Node, Told};
+use crate::node::{Clock, Node, Routed, Told};
+use crate::overlay::Routing;
 use crate::queue::Queue;
 use crate::ring::Ring;
-use crate::routing::Routing;
 use crate::tally::Tally;
 
 /// The simulated grid.
@@ -177,6 +177,7 @@ impl World {
             moved: None,
             until: Duration::ZERO,
             timer: None,
+            routed: Routed::default(),
             twin: None,
             overlay: None,
             remembered: Vec::new(),
@@ -197,6 +198,7 @@ impl World {
         let index = self.add();
         let twin = &self.nodes[of];
         let (keys, request, position) = (twin.keys.clone(), twin.request.clone(), twin.position);
+        let routed = twin.routed.request.clone();
         let store = twin
             .core
             .clone()
@@ -204,6 +206,7 @@ impl World {
             .or_else(|| twin.store.clone());
         let node = &mut self.nodes[index];
         (node.keys, node.request, node.store, node.position) = (keys, request, store, position);
+        node.routed.request = routed;
         node.twin = Some(of);
         self.nodes[of].twin = Some(index);
         index
@@ -234,6 +237,9 @@ impl World {
             Register::new(config, node.keys.clone(), store, &mut self.rng, now).expect("a readable store");
         if let Some(request) = node.request.clone() {
             node.asking = Some(self.now);
+            core.acquire(request, now);
+        }
+        if let Some(request) = node.routed.request.clone() {
             core.acquire(request, now);
         }
         node.core = Some(core);
@@ -289,6 +295,7 @@ impl World {
         node.store = (!amnesia).then(|| core.into_store());
         node.timer = None;
         node.told = Told::Nothing;
+        node.routed.told = Told::Nothing;
         node.paused = Duration::ZERO;
         node.went = self.now;
         self.tally.crashes += 1;
@@ -309,17 +316,14 @@ impl World {
 
     /// Lets a node claim an address, now and after each start.
     pub fn acquire(&mut self, index: usize, fixed: Option<VirtualAddr>) {
-        let request = AcquireRequest {
-            name: name(index),
-            fixed,
-        };
+        let request = AcquireRequest::addr(name(index), fixed);
         let node = &mut self.nodes[index];
         node.request = Some(request.clone());
         node.turns += 1;
         node.asking = Some(self.now);
         node.told = Told::Nothing;
         self.tally.asked += 1;
-        self.checker.gave_back(index);
+        self.checker.gave_back(index, Kind::Addr);
         self.with(index, |core, now| core.acquire(request, now));
     }
 
@@ -329,9 +333,13 @@ impl World {
         (node.request, node.asking) = (None, None);
         node.turns += 1;
         node.told = Told::Nothing;
+        (node.routed.request, node.routed.told) = (None, Told::Nothing);
+        node.routed.turns += 1;
         self.tally.leaves += 1;
         self.with(index, |core, now| core.release_all(now));
-        self.checker.gave_back(index);
+        for kind in Kind::ALL {
+            self.checker.gave_back(index, kind);
+        }
     }
 
     /// Starts a look-up, whose result will be in [`World::found`].

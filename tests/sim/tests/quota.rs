@@ -5,14 +5,14 @@
 use std::time::Duration;
 
 use aerie_dht_proto::addr_key;
-use aerie_dht_proto::limits::MAX_ADDRS_PER_HOLDER;
+use aerie_dht_proto::limits::MAX_LEASES_PER_HOLDER;
 use aerie_sim::{Conditions, Told, World};
 use aerie_types::VirtualAddr;
 
 const SECOND: Duration = Duration::from_secs(1);
 
 fn holds(world: &World, index: usize, addr: VirtualAddr) -> bool {
-    matches!(&world.nodes[index].told, Told::Held(lease) if lease.addr == addr)
+    matches!(&world.nodes[index].told, Told::Held(lease) if lease.leased == addr.into())
 }
 
 /// The member forgets that it holds anything, and asks for another address.
@@ -39,11 +39,7 @@ fn a_member_that_leaves_its_addresses_behind_gets_no_more_than_a_few_until_they_
         assert!(world.run_until(end, all), "seed {seed}");
 
         let free: Vec<_> = (0..253).map(|nth| world.range.nth(nth)).collect();
-        let taken: Vec<_> = world
-            .nodes
-            .iter()
-            .map(|node| node.lease().unwrap().addr)
-            .collect();
+        let taken: Vec<_> = world.nodes.iter().map(|node| node.addr().unwrap()).collect();
         let mut free = free.into_iter().filter(|addr| !taken.contains(addr));
         let mut collected = vec![taken[collector]];
         let refused = loop {
@@ -53,7 +49,7 @@ fn a_member_that_leaves_its_addresses_behind_gets_no_more_than_a_few_until_they_
             }
             collected.push(addr);
         };
-        assert_eq!(collected.len(), MAX_ADDRS_PER_HOLDER, "seed {seed}");
+        assert_eq!(collected.len(), MAX_LEASES_PER_HOLDER, "seed {seed}");
         let Told::Waiting(reason) = &world.nodes[collector].told else {
             panic!("seed {seed}: {:?}", world.nodes[collector].told);
         };

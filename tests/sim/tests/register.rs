@@ -93,11 +93,7 @@ fn served(told: &Told) -> bool {
 }
 
 fn addrs(world: &World) -> Vec<VirtualAddr> {
-    world
-        .nodes
-        .iter()
-        .filter_map(|node| Some(node.lease()?.addr))
-        .collect()
+    world.nodes.iter().filter_map(|node| node.addr()).collect()
 }
 
 #[track_caller]
@@ -155,7 +151,7 @@ fn a_lease_of_a_small_grid_is_found_again_when_the_grid_grew_while_its_holder_wa
     each(10, |seed| {
         let mut world = grid(seed, 3, range("10.0.0.0/24"), Conditions::default());
         expect_all_hold(&mut world, SECOND * 10);
-        let addr = world.nodes[2].lease().unwrap().addr;
+        let addr = world.nodes[2].addr().unwrap();
         world.partition(|index| usize::from(index == 2));
         for index in 3..30 {
             world.add();
@@ -191,7 +187,7 @@ fn the_founder_is_found_when_the_grid_has_outgrown_its_first_certificate() {
         expect_all_hold(&mut world, SECOND * 60);
         // Long enough that certificates have to count the others, and the founder does not renew yet.
         world.run(SECOND * 90);
-        let addr = world.nodes[0].lease().unwrap().addr;
+        let addr = world.nodes[0].addr().unwrap();
         for index in 1..40 {
             let id = world.look_up(index, addr_key(World::grid(), addr)).unwrap();
             let end = world.now() + SECOND * 20;
@@ -258,13 +254,13 @@ fn a_killed_node_has_its_address_back_within_five_seconds_of_its_restart() {
         let mut world = grid(seed, nodes, range("10.0.0.0/24"), Conditions::default());
         expect_all_hold(&mut world, SECOND * 10);
         let victim = world.rng().random_range(0..nodes);
-        let before = world.nodes[victim].lease().unwrap().addr;
+        let before = world.nodes[victim].addr().unwrap();
         world.kill(victim, false);
         let pause = world.rng().random_range(0..10_000);
         world.run(Duration::from_millis(pause));
         world.start(victim);
         expect_all_hold(&mut world, SECOND * 5);
-        assert_eq!(world.nodes[victim].lease().unwrap().addr, before);
+        assert_eq!(world.nodes[victim].addr().unwrap(), before);
         world
     });
 }
@@ -523,15 +519,15 @@ fn look_ups_by_address_and_by_name_find_the_holder() {
             let lease = world.nodes[index].lease().unwrap();
             let asker = (index + 1) % nodes;
             for key in [
-                addr_key(World::grid(), lease.addr),
+                lease.leased.key(World::grid()),
                 name_key(World::grid(), &name(index)),
             ] {
                 let id = world.look_up(asker, key).unwrap();
                 world.run(SECOND);
                 let found = world.found[&(asker, id)].clone().expect("a holder");
                 assert_eq!(
-                    (found.holder, found.addr, found.name),
-                    (peer(index), lease.addr, name(index))
+                    (found.holder, found.leased, found.name),
+                    (peer(index), lease.leased, name(index))
                 );
                 assert!(found.remaining > SECOND * 600, "{:?}", found.remaining);
             }
@@ -551,17 +547,12 @@ fn two_running_copies_of_one_node_are_told_apart_and_one_goes_on() {
         let mut world = grid(seed, nodes, range("10.0.0.0/24"), Conditions::default());
         expect_all_hold(&mut world, SECOND * 10);
         let copied = 1 + usize::try_from(seed).unwrap() % (nodes - 1);
-        let addr = world.nodes[copied].lease().unwrap().addr;
+        let addr = world.nodes[copied].addr().unwrap();
         let copy = world.add_copy(copied);
         world.start(copy);
         world.run(SECOND * 20);
         let original = &world.nodes[copied];
-        assert_eq!(
-            original.lease().map(|lease| lease.addr),
-            Some(addr),
-            "{:?}",
-            original.told
-        );
+        assert_eq!(original.addr(), Some(addr), "{:?}", original.told);
         assert_eq!(world.nodes[copy].told, Told::Lost(LostReason::Cloned));
         assert!(world.nodes[copy].lease().is_none());
         world
@@ -573,18 +564,33 @@ fn an_address_given_back_is_free_at_once() {
     each(10, |seed| {
         let mut world = grid(seed, 6, range("10.0.0.0/24"), Conditions::default());
         expect_all_hold(&mut world, SECOND * 10);
-        let addr = world.nodes[3].lease().unwrap().addr;
+        let addr = world.nodes[3].addr().unwrap();
         world.leave(3);
         world.run(SECOND);
         world.kill(3, true);
         world.acquire(4, Some(addr));
         world.run(SECOND * 2);
-        assert_eq!(
-            world.nodes[4].lease().map(|lease| lease.addr),
-            Some(addr),
-            "{:?}",
-            world.nodes[4].told
-        );
+        assert_eq!(world.nodes[4].addr(), Some(addr), "{:?}", world.nodes[4].told);
+        world
+    });
+}
+
+#[test]
+fn an_address_given_back_soon_after_a_restart_is_free_at_once() {
+    each(6, |seed| {
+        let mut world = grid(seed, 6, range("10.0.0.0/24"), Conditions::default());
+        expect_all_hold(&mut world, SECOND * 10);
+        let addr = world.nodes[3].addr();
+        world.kill(3, false);
+        world.run(SECOND);
+        world.start(3);
+        expect_all_hold(&mut world, SECOND * 5);
+        world.leave(3);
+        world.run(SECOND);
+        world.kill(3, true);
+        world.acquire(4, addr);
+        world.run(SECOND * 2);
+        assert_eq!(world.nodes[4].addr(), addr, "{:?}", world.nodes[4].told);
         world
     });
 }

@@ -5,14 +5,13 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use aerie_dht_proto::addr_key;
 use aerie_sim::{Conditions, Cut, Routing, Told, World};
 
 const SECOND: Duration = Duration::from_secs(1);
 
 fn grid(nodes: usize, conditions: Conditions) -> World {
     let range = "10.0.0.0/16".parse().expect("a range");
-    let mut world = World::new(1, range, conditions).routed(Routing::Kademlia);
+    let mut world = World::new(1, range, conditions).with_routing(Routing::Kademlia);
     for _ in 0..nodes {
         let index = world.add();
         world.start(index);
@@ -131,13 +130,13 @@ fn an_address_is_claimed_and_found_in_a_grid_beyond_the_limit() {
     let end = world.now() + SECOND * 20;
     assert!(world.run_until(end, |world| matches!(world.nodes[7].told, Told::Held(_))));
     let lease = world.nodes[7].lease().expect("a lease");
-    let key = addr_key(World::grid(), lease.addr);
+    let key = lease.leased.key(World::grid());
     for asker in [1, 33, 80] {
         let id = world.look_up(asker, key).expect("a running node");
         let end = world.now() + SECOND * 10;
         assert!(world.run_until(end, |world| world.found.contains_key(&(asker, id))));
         let found = world.found[&(asker, id)].as_ref().expect("the holder");
-        assert_eq!(found.addr, lease.addr);
+        assert_eq!(found.leased, lease.leased);
     }
     assert!(world.tally.finds > 0);
 }

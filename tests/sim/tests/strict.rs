@@ -77,7 +77,7 @@ fn only_the_named_witnesses_sign_and_everybody_finds_what_they_lease() {
             let signers = lease.certificate.receipts.iter().map(|receipt| receipt.witness);
             assert!(signers.clone().count() >= 2 && signers.clone().all(|signer| named.contains(&signer)));
             assert_eq!(
-                look_up(&mut world, (index * 7 + 1) % 60, lease.addr),
+                look_up(&mut world, (index * 7 + 1) % 60, lease.leased.addr().unwrap()),
                 Some(peer(index))
             );
         }
@@ -132,7 +132,7 @@ fn a_lease_given_back_is_not_found_any_more_by_anybody() {
         let mut world = grid(seed, 12, rough);
         expect_all(&mut world, SECOND * 30);
         world.run(SECOND * 5);
-        let addr = world.nodes[7].lease().unwrap().addr;
+        let addr = world.nodes[7].addr().unwrap();
         world.leave(7);
         world.run(SECOND * 3);
         for index in [0, 4, 9] {

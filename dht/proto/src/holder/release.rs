@@ -1,8 +1,12 @@
 //! Giving back.
 
+use std::collections::BTreeSet;
+use std::time::Instant;
+
 use aerie_types::{Key, PeerId};
 
-use super::{GivenBack, LEASE_ROW, LeaseRow, MAX_TO_RELEASE, Phase};
+use super::{LeaseRow, MAX_TO_RELEASE, Phase, lease_row};
+use crate::leased::Kind;
 use crate::limits::MAX_KEYS_PER_HOLDER;
 use crate::register::Purpose;
 use crate::round::Round;
@@ -10,39 +14,75 @@ use crate::store::Store;
 use crate::wire::{Gossip, Request};
 use crate::{Event, Keys, Now, Register};
 
+/// A lease that this instance gave back, and who was told. Those that become witnesses of its key while certificates of
+/// it may be about have to be told too.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct GivenBack {
+    seq: u64,
+    until: Instant,
+    pub(super) told: BTreeSet<PeerId>,
+}
+
 impl<S: Store, K: Keys> Register<S, K> {
+    /// Gives back what is held of a kind, and what is being claimed, and claims nothing more of it. This node stays a
+    /// member. [`Event::Left`] follows.
+    pub fn release(&mut self, kind: Kind, now: Now) {
+        self.let_go(&[kind], now);
+        self.all_told();
+        self.settle(now);
+    }
+
     /// Gives everything back and tells the others that this member leaves. [`Event::Left`] follows.
     pub fn release_all(&mut self, now: Now) {
-        self.holding.leaving = Some(0);
-        self.give_back(now);
-        self.holding.plan = None;
-        self.holding.phase = Phase::Idle;
-        self.holding.last = None;
-        self.persist_meta(LEASE_ROW, None::<&LeaseRow>);
+        self.let_go(&Kind::ALL, now);
         let members: Vec<PeerId> = self.members.connected().take(MAX_TO_RELEASE).collect();
         self.gossip(&Gossip::Leave);
         for peer in members {
             self.leave_ask(peer, &Request::Leave, now);
         }
-        if self.holding.leaving == Some(0) {
-            self.holding.leaving = None;
-            self.event(Event::Left);
-        }
+        self.all_told();
         self.settle(now);
     }
 
-    /// Releases what is held and what may have been granted.
-    pub(super) fn give_back(&mut self, now: Now) {
-        if let Some(rounds) = self.holding.rounds.take() {
-            if self.holding.lease.is_some() {
-                self.note_asked(&rounds);
+    fn let_go(&mut self, kinds: &[Kind], now: Now) {
+        self.holdings.leaving = Some(0);
+        for kind in kinds {
+            self.give_back(*kind, now);
+            self.holdings[*kind].plan = None;
+            self.holdings[*kind].phase = Phase::Idle;
+            self.forget_last(*kind);
+        }
+    }
+
+    /// Whether nobody has to answer any more to what was given back.
+    fn all_told(&mut self) {
+        if self.holdings.leaving == Some(0) {
+            self.holdings.leaving = None;
+            self.event(Event::Left);
+        }
+    }
+
+    /// Forgets, on the disk too, what was held last.
+    pub(super) fn forget_last(&mut self, kind: Kind) {
+        if self.holdings[kind].last.take().is_some() {
+            self.persist_meta(lease_row(kind), None::<&LeaseRow>);
+        }
+    }
+
+    /// Releases what is held of a kind and what may have been granted.
+    pub(super) fn give_back(&mut self, kind: Kind, now: Now) {
+        let holding = &mut self.holdings[kind];
+        if let Some(rounds) = holding.rounds.take() {
+            if holding.lease.is_some() {
+                holding.note_asked(&rounds);
             } else {
                 self.release_rounds(&rounds, now);
             }
         }
-        let asked = std::mem::take(&mut self.holding.asked);
-        if let Some(lease) = self.holding.lease.take() {
-            let seq = self.holding.seq;
+        let holding = &mut self.holdings[kind];
+        let asked = std::mem::take(&mut holding.asked);
+        if let Some(lease) = holding.lease.take() {
+            let seq = holding.seq;
             for (own, peers) in lease.certificates.iter().zip(asked) {
                 let key = own.terms.key;
                 self.release_key(key, seq, peers.iter().copied().collect(), now);
@@ -52,17 +92,17 @@ impl<S: Store, K: Keys> Register<S, K> {
                     until: now.instant + self.config.timings.ttl,
                     told: peers.into_iter().filter(connected).collect(),
                 };
-                if self.holding.given_back.len() >= MAX_KEYS_PER_HOLDER {
-                    self.holding.given_back.pop_first();
+                if self.holdings.given_back.len() >= MAX_KEYS_PER_HOLDER {
+                    self.holdings.given_back.pop_first();
                 }
-                self.holding.given_back.insert(key, given_back);
+                self.holdings.given_back.insert(key, given_back);
             }
         }
     }
 
     /// Tells those that have become witnesses of keys that this node gave back, and may have been handed its certificate.
     pub(crate) fn releases_due(&mut self, named: &[PeerId], now: Now) {
-        let mut given_back = std::mem::take(&mut self.holding.given_back);
+        let mut given_back = std::mem::take(&mut self.holdings.given_back);
         given_back.retain(|key, lease| {
             lease.until > now.instant && self.own_certificate(*key, now.instant).is_none()
         });
@@ -71,7 +111,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             let untold = nine.into_iter().filter(|peer| lease.told.insert(*peer)).collect();
             self.release_key(*key, lease.seq, untold, now);
         }
-        self.holding.given_back = given_back;
+        self.holdings.given_back = given_back;
     }
 
     pub(super) fn release_rounds(&mut self, rounds: &[Round; 2], now: Now) {
@@ -87,7 +127,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             seq,
         };
         for peer in peers {
-            if self.holding.leaving.is_some() {
+            if self.holdings.leaving.is_some() {
                 self.leave_ask(peer, &request, now);
             } else {
                 self.ask(peer, &request, Purpose::Nothing, now);
@@ -96,19 +136,16 @@ impl<S: Store, K: Keys> Register<S, K> {
     }
 
     pub(super) fn leave_ask(&mut self, peer: PeerId, request: &Request, now: Now) {
-        if let Some(leaving) = &mut self.holding.leaving {
+        if let Some(leaving) = &mut self.holdings.leaving {
             *leaving += 1;
         }
         self.ask(peer, request, Purpose::Leaving, now);
     }
 
     pub(crate) fn leaving_answered(&mut self) {
-        if let Some(leaving) = &mut self.holding.leaving {
+        if let Some(leaving) = &mut self.holdings.leaving {
             *leaving = leaving.saturating_sub(1);
-            if *leaving == 0 {
-                self.holding.leaving = None;
-                self.event(Event::Left);
-            }
+            self.all_told();
         }
     }
 }

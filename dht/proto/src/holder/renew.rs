@@ -2,148 +2,32 @@
 
 use std::time::Duration;
 
-use aerie_types::{Instance, Key, PeerId};
+use aerie_types::Instance;
 
-use super::{LEASE_ROW, Lease, LeaseRow, LostReason, MAX_BACKOFF, Phase, Rival, valid_until};
-use crate::lease::Certificate;
+use super::{LostReason, MAX_BACKOFF, Phase, valid_until};
+use crate::leased::Kind;
 use crate::register::Purpose;
 use crate::round::{Outcome, Round};
 use crate::store::Store;
-use crate::wire::{Answer, Handed, Request};
-use crate::{Event, Keys, Now, Register, SendError};
-
-/// How often the holder of a certificate that survives is asked, with a pause between: a lost message must not cost a
-/// lease, and after a partition the two may not be connected yet.
-const RIVAL_TRIES: u8 = 3;
-
-/// The same of one that is starting: it claims what it held, or something else, within that many seconds.
-const RESTARTING_TRIES: u8 = 10;
+use crate::wire::{Handed, Request};
+use crate::{Event, Keys, Now, Register};
 
 impl<S: Store, K: Keys> Register<S, K> {
     /// Another instance may be about to take over: renew now, to show that this one lives.
     pub(crate) fn assert_soon(&mut self, now: Now) {
-        if let Phase::Held { renew_at } = &mut self.holding.phase {
-            *renew_at = now.instant;
-            self.holding.assert = self.holding.rounds.is_some();
-            self.holder_due(now);
+        for kind in Kind::ALL {
+            let holding = &mut self.holdings[kind];
+            if let Phase::Held { renew_at } = &mut holding.phase {
+                *renew_at = now.instant;
+                holding.assert = holding.rounds.is_some();
+                self.holder_due(now);
+            }
         }
-    }
-
-    /// A valid certificate of a key: if it is one of this node's and another holder's, and survives, this node yields,
-    /// unless the other holder says that it has given it up.
-    pub(crate) fn conflict_with_own(&mut self, other: &Certificate, now: Now) {
-        if !self.survived_by(other) {
-            return;
-        }
-        let key = other.terms.key;
-        let same = |rival: &Rival| rival.other.terms.holder == other.terms.holder;
-        if !self.holding.rivals.get(&key).is_some_and(same) {
-            let rival = Rival {
-                other: other.clone(),
-                tries: 0,
-                again: None,
-            };
-            self.holding.rivals.insert(key, rival);
-            self.ask_rival(key, now);
-        }
-    }
-
-    fn ask_rival(&mut self, key: Key, now: Now) {
-        if let Some(rival) = self.holding.rivals.get_mut(&key) {
-            rival.tries += 1;
-            rival.again = None;
-            let holder = rival.other.terms.holder;
-            self.ask(holder, &Request::LookUp { key }, Purpose::Rival { key }, now);
-        }
-    }
-
-    /// Asks again whom it is time to ask again.
-    pub(super) fn rivals_due(&mut self, now: Now) {
-        let due = |rival: &Rival| rival.again.is_some_and(|again| again <= now.instant);
-        let rivals = self.holding.rivals.iter();
-        let due: Vec<Key> = rivals
-            .filter(|(_, rival)| due(rival))
-            .map(|(key, _)| *key)
-            .collect();
-        for key in due {
-            self.ask_rival(key, now);
-        }
-    }
-
-    /// What the holder of a certificate that survives this node's own says of it. Only that it holds the key no more is
-    /// a reason to keep it; who does not answer may well hold it.
-    pub(crate) fn rival_answered(
-        &mut self,
-        from: PeerId,
-        key: Key,
-        answer: &Result<Answer, SendError>,
-        now: Now,
-    ) {
-        let of = |rival: &Rival| rival.other.terms.holder == from;
-        if !self.holding.rivals.get(&key).is_some_and(of) {
-            return;
-        }
-        let Some(rival) = self.holding.rivals.remove(&key) else {
-            return;
-        };
-        if !self.survived_by(&rival.other) {
-            return;
-        }
-        let given_up = match answer {
-            Ok(Answer::NotFound) => true,
-            Ok(Answer::Found(handed)) => handed.proof.certificate.terms.holder != from,
-            _ => false,
-        };
-        let patience = match answer {
-            Err(_) => RIVAL_TRIES,
-            Ok(Answer::Unready) => RESTARTING_TRIES,
-            Ok(_) => 0,
-        };
-        if given_up {
-            self.stats.given_up += 1;
-        } else if rival.tries < patience {
-            let again = Some(now.instant + self.config.timings.retry);
-            self.holding.rivals.insert(key, Rival { again, ..rival });
-        } else {
-            self.yield_to(&rival.other, now);
-        }
-    }
-
-    /// Whether another holder's certificate survives the one that this node has of the same key.
-    fn survived_by(&self, other: &Certificate) -> bool {
-        let own = |lease: &Lease| {
-            let own = lease
-                .certificates
-                .iter()
-                .find(|own| own.terms.key == other.terms.key);
-            own.is_some_and(|own| !own.beats(other))
-        };
-        other.terms.holder != self.me && self.holding.lease.as_ref().is_some_and(own)
-    }
-
-    fn yield_to(&mut self, other: &Certificate, now: Now) {
-        let Some(lease) = &self.holding.lease else {
-            return;
-        };
-        let reason = LostReason::Conflict {
-            addr: lease.addr,
-            winner: other.terms.holder,
-        };
-        tracing::warn!(%reason, "address lost");
-        self.give_back(now);
-        self.holding.last = None;
-        self.persist_meta(LEASE_ROW, None::<&LeaseRow>);
-        self.event(Event::Lost(reason));
-        if let Some(plan) = &mut self.holding.plan {
-            plan.attempt = 1;
-            plan.since = now.instant;
-        }
-        self.holding.phase = Phase::Waiting { until: now.instant };
     }
 
     /// Gives a new lease's certificates to its witnesses, who have seen only those of ten seconds so far.
-    pub(super) fn push_certificates(&mut self, rounds: &[Round; 2], now: Now) {
-        let Some(lease) = self.holding.lease.clone() else {
+    pub(super) fn push_certificates(&mut self, kind: Kind, rounds: &[Round; 2], now: Now) {
+        let Some(lease) = self.holdings[kind].lease.clone() else {
             return;
         };
         for slot in [0, 1] {
@@ -159,8 +43,8 @@ impl<S: Store, K: Keys> Register<S, K> {
         }
     }
 
-    pub(super) fn renew(&mut self, now: Now) {
-        let Some(lease) = self.holding.lease.clone() else {
+    pub(super) fn renew(&mut self, kind: Kind, now: Now) {
+        let Some(lease) = self.holdings[kind].lease.clone() else {
             return;
         };
         let valid = [0, 1].map(|slot| lease.until[slot] > now.instant && !lease.refused[slot]);
@@ -174,18 +58,18 @@ impl<S: Store, K: Keys> Register<S, K> {
         } else {
             timings.first_ttl
         };
-        self.start_rounds(lease.addr, &lease.name, ttl, proofs, now);
-        self.pump(now);
+        self.start_rounds(lease.leased, &lease.name, ttl, proofs, now);
+        self.pump(kind, now);
     }
 
-    pub(super) fn renewed(&mut self, rounds: [Round; 2], now: Now) {
+    pub(super) fn renewed(&mut self, kind: Kind, rounds: [Round; 2], now: Now) {
         let timings = self.config.timings.clone();
         let mut failed = false;
-        self.note_asked(&rounds);
+        self.holdings[kind].note_asked(&rounds);
         for (slot, round) in rounds.iter().enumerate() {
             match &round.outcome {
                 Some(Outcome::Won(certificate)) => {
-                    if let Some(lease) = &mut self.holding.lease {
+                    if let Some(lease) = &mut self.holdings[kind].lease {
                         let until = valid_until(round.started, certificate);
                         lease.until[slot] = until;
                         lease.certificates[slot] = certificate.clone();
@@ -199,13 +83,13 @@ impl<S: Store, K: Keys> Register<S, K> {
                     }
                     // The grid has grown beyond it: the next renewal does without.
                     if loss.bad_proof
-                        && let Some(lease) = &mut self.holding.lease
+                        && let Some(lease) = &mut self.holdings[kind].lease
                     {
                         lease.refused[slot] = true;
                     }
                     if let Some(other) = &loss.certificate {
                         self.conflict_with_own(other, now);
-                        if self.holding.lease.is_none() {
+                        if self.holdings[kind].lease.is_none() {
                             return;
                         }
                     }
@@ -213,29 +97,29 @@ impl<S: Store, K: Keys> Register<S, K> {
                 None => {}
             }
         }
-        self.save_lease();
+        self.save_lease(kind);
         let short = rounds.iter().any(|round| round.ttl < timings.ttl);
-        let wait = if failed || self.lacks_receipts(now) {
-            let backoff = (self.holding.backoff * 2).clamp(timings.retry, MAX_BACKOFF);
-            self.holding.backoff = backoff;
+        let wait = if failed || self.lacks_receipts(kind, now) {
+            let backoff = (self.holdings[kind].backoff * 2).clamp(timings.retry, MAX_BACKOFF);
+            self.holdings[kind].backoff = backoff;
             self.draw.about(backoff)
         } else if short {
             Duration::ZERO
         } else {
-            self.holding.backoff = Duration::ZERO;
+            self.holdings[kind].backoff = Duration::ZERO;
             self.draw.about(timings.renew_every)
         };
-        let wait = if std::mem::take(&mut self.holding.assert) {
+        let wait = if std::mem::take(&mut self.holdings[kind].assert) {
             Duration::ZERO
         } else {
             wait
         };
-        self.holding.phase = Phase::Held {
+        self.holdings[kind].phase = Phase::Held {
             renew_at: now.instant + wait,
         };
-        if !failed && let Some(lease) = self.lease() {
+        if !failed && let Some(lease) = self.lease(kind) {
             if !short && self.fresh_terms(&rounds, now) {
-                self.push_certificates(&rounds, now);
+                self.push_certificates(kind, &rounds, now);
             }
             self.event(Event::Renewed(lease));
         }
@@ -253,17 +137,23 @@ impl<S: Store, K: Keys> Register<S, K> {
         rounds.iter().any(lacking)
     }
 
+    /// Another instance of this node is alive: this one stops, whatever showed it.
     pub(super) fn cloned(&mut self, now: Now) {
-        self.give_back(now);
-        self.holding.plan = None;
-        self.holding.phase = Phase::Cloned;
         tracing::warn!("{}", LostReason::Cloned);
-        self.event(Event::Lost(LostReason::Cloned));
+        for kind in Kind::ALL {
+            self.give_back(kind, now);
+            let holding = &mut self.holdings[kind];
+            holding.phase = Phase::Cloned;
+            if holding.plan.take().is_some() {
+                let reason = LostReason::Cloned;
+                self.event(Event::Lost { kind, reason });
+            }
+        }
     }
 
     pub(crate) fn clone_seen(&mut self, instance: Instance) {
-        if self.holding.clone_told != Some(instance) {
-            self.holding.clone_told = Some(instance);
+        if self.holdings.clone_told != Some(instance) {
+            self.holdings.clone_told = Some(instance);
             self.event(Event::CloneSeen { instance });
         }
     }

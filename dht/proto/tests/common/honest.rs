@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use aerie_dht_proto::{
     AcquireRequest, Config, Input, Keys, Member, MemoryStore, NotMember, Now, Output, Register, Signature,
-    name_key,
+    name_key, router_key,
 };
-use aerie_types::{GridId, NodeName, PeerId, Role, WallMillis};
+use aerie_types::{AddressPool, GridId, NodeName, PeerId, Role, VirtualRange, WallMillis};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use sha2::{Digest, Sha256};
@@ -106,8 +106,16 @@ pub fn node(number: u8, store: MemoryStore, now: Now) -> Node {
     try_node(number, store, now).unwrap()
 }
 
+/// The range, of which the last 64 addresses are leased in blocks of eight.
+pub fn pool() -> AddressPool {
+    let range: VirtualRange = "10.0.0.0/24".parse().unwrap();
+    let part = "10.0.0.192/26".parse().unwrap();
+    AddressPool::from(range).with_routed(part, 29).unwrap()
+}
+
 pub fn try_node(number: u8, store: MemoryStore, now: Now) -> Result<Node, aerie_dht_proto::Error> {
     let mut config = Config::new(grid(), "10.0.0.0/24".parse().unwrap());
+    config.pool = pool();
     config.founder = number == 1;
     let mut rng = ChaCha8Rng::seed_from_u64(now.wall.0 + u64::from(number));
     Register::new(config, Hashed(peer(number)), store, &mut rng, now)
@@ -123,7 +131,7 @@ pub struct Honest {
 }
 
 impl Honest {
-    /// Runs it all. Afterwards number 1 votes, and 1, 2 and 4 have leases.
+    /// Runs it all. Afterwards number 1 votes, and 1, 2 and 4 have leases of addresses, 1 and 2 of prefixes.
     pub fn run() -> Self {
         let now = start();
         let mut honest = Self {
@@ -172,6 +180,13 @@ impl Honest {
         honest.pass(10);
         honest.nodes.remove(&3);
         honest.rare();
+        for number in [1, 2] {
+            honest.acquire_prefix(number, u32::from(number));
+        }
+        let (now, key) = (honest.now, router_key(grid(), &name(2)));
+        honest.on(4, |node| {
+            node.look_up(key, now);
+        });
         honest
     }
 
@@ -198,10 +213,14 @@ impl Honest {
 
     fn acquire(&mut self, number: u8, index: Option<u32>) {
         let range: aerie_types::VirtualRange = "10.0.0.0/24".parse().unwrap();
-        let request = AcquireRequest {
-            name: name(number),
-            fixed: index.map(|index| range.nth(index)),
-        };
+        let request = AcquireRequest::addr(name(number), index.map(|index| range.nth(index)));
+        let now = self.now;
+        self.on(number, |node| node.acquire(request, now));
+        self.pass(3);
+    }
+
+    fn acquire_prefix(&mut self, number: u8, index: u32) {
+        let request = AcquireRequest::prefix(name(number), pool().block(index));
         let now = self.now;
         self.on(number, |node| node.acquire(request, now));
         self.pass(3);
@@ -321,7 +340,7 @@ impl Honest {
         };
         let proof = Some(handed.proof.clone());
         let key = handed.proof.certificate.terms.key;
-        let addr = handed.proof.certificate.terms.addr;
+        let leased = handed.proof.certificate.terms.leased;
         let instance = handed.proof.certificate.terms.instance;
         let taken = Refusal::Taken {
             holder: peer(2),
@@ -339,7 +358,7 @@ impl Honest {
             Refusal::TooFar,
             Refusal::Busy,
             Refusal::Late,
-            Refusal::OutOfRange { addr },
+            Refusal::OutOfRange { leased },
         ];
         let Some(Gossip::Entry { entry, credential }) = wire::from_bytes(&self.corpus["gossip-entry"]) else {
             panic!("no entry");
@@ -382,13 +401,18 @@ impl Honest {
     }
 }
 
-/// The name of a kind of message, such as `answer-refused-taken`.
+/// The name of a kind of message, such as `answer-refused-taken`, or `request-claim-prefix` for one about a prefix.
 pub fn kind(role: &str, message: &impl std::fmt::Debug) -> String {
     let text = format!("{message:?}").to_lowercase();
     let words: Vec<&str> = text.split(|c: char| !c.is_ascii_alphanumeric()).collect();
-    match words.as_slice() {
+    let kind = match words.as_slice() {
         ["refused", why, ..] => format!("{role}-refused-{why}"),
         [word, ..] => format!("{role}-{word}"),
         [] => role.to_owned(),
+    };
+    if text.contains("leased: prefix(") {
+        format!("{kind}-prefix")
+    } else {
+        kind
     }
 }

@@ -8,8 +8,8 @@
     reason = "shared by test binaries, each of which uses a part"
 )]
 
-use aerie_dht_proto::{Proof, Receipt, Signature, Terms};
-use aerie_types::{GridId, Instance, Key, PeerId, VirtualAddr};
+use aerie_dht_proto::{Leased, Proof, Receipt, Signature, Terms};
+use aerie_types::{GridId, Instance, Key, PeerId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -108,7 +108,7 @@ pub enum Refusal {
     Busy,
     Late,
     OutOfRange {
-        addr: VirtualAddr,
+        leased: Leased,
     },
 }
 

@@ -6,14 +6,13 @@
 
 use std::time::Duration;
 
-use aerie_dht_proto::addr_key;
 use rand::RngExt;
 
 use super::{SECOND, range};
 use crate::conditions::Conditions;
 use crate::keys::peer;
 use crate::node::Told;
-use crate::routing::Routing;
+use crate::overlay::Routing;
 use crate::world::World;
 
 pub(super) const ABOUT: &str =
@@ -35,7 +34,7 @@ pub(super) fn play(seed: u64, nodes: usize, routing: Routing) -> World {
         drift_ppm: 7500,
         detection: SECOND * 5,
     };
-    let mut world = World::new(seed, range("10.0.0.0/16"), conditions).routed(routing);
+    let mut world = World::new(seed, range("10.0.0.0/16"), conditions).with_routing(routing);
     for _ in 0..nodes {
         join(&mut world);
         world.run(Duration::from_millis(20));
@@ -79,7 +78,7 @@ pub(super) fn play(seed: u64, nodes: usize, routing: Routing) -> World {
             let Told::Held(lease) = &world.nodes[holder].told else {
                 continue;
             };
-            let key = addr_key(World::grid(), lease.addr);
+            let key = lease.leased.key(World::grid());
             let ready = world.now().saturating_sub(world.nodes[asker].came) > SECOND * 10;
             if settled
                 && ready

@@ -13,7 +13,7 @@ use rand::RngExt;
 use super::{SECOND, range};
 use crate::conditions::Conditions;
 use crate::node::Told;
-use crate::routing::Routing;
+use crate::overlay::Routing;
 use crate::world::World;
 
 pub(super) const ABOUT: &str =
@@ -37,7 +37,7 @@ pub(super) fn play(seed: u64, nodes: usize, routing: Routing) -> World {
         detection: SECOND * 2,
         ..Conditions::default()
     };
-    let mut world = World::new(seed, range("10.0.0.0/16"), conditions).routed(routing);
+    let mut world = World::new(seed, range("10.0.0.0/16"), conditions).with_routing(routing);
     let pairs = PAIRS.min(nodes / 16);
     let parts = PARTS.min(nodes / 16);
     // Three of either half draw from fourteen addresses: most parts see a collision, and all find room.
@@ -142,7 +142,7 @@ fn doubles(world: &World) -> BTreeMap<String, Vec<usize>> {
     for node in &world.nodes {
         if let Some(lease) = node.lease() {
             holders
-                .entry(lease.addr.to_string())
+                .entry(lease.leased.to_string())
                 .or_default()
                 .push(node.index);
         }

@@ -15,7 +15,7 @@ use rand::RngExt;
 use super::{SECOND, range};
 use crate::conditions::Conditions;
 use crate::node::Told;
-use crate::routing::Routing;
+use crate::overlay::Routing;
 use crate::world::World;
 
 pub(super) const ABOUT_24: &str =
@@ -85,7 +85,7 @@ pub(super) fn play_16(seed: u64, nodes: usize, routing: Routing) -> World {
 }
 
 fn herd(seed: u64, nodes: usize, fitting: VirtualRange, routing: Routing) -> World {
-    let mut world = World::new(seed, fitting, Conditions::default()).routed(routing);
+    let mut world = World::new(seed, fitting, Conditions::default()).with_routing(routing);
     for _ in 0..nodes {
         let index = world.add();
         world.tally.joins += 1;
@@ -133,7 +133,7 @@ fn stuck(world: &mut World, how: &str) {
 }
 
 fn unique(world: &mut World) {
-    let addrs = world.nodes.iter().filter_map(|node| Some(node.lease()?.addr));
+    let addrs = world.nodes.iter().filter_map(|node| node.addr());
     let addrs: Vec<_> = addrs.collect();
     let different: BTreeSet<_> = addrs.iter().collect();
     let twice = addrs.len() - different.len();

@@ -20,7 +20,7 @@ use super::{SECOND, range};
 use crate::conditions::Conditions;
 use crate::keys::peer;
 use crate::node::Told;
-use crate::routing::Routing;
+use crate::overlay::Routing;
 use crate::world::World;
 
 pub(super) const ABOUT: &str =
@@ -67,7 +67,7 @@ fn course(seed: u64, nodes: usize, kind: Hostile, routing: Routing) -> World {
         drift_ppm: 7500,
         ..Conditions::default()
     };
-    let mut world = World::new(seed, range("10.0.0.0/24"), conditions).routed(routing);
+    let mut world = World::new(seed, range("10.0.0.0/24"), conditions).with_routing(routing);
     for _ in 0..nodes {
         let index = world.add();
         world.tally.joins += 1;
@@ -183,8 +183,7 @@ fn round(world: &mut World, addr: VirtualAddr, holder: usize, hostile: &[usize; 
         }
     }
     let now = world.now();
-    if world.nodes[holder].lease().is_none_or(|lease| lease.addr != addr) || world.nodes[holder].until <= now
-    {
+    if world.nodes[holder].addr() != Some(addr) || world.nodes[holder].until <= now {
         let what = format!(
             "at {now:?} the holder is without its address: {:?}",
             world.nodes[holder].told
@@ -192,10 +191,7 @@ fn round(world: &mut World, addr: VirtualAddr, holder: usize, hostile: &[usize; 
         world.checker.violated(what);
     }
     for thief in hostile {
-        if world.nodes[*thief]
-            .lease()
-            .is_some_and(|lease| lease.addr == addr)
-        {
+        if world.nodes[*thief].addr() == Some(addr) {
             world
                 .checker
                 .violated(format!("at {now:?} node {thief} holds the address of another"));

@@ -1,4 +1,5 @@
-//! Everything at once: three lives of a lease, with every kind of fault and twenty addresses that several nodes want.
+//! Everything at once: three lives of a lease, with every kind of fault, twenty addresses that several nodes want, and a
+//! prefix for every fifth node out of sixteen, some of which several want.
 //!
 //! The register has the times that ship: 30 minutes for a lease, renewals every 5. The grid starts within 30 s; then
 //! something happens every 20 s or so for 80 minutes: nodes claim contested addresses together or give them back,
@@ -13,19 +14,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use aerie_dht_proto::addr_key;
-use aerie_types::VirtualAddr;
+use aerie_dht_proto::{Kind, Leased, Want};
+use aerie_types::{AddressPool, VirtualAddr, VirtualPrefix};
 use rand::RngExt;
 
 use super::{SECOND, range};
 use crate::conditions::{Conditions, Cut};
 use crate::keys::peer;
 use crate::node::Told;
-use crate::routing::Routing;
+use crate::overlay::Routing;
 use crate::world::World;
 
 pub(super) const ABOUT: &str = "three lives of a lease with crashes, amnesia, joins, leaves, pauses, skewed clocks, \
-     a partition, loss, doubling and contested addresses";
+     a partition, loss, doubling, contested addresses and prefixes";
 
 /// How long faults go on.
 const COURSE: Duration = Duration::from_secs(80 * 60);
@@ -39,6 +40,12 @@ const REFRESHED: Duration = Duration::from_secs(5 * 60 + 30 + 30);
 /// Contested addresses.
 const CONTESTED: u32 = 20;
 
+/// One node of so many routes for others, and has a prefix.
+const ROUTERS: usize = 5;
+
+/// Contested prefixes, of all that there are.
+const CONTESTED_BLOCKS: u32 = 4;
+
 /// Nodes that are down at the same time, at most, so that views differ by fewer than five.
 const DOWN: usize = 4;
 
@@ -50,7 +57,7 @@ struct Course {
     torn: bool,
     /// When G2 is looked at, and who held what when the grid healed, at which of its starts and at which of its turns.
     refreshed: Option<Duration>,
-    healed: BTreeMap<VirtualAddr, Vec<(usize, u64, u64)>>,
+    healed: BTreeMap<Leased, Vec<(usize, u64, u64)>>,
     /// When those that are down start again.
     restarts: Vec<(Duration, usize)>,
     /// Those that left for good.
@@ -70,7 +77,8 @@ pub(super) fn play(seed: u64, nodes: usize, routing: Routing) -> World {
         drift_ppm: 7500,
         detection: SECOND * 10,
     };
-    let mut world = World::new(seed, range("10.0.0.0/22"), conditions).routed(routing);
+    let mut world = World::new(seed, range(RANGE), conditions).with_routing(routing);
+    world.setup = |_, config| config.pool = pool();
     let starts = world.rng().random_range(10..50_u64);
     let lasts = 10.0 * 240.0_f64.powf(world.rng().random_range(0.0..1.0));
     let tear = Duration::from_secs(starts * 60);
@@ -93,6 +101,16 @@ pub(super) fn play(seed: u64, nodes: usize, routing: Routing) -> World {
     }
     course.rest();
     course.world
+}
+
+/// The range, whose last 64 addresses are leased in blocks of four.
+const RANGE: &str = "10.0.0.0/22";
+
+#[expect(clippy::expect_used, reason = "a constant text")]
+fn pool() -> AddressPool {
+    let part = "10.0.3.192/26".parse().expect("a part of the range");
+    let pool = AddressPool::from(range(RANGE));
+    pool.with_routed(part, 30).expect("sixteen blocks")
 }
 
 impl Course {
@@ -165,35 +183,36 @@ impl Course {
         self.world.partition(|_| 0);
         self.refreshed = Some(self.world.now() + REFRESHED);
         for node in &self.world.nodes {
-            if let Some(lease) = node.lease() {
-                let holders = self.healed.entry(lease.addr).or_default();
-                holders.push((node.index, node.start, node.turns));
+            for lease in node.leases() {
+                let holders = self.healed.entry(lease.leased).or_default();
+                let turns = node.turns_of(lease.leased.kind());
+                holders.push((node.index, node.start, turns));
             }
         }
     }
 
-    /// One renewal after the healing every address has one holder at most, and exactly one where all still run that
+    /// One renewal after the healing every address and prefix has one holder at most, and exactly one where all still run that
     /// held it then and wanted to go on.
     fn look_at_g2(&mut self) {
         self.refreshed = None;
-        let mut holders: BTreeMap<VirtualAddr, Vec<usize>> = BTreeMap::new();
+        let mut holders: BTreeMap<Leased, Vec<usize>> = BTreeMap::new();
         for node in &self.world.nodes {
-            if let Some(lease) = node.lease() {
-                holders.entry(lease.addr).or_default().push(node.index);
+            for lease in node.leases() {
+                holders.entry(lease.leased).or_default().push(node.index);
             }
         }
         let now = self.world.now();
-        for (addr, several) in holders.iter().filter(|(_, holders)| holders.len() > 1) {
-            let what = format!("at {now:?}, after the healing, nodes {several:?} hold {addr} (G2)");
+        for (leased, several) in holders.iter().filter(|(_, holders)| holders.len() > 1) {
+            let what = format!("at {now:?}, after the healing, nodes {several:?} hold {leased} (G2)");
             self.world.checker.violated(what);
         }
-        for (addr, before) in std::mem::take(&mut self.healed) {
+        for (leased, before) in std::mem::take(&mut self.healed) {
             let ran_on = before.iter().all(|(index, start, turns)| {
                 let node = &self.world.nodes[*index];
-                (node.start, node.turns) == (*start, *turns) && node.is_up()
+                (node.start, node.turns_of(leased.kind())) == (*start, *turns) && node.is_up()
             });
-            if ran_on && !holders.contains_key(&addr) {
-                let what = format!("at {now:?}, after the healing, nobody of {before:?} holds {addr} (G2)");
+            if ran_on && !holders.contains_key(&leased) {
+                let what = format!("at {now:?}, after the healing, nobody of {before:?} holds {leased} (G2)");
                 self.world.checker.violated(what);
             }
         }
@@ -241,6 +260,11 @@ impl Course {
                 let pause = self.world.rng().random_range(500..20_000);
                 self.world.pause(index, Duration::from_millis(pause));
             }
+            46..50 => self.contest_block(&up),
+            50..52 if is_router(index) => {
+                let block = self.block(u32::MAX);
+                self.world.acquire_prefix(index, block);
+            }
             _ => {
                 for _ in 0..3 {
                     self.look_up(&up);
@@ -271,10 +295,39 @@ impl Course {
             // Whoever has one of the contested addresses goes on with it.
             let kept = self.world.nodes[index].request.as_ref();
             let contested = |addr| (0..CONTESTED).any(|place| self.world.range.nth(900 + place) == addr);
-            let kept = kept.and_then(|request| request.fixed).is_some_and(contested);
+            let kept = kept
+                .and_then(|request| request.want.fixed()?.addr())
+                .is_some_and(contested);
             let node = &self.world.nodes[index];
             if node.is_up() && !(kept && matches!(node.told, Told::Held(_) | Told::Lost(_))) {
                 self.world.acquire(index, Some(fixed));
+            }
+            let pause = self.world.rng().random_range(0..400);
+            self.world.run(Duration::from_millis(pause));
+        }
+    }
+
+    /// One of so many prefixes.
+    fn block(&mut self, among: u32) -> Option<VirtualPrefix> {
+        let index = self.world.rng().random_range(0..among);
+        pool().block(index)
+    }
+
+    /// Some routers claim one prefix at about the same time.
+    fn contest_block(&mut self, up: &[usize]) {
+        let routers: Vec<usize> = up.iter().copied().filter(|index| is_router(*index)).collect();
+        let fixed = self.block(CONTESTED_BLOCKS);
+        self.world.tally.contested += 1;
+        for _ in 0..self.world.rng().random_range(2..=3) {
+            let Some(index) = self.some(&routers) else {
+                return;
+            };
+            let routed = &self.world.nodes[index].routed;
+            let kept = routed.request.as_ref().map(|request| request.want);
+            let kept = kept.is_some_and(|want| matches!(want, Want::This(_)));
+            let settled = kept && matches!(routed.told, Told::Held(_) | Told::Lost(_));
+            if self.world.nodes[index].is_up() && !settled {
+                self.world.acquire_prefix(index, fixed);
             }
             let pause = self.world.rng().random_range(0..400);
             self.world.run(Duration::from_millis(pause));
@@ -301,6 +354,9 @@ impl Course {
         self.world.tally.joins += 1;
         self.world.start(index);
         self.world.acquire(index, fixed);
+        if is_router(index) {
+            self.world.acquire_prefix(index, None);
+        }
     }
 
     /// A node leaves cleanly and is gone.
@@ -312,20 +368,24 @@ impl Course {
         self.left.insert(index);
     }
 
-    /// Asks for the address of a node whose lease has been there for a while.
+    /// Asks for the address, or the prefix, of a node whose lease has been there for a while.
     fn look_up(&mut self, up: &[usize]) {
         let (Some(asker), Some(holder)) = (self.some(up), self.some(up)) else {
             return;
         };
         let node = &self.world.nodes[holder];
         let settled = self.world.now().saturating_sub(node.came) > SECOND * 30;
-        let Told::Held(lease) = &node.told else {
+        let told = match &node.routed.told {
+            told @ Told::Held(_) if asker % 2 == 0 => told,
+            _ => &node.told,
+        };
+        let Told::Held(lease) = told else {
             return;
         };
         if self.torn || self.refreshed.is_some() || !settled || !self.world.nodes[asker].is_up() {
             return;
         }
-        let key = addr_key(World::grid(), lease.addr);
+        let key = lease.leased.key(World::grid());
         if let Some(id) = self.world.look_up(asker, key) {
             self.world.tally.look_ups += 1;
             self.asked.push((asker, id, holder));
@@ -349,7 +409,7 @@ impl Course {
         });
     }
 
-    /// Everybody comes back, and has an address or a refusal in the end.
+    /// Everybody comes back, and has an address or a refusal in the end, and a router a prefix or a refusal too.
     fn rest(&mut self) {
         for (_, index) in std::mem::take(&mut self.restarts) {
             self.world.start(index);
@@ -367,19 +427,31 @@ impl Course {
         let now = self.world.now();
         let mut wrong = Vec::new();
         for node in self.world.nodes.iter().filter(|node| node.is_up()) {
-            match &node.told {
-                Told::Held(_) if node.until > now && node.lease().is_some() => {}
-                Told::Failed(_) => {}
-                // It has moved too often of late, and is told so.
-                Told::Waiting(reason) if reason.starts_with("this node has leased 4 addresses") => {}
-                told => wrong.push(format!(
-                    "at the end node {} has no lease: {told:?}, own end {:?}",
-                    node.index, node.until
-                )),
+            let both = [
+                (Kind::Addr, &node.told, node.until),
+                (Kind::Prefix, &node.routed.told, node.routed.until),
+            ];
+            for (kind, told, until) in both {
+                match told {
+                    Told::Held(_)
+                        if until > now && node.leases().any(|lease| lease.leased.kind() == kind) => {}
+                    Told::Failed(_) => {}
+                    Told::Nothing if kind == Kind::Prefix && !is_router(node.index) => {}
+                    // It has moved too often of late, and is told so.
+                    Told::Waiting(reason) if reason.starts_with("this node has leased 4 ") => {}
+                    told => wrong.push(format!(
+                        "at the end node {} has no {kind}: {told:?}, own end {until:?}",
+                        node.index
+                    )),
+                }
             }
         }
         wrong
             .into_iter()
             .for_each(|what| self.world.checker.violated(what));
     }
+}
+
+fn is_router(index: usize) -> bool {
+    index % ROUTERS == 1
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use aerie_types::VirtualRange;
 
-use crate::routing::Routing;
+use crate::overlay::Routing;
 use crate::tally::Tally;
 use crate::world::World;
 

@@ -189,7 +189,7 @@ impl World {
     /// # Panics
     /// If there are nodes already.
     #[must_use]
-    pub fn routed(mut self, routing: Routing) -> Self {
+    pub fn with_routing(mut self, routing: Routing) -> Self {
         assert!(
             self.nodes.is_empty(),
             "the routing is chosen before there are nodes"
