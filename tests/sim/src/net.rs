@@ -67,6 +67,15 @@ impl Action {
         }
     }
 
+    /// Who sent it over a connection.
+    fn sender(&self) -> Option<usize> {
+        match self {
+            Self::Request { from, .. } => Some(*from),
+            Self::Overlay { what, .. } => what.sender(),
+            _ => None,
+        }
+    }
+
     fn reaches(&self) -> usize {
         match self {
             Self::Request { to, .. }
@@ -92,6 +101,12 @@ impl World {
                 _ => {}
             }
             return self.schedule(paused, action);
+        }
+        let opens = action
+            .sender()
+            .and_then(|from| self.opens_at(from, action.reaches()));
+        if let Some(opens) = opens {
+            return self.schedule(opens.max(self.now + Duration::from_micros(1)), action);
         }
         match action {
             Action::Request {

@@ -145,6 +145,18 @@ pub(crate) enum Carried {
 }
 
 impl Carried {
+    /// Who sent it over a connection, if it is what an open connection carries.
+    pub(crate) fn sender(&self) -> Option<usize> {
+        match self {
+            Self::FindNode { from, .. }
+            | Self::Closer { from, .. }
+            | Self::Whom { from, .. }
+            | Self::Named { from, .. }
+            | Self::Gossip { from, .. } => Some(*from),
+            _ => None,
+        }
+    }
+
     /// What of it goes into the trace.
     pub(crate) fn traced(&self) -> u64 {
         let (kind, node, number) = match self {
@@ -214,6 +226,17 @@ impl World {
     #[must_use]
     pub fn connected(&self, index: usize) -> &BTreeSet<usize> {
         &self.nodes[index].known_links
+    }
+
+    /// Two nodes and a connection that the first has to the second, of which the second knows nothing.
+    #[must_use]
+    pub fn one_sided(&self) -> Option<(usize, usize, u64)> {
+        let ends = self.nodes.iter().filter_map(|node| {
+            let links = node.overlay.as_ref()?.links.iter();
+            Some(links.flat_map(move |(other, all)| all.iter().map(|one| (node.index, *other, *one))))
+        });
+        ends.flatten()
+            .find(|(at, other, connection)| !self.has_connection(*other, *at, *connection))
     }
 
     fn contact(&self, index: usize) -> Contact {
@@ -448,6 +471,20 @@ impl World {
         }
     }
 
+    /// When the connection opens at a node over which another one has sent something already, having been dialled: what
+    /// a connection carries does not overtake its handshake.
+    pub(crate) fn opens_at(&self, from: usize, at: usize) -> Option<Duration> {
+        if self.opening.is_empty() || self.is_linked(at, from) {
+            return None;
+        }
+        let overlay = self.nodes[from].overlay.as_ref()?;
+        let links = overlay.links.get(&at)?.iter();
+        links
+            .filter_map(|connection| self.opening.get(connection))
+            .min()
+            .copied()
+    }
+
     /// Whether what one node sends over a connection arrives at the other. A process that knows nothing of the
     /// connection resets it.
     pub(crate) fn takes(&mut self, from: usize, at: usize) -> bool {
@@ -498,7 +535,8 @@ impl World {
         overlay.dials.insert(other, dial);
         let failed = |other| Carried::DialFailed { other, dial };
         if !self.nodes[other].is_up() && self.passes(from, other) && self.passes(other, from) {
-            return self.carry(REFUSED, from, failed(other));
+            self.carry(REFUSED, from, failed(other));
+            return;
         }
         self.carry(HANDSHAKE - 1, other, Carried::Knock { from, dial });
         let late = Action::Overlay {
@@ -514,23 +552,23 @@ impl World {
             return;
         }
         if !self.nodes[at].is_up() {
-            return self.carry(1, from, Carried::DialFailed { other: at, dial });
+            self.carry(1, from, Carried::DialFailed { other: at, dial });
+            return;
         }
         self.connections += 1;
         let connection = self.connections;
         self.connect(at, from, connection);
-        self.carry(
-            1,
-            from,
-            Carried::Opened {
-                other: at,
-                dial,
-                connection,
-            },
-        );
+        let opened = Carried::Opened {
+            other: at,
+            dial,
+            connection,
+        };
+        let opens = self.carry(1, from, opened);
+        self.opening.insert(connection, opens);
     }
 
     fn opened(&mut self, at: usize, other: usize, dial: u64, connection: u64) {
+        self.opening.remove(&connection);
         let whole = self.passes(at, other) && self.passes(other, at);
         let overlay = self.nodes[at].overlay.as_mut();
         let wanted = overlay.is_some_and(|overlay| {
@@ -753,8 +791,8 @@ impl World {
         }
     }
 
-    /// Sends something over so many one-way trips to a node's overlay.
-    fn carry(&mut self, trips: u32, at: usize, what: Carried) {
+    /// Sends something over so many one-way trips to a node's overlay. When it arrives.
+    fn carry(&mut self, trips: u32, at: usize, what: Carried) -> Duration {
         let mut delay = self.delay() * trips;
         if self.conditions.loss > 0.0 {
             for _ in 0..trips {
@@ -765,6 +803,8 @@ impl World {
                 }
             }
         }
-        self.schedule(self.now + delay, Action::Overlay { at, what });
+        let arrives = self.now + delay;
+        self.schedule(arrives, Action::Overlay { at, what });
+        arrives
     }
 }

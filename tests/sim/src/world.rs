@@ -59,6 +59,8 @@ pub struct World {
     pub(crate) routing: Routing,
     /// Numbers for connections, dials and gossip.
     pub(crate) connections: u64,
+    /// Connections that one end has, and when the other end will.
+    pub(crate) opening: BTreeMap<u64, Duration>,
     /// What the look-ups cost that Kademlia made for registers.
     pub(crate) located: Vec<Stats>,
     /// Who runs, by side of the partition.
@@ -103,6 +105,7 @@ impl World {
             torn: false,
             routing: Routing::default(),
             connections: 0,
+            opening: BTreeMap::new(),
             located: Vec::new(),
             rings: BTreeMap::new(),
             running: 0,

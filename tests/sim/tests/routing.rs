@@ -44,6 +44,22 @@ fn a_small_grid_connects_everybody_though_segments_are_lost() {
 }
 
 #[test]
+fn both_ends_of_a_connection_have_it_though_messages_overtake_each_other() {
+    let conditions = Conditions {
+        loss: 0.1,
+        delay: (SECOND / 500, SECOND / 2),
+        ..Conditions::default()
+    };
+    let mut world = grid(25, conditions);
+    assert_eq!(world.one_sided(), None);
+    world.kill(5, false);
+    world.run(SECOND * 30);
+    world.start(5);
+    world.run(SECOND * 30);
+    assert_eq!(world.one_sided(), None);
+}
+
+#[test]
 fn that_a_process_died_is_noticed_when_its_connection_closes_and_not_before() {
     let conditions = Conditions {
         detection: SECOND * 10,
@@ -56,7 +72,7 @@ fn that_a_process_died_is_noticed_when_its_connection_closes_and_not_before() {
     world.run(SECOND * 3);
     assert!((1..11).contains(&know(&world)), "{} know it", know(&world));
     world.run(SECOND * 9);
-    assert!(is_meshed(&world));
+    assert_eq!(know(&world), 0);
 }
 
 #[test]
@@ -119,7 +135,8 @@ fn in_a_quiet_grid_beyond_the_limit_nobody_dials() {
     world.run(SECOND * 120);
     let dials = world.tally.dials - before;
     assert!(dials < 110, "{dials} dials of 110 nodes in two minutes");
-    let most = (0..110).map(|at| world.connected(at).len()).max();
+    // The first three are relays, which drop nobody.
+    let most = (3..110).map(|at| world.connected(at).len()).max();
     assert!(most <= Some(72 + 20), "one node has {most:?} connections");
 }
 
