@@ -102,7 +102,7 @@ fn main() -> Result<ExitCode> {
     );
     let routing = options.routing.unwrap_or(scenario.routing);
     ensure!(
-        routing == scenario.routing || scenario.routing == Routing::Kademlia,
+        routing == Routing::Oracle || !scenario.oracle_only,
         "{} needs the oracle: its nodes have views that no overlay has",
         scenario.name
     );
