@@ -324,6 +324,7 @@ impl Run {
                 key,
                 instance,
                 seq: 3,
+                held: true,
             },
         );
         self.claim(LIAR, &self.world.terms(LIAR, first), 3, false);

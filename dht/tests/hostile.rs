@@ -201,6 +201,7 @@ fn a_claim_repeated_after_a_later_one_or_after_its_release_comes_too_late() {
         key,
         instance,
         seq: 2,
+        held: true,
     };
     assert_eq!(world.ask(HOLDER, &release), Answer::Done);
     assert_eq!(world.claim(HOLDER, &terms, 2, None), late);
@@ -225,7 +226,12 @@ fn a_release_by_another_member_or_instance_changes_nothing() {
     let (mine, theirs) = (lease.terms.instance, Instance(7));
     for (from, instance) in [(LIAR, mine), (LIAR, theirs), (HOLDER, theirs)] {
         let seq = u64::MAX;
-        let request = Request::Release { key, instance, seq };
+        let request = Request::Release {
+            key,
+            instance,
+            seq,
+            held: true,
+        };
         assert_eq!(world.ask(from, &request), Answer::Done);
         let answer = world.claim(LIAR, &world.terms(LIAR, lease.terms.leased), 1, None);
         assert!(
@@ -743,6 +749,7 @@ fn a_certificate_that_was_given_up_takes_nothing_from_the_next_holder() {
         key,
         instance,
         seq: 2,
+        held: true,
     };
     assert_eq!(world.ask(HOLDER, &release), Answer::Done);
     world.pass(Duration::from_secs(60));

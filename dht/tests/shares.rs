@@ -6,13 +6,15 @@
     reason = "helpers of tests fail the test"
 )]
 
-use aerie_dht_proto::limits::{MAX_KEYS_PER_HOLDER, MAX_SET_TTL, MAX_SETS_PER_PUBLISHER};
+use aerie_dht_proto::limits::{
+    MAX_KEYS_PER_HOLDER, MAX_PREFIX_KEYS_PER_HOLDER, MAX_SET_TTL, MAX_SETS_PER_PUBLISHER,
+};
 use aerie_types::{GridId, Instance, Key};
 
 mod common;
 
 use common::wire::{self, Answer, Entry, Refusal, Request, SignedEntry};
-use common::{HOLDER, LIAR, World};
+use common::{HOLDER, LIAR, World, pool};
 
 #[test]
 fn one_member_fills_no_more_than_its_share_with_claims() {
@@ -32,12 +34,40 @@ fn one_member_fills_no_more_than_its_share_with_claims() {
 }
 
 #[test]
+fn one_member_is_granted_few_of_the_prefixes_however_often_it_claims() {
+    let mut world = World::new();
+    for index in 0..pool().blocks() {
+        let terms = world.terms(LIAR, pool().block(index).unwrap());
+        let answer = world.claim(LIAR, &terms, u64::from(index), None);
+        if (index as usize) < MAX_PREFIX_KEYS_PER_HOLDER {
+            assert!(matches!(answer, Answer::Granted { .. }), "{answer:?}");
+        } else {
+            assert_eq!(answer, Answer::Refused(Refusal::Busy));
+        }
+    }
+    let addr = world.terms(LIAR, world.addr(7));
+    let answer = world.claim(LIAR, &addr, 100, None);
+    assert!(matches!(answer, Answer::Granted { .. }), "{answer:?}");
+    let last = pool().block(pool().blocks() - 1).unwrap();
+    let answer = world.claim(HOLDER, &world.terms(HOLDER, last), 1, None);
+    assert!(matches!(answer, Answer::Granted { .. }), "{answer:?}");
+}
+
+#[test]
 fn one_member_fills_no_more_than_its_share_with_releases_of_what_it_never_had() {
     let mut world = World::new();
     let key = |number: u32| Key::of("anything", &[&number.to_be_bytes()]);
     for number in 0..9000 {
         let (key, instance, seq) = (key(number), Instance(1), 1);
-        world.ask(LIAR, &Request::Release { key, instance, seq });
+        world.ask(
+            LIAR,
+            &Request::Release {
+                key,
+                instance,
+                seq,
+                held: true,
+            },
+        );
     }
     let kept = (0..9000)
         .filter(|number| world.node.explain(key(*number)) != "nothing")

@@ -10,12 +10,12 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use aerie_dht_proto::limits::{MAX_KEYS, MAX_KEYS_PER_HOLDER, MAX_SUMMARIES};
-use aerie_dht_proto::{Input, Output};
-use aerie_types::{Key, Role};
+use aerie_dht_proto::{Input, Output, Terms};
+use aerie_types::{Instance, Key, Role};
 
 mod common;
 
-use common::wire::{self, Answer, Request, State, Told};
+use common::wire::{self, Answer, Refusal, Request, State, Told};
 use common::{HOLDER, LIAR, OTHERS, World};
 
 fn merge(world: &World, after: Option<Key>) -> Request {
@@ -69,6 +69,46 @@ fn no_key_is_left_out_where_a_page_of_state_ends() {
         missing.len(),
         all.len()
     );
+}
+
+#[test]
+fn a_claim_of_a_restarted_holder_that_fell_short_leaves_its_lease_alone() {
+    let (mut world, lease) = World::with_lease();
+    let terms = Terms {
+        instance: Instance(lease.terms.instance.0 + 1),
+        since: Some(lease.since()),
+        ..lease.terms.clone()
+    };
+    let answer = world.claim(HOLDER, &terms, 1, Some(world.proof(&lease)));
+    assert!(
+        matches!(answer, Answer::Refused(Refusal::Restarting { .. })),
+        "{answer:?}"
+    );
+    world.pass_nothing(Duration::from_secs(3));
+    let answer = world.claim(HOLDER, &terms, 2, Some(world.proof(&lease)));
+    assert!(matches!(answer, Answer::Granted { .. }), "{answer:?}");
+    // Other witnesses did not answer: the round is lost, and what it was granted is given back.
+    let release = Request::Release {
+        key: terms.key,
+        instance: terms.instance,
+        seq: 2,
+        held: false,
+    };
+    assert!(matches!(world.ask(HOLDER, &release), Answer::Done));
+    let theirs = world.terms(LIAR, world.addr(0));
+    let answer = world.claim(LIAR, &theirs, 1, None);
+    assert!(
+        matches!(&answer, Answer::Refused(Refusal::Taken { holder, certified: true, .. }) if *holder == lease.terms.holder),
+        "{answer:?}"
+    );
+    // Its next attempt is heard as the first one was.
+    world.claim(HOLDER, &terms, 3, Some(world.proof(&lease)));
+    world.pass_nothing(Duration::from_secs(3));
+    let answer = world.claim(HOLDER, &terms, 4, Some(world.proof(&lease)));
+    let Answer::Granted { receipt, .. } = &answer else {
+        panic!("{answer:?}");
+    };
+    assert!(receipt.ttl_ms > 10_000, "the lease goes on: {receipt:?}");
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use libp2p::core::Transport;
 use libp2p::core::transport::dummy::DummyTransport;
+use libp2p::core::upgrade::Version;
 use libp2p::{Swarm, SwarmBuilder, dns, noise, quic, tcp, yamux};
 
 use crate::admission::{Gate, Secured, admit_quic};
@@ -57,6 +58,9 @@ pub(crate) fn build(config: &Config, gate: &Arc<Gate>) -> Result<Swarm<Behaviour
                 .with_swarm_config(|swarm| {
                     swarm
                         .with_idle_connection_timeout(NEVER_IDLE)
+                        // Members speak the same protocols: a request goes out with its stream's negotiation, and a round
+                        // trip before it is saved.
+                        .with_substream_upgrade_protocol_override(Version::V1Lazy)
                         .with_smart_dial()
                 })
                 .build()

@@ -13,8 +13,8 @@ use crate::{root, sim, tidy, tools};
 /// Tests that make network namespaces need root and, some of them, the whole machine.
 const LAB: &str = "binary(/^netns_/) or package(aerie-scenarios)";
 
-/// What of the simulator runs each time: a grid just large enough to have witnesses, so that it takes a minute or two.
-const SIMULATED: [&str; 6] = ["--scenario", "mixed", "--nodes", "16", "--seeds", "500"];
+/// What of the simulator runs each time: ten minutes on two cores.
+const SIMULATED: [&str; 6] = ["--scenario", "mixed", "--nodes", "60", "--seeds", "500"];
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {

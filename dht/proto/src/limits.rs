@@ -40,6 +40,10 @@ pub const MAX_LEASES_PER_HOLDER: usize = 4;
 /// ten seconds. As many releases of one holder are remembered.
 pub const MAX_KEYS_PER_HOLDER: usize = 32;
 
+/// Of these, keys of prefixes: a grid has few of them, and a member that means no good could hold all by claims that
+/// it repeats every few seconds.
+pub const MAX_PREFIX_KEYS_PER_HOLDER: usize = 8;
+
 /// Members remembered. Beyond these only connected ones count.
 pub const MAX_MEMBERS: usize = 4096;
 

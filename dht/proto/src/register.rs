@@ -331,7 +331,12 @@ impl<S: Store, K: Keys> Register<S, K> {
     fn answer(&mut self, from: PeerId, request: Request, now: Now) -> Answer {
         match request {
             Request::Claim(claim) => self.claim(from, &claim, now),
-            Request::Release { key, instance, seq } => self.released(from, key, instance, seq, now),
+            Request::Release {
+                key,
+                instance,
+                seq,
+                held,
+            } => self.released(from, key, instance, (seq, held), now),
             Request::LookUp { key } => self.looked_up_here(key, now),
             Request::Merge {
                 credential,

@@ -25,6 +25,8 @@ pub(crate) enum Request {
         key: Key,
         instance: Instance,
         seq: u64,
+        /// A lease was held, and is not any more; not only a claim that fell short.
+        held: bool,
     },
     LookUp {
         key: Key,

@@ -35,18 +35,19 @@
 //! little more than those two seconds. An earlier instance that slept through its probation finds itself superseded
 //! when it wakes, and stops.
 
+use std::cmp::Ordering;
 use std::time::Duration;
 
 use aerie_types::{Instance, Key, PeerId};
 
 use crate::lease::{Certificate, Receipt, encode, millis};
-use crate::limits::{MAX_KEYS, MAX_KEYS_PER_HOLDER};
+use crate::limits::{MAX_KEYS, MAX_KEYS_PER_HOLDER, MAX_PREFIX_KEYS_PER_HOLDER};
 use crate::proof::Flaw;
 use crate::record::{Grant, GrantRow, Record, Released, Seen, SeenRow, Standing};
 use crate::register::Purpose;
 use crate::store::{Change, Store, Table};
 use crate::wire::{Answer, Claim, Gossip, Refusal, Request};
-use crate::{Keys, Now, Register};
+use crate::{Keys, Kind, Now, Register};
 
 /// The row that holds the number of the last grant.
 pub(crate) const NUMBER_ROW: &[u8] = b"number";
@@ -122,7 +123,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             let wait_ms = millis(until.saturating_duration_since(now.instant));
             return Answer::Refused(Refusal::Moved { wait_ms });
         }
-        if record.grant.is_none() && !self.has_room(from, key) {
+        if record.grant.is_none() && !self.has_room(from, key, terms.leased.kind()) {
             self.stats.over_bound += 1;
             return Answer::Refused(Refusal::Busy);
         }
@@ -343,7 +344,7 @@ impl<S: Store, K: Keys> Register<S, K> {
         from: PeerId,
         key: Key,
         instance: Instance,
-        seq: u64,
+        (seq, held): (u64, bool),
         now: Now,
     ) -> Answer {
         let mut record = self.record(key, now);
@@ -351,9 +352,9 @@ impl<S: Store, K: Keys> Register<S, K> {
         if grant.is_some_and(|grant| grant.instance != instance || grant.seq > seq) {
             return Answer::Done;
         }
-        // One that an earlier instance got is of the same lease, once the witness has granted it to this one: it may last
-        // longer than this one's, and then it is what was kept.
-        let continued = grant.is_some();
+        // One that an earlier instance got is of the same lease, if this one took that over and held it: it may last longer
+        // than this one's, which may not have come yet. A claim that fell short gives up nothing that was held before.
+        let continued = held && grant.is_some();
         let given_up = |seen: &Seen| {
             let terms = &seen.certificate.terms;
             terms.holder == from && (terms.instance == instance || continued)
@@ -424,8 +425,11 @@ impl<S: Store, K: Keys> Register<S, K> {
                 self.tell_loser(seen.certificate.terms.holder, &winner, now);
             } else if seen.certificate.receipts.len() < certificate.receipts.len()
                 && self.outgrown(&seen.certificate, now)
+                || seen.certificate.terms.instance != certificate.terms.instance
+                    && certificate.order(&seen.certificate) == Ordering::Greater
             {
-                // The grid has outgrown the one that was offered to others. The lease is the same, and lasts as long.
+                // The grid has outgrown the one that was offered to others, or a later start of the holder has taken the
+                // lease over and is the one to give it back. The lease is the same, and lasts as long.
                 until = until.max(seen.until);
                 record.offered.clear();
                 self.schedule_handover(now);
@@ -456,13 +460,13 @@ impl<S: Store, K: Keys> Register<S, K> {
         self.ask(loser, &Request::Conflict(Box::new(handed)), Purpose::Nothing, now);
     }
 
-    fn has_room(&self, holder: PeerId, key: Key) -> bool {
-        let of_holder = self
-            .records
-            .values()
-            .filter(|record| record.grant.as_ref().is_some_and(|grant| grant.holder == holder))
-            .count();
-        of_holder < MAX_KEYS_PER_HOLDER && (self.records.len() < MAX_KEYS || self.records.contains_key(&key))
+    fn has_room(&self, holder: PeerId, key: Key, kind: Kind) -> bool {
+        let grants = || self.records.values().filter_map(|record| record.grant.as_ref());
+        let of_holder = || grants().filter(|grant| grant.holder == holder);
+        let of_kind = of_holder().filter(|grant| grant.leased.kind() == kind).count();
+        of_holder().count() < MAX_KEYS_PER_HOLDER
+            && (kind == Kind::Addr || of_kind < MAX_PREFIX_KEYS_PER_HOLDER)
+            && (self.records.len() < MAX_KEYS || self.records.contains_key(&key))
     }
 
     /// A release that is not remembered still frees the key: at worst it is blocked once more by what comes late.

@@ -68,10 +68,10 @@ pub fn range() -> VirtualRange {
     RANGE.parse().unwrap()
 }
 
-/// The range, of which the last 64 addresses are leased in blocks of eight.
+/// The range, of which the last 128 addresses are leased in blocks of eight.
 pub fn pool() -> AddressPool {
     let pool = AddressPool::from(range());
-    pool.with_routed("10.77.7.192/26".parse().unwrap(), 29).unwrap()
+    pool.with_routed("10.77.7.128/25".parse().unwrap(), 29).unwrap()
 }
 
 pub fn grid_ca(now: WallMillis) -> GridCa {

@@ -161,8 +161,8 @@ pub enum Failure {
     },
     /// The grid has no prefixes.
     #[error(
-        "the grid leases no prefixes; set aside a part of its range for them with grid.routed in the aerie.toml of \
-         every node"
+        "the grid leases no prefixes: a part of its range is set aside for them when the grid is created, and not \
+         while addresses of it are leased"
     )]
     NoPrefixes,
     /// No free address was found.

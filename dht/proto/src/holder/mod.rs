@@ -305,7 +305,8 @@ impl<S: Store, K: Keys> Register<S, K> {
         let holding = &mut self.holdings[kind];
         if let Some(failure) = failure {
             holding.phase = Phase::Failed { retry: None };
-            return self.event(Event::Failed { kind, failure });
+            self.event(Event::Failed { kind, failure });
+            return self.settle(now);
         }
         holding.plan = Some(Plan {
             request,

@@ -45,11 +45,15 @@ impl<S: Store, K: Keys> Register<S, K> {
     }
 
     fn let_go(&mut self, kinds: &[Kind], now: Now) {
-        self.holdings.leaving = Some(0);
+        // What was given back before may not have been answered yet.
+        self.holdings.leaving.get_or_insert(0);
+        let cloned = self.is_cloned();
         for kind in kinds {
             self.give_back(*kind, now);
             self.holdings[*kind].plan = None;
-            self.holdings[*kind].phase = Phase::Idle;
+            if !cloned {
+                self.holdings[*kind].phase = Phase::Idle;
+            }
             self.forget_last(*kind);
         }
     }
@@ -85,7 +89,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             let seq = holding.seq;
             for (own, peers) in lease.certificates.iter().zip(asked) {
                 let key = own.terms.key;
-                self.release_key(key, seq, peers.iter().copied().collect(), now);
+                self.release_key(key, (seq, true), peers.iter().copied().collect(), now);
                 let connected = |peer: &PeerId| self.members.is_connected(*peer);
                 let given_back = GivenBack {
                     seq,
@@ -109,22 +113,24 @@ impl<S: Store, K: Keys> Register<S, K> {
         for (key, lease) in &mut given_back {
             let nine = self.members.witnesses(named, *key, self.config.quorum.witnesses);
             let untold = nine.into_iter().filter(|peer| lease.told.insert(*peer)).collect();
-            self.release_key(*key, lease.seq, untold, now);
+            self.release_key(*key, (lease.seq, true), untold, now);
         }
         self.holdings.given_back = given_back;
     }
 
     pub(super) fn release_rounds(&mut self, rounds: &[Round; 2], now: Now) {
         for round in rounds {
-            self.release_key(round.key(), round.seq, round.asked().collect(), now);
+            self.release_key(round.key(), (round.seq, false), round.asked().collect(), now);
         }
     }
 
-    pub(super) fn release_key(&mut self, key: Key, seq: u64, peers: Vec<PeerId>, now: Now) {
+    /// Gives up what was granted for a key up to a number, and says whether that was a lease that was held.
+    pub(super) fn release_key(&mut self, key: Key, (seq, held): (u64, bool), peers: Vec<PeerId>, now: Now) {
         let request = Request::Release {
             key,
             instance: self.instance,
             seq,
+            held,
         };
         for peer in peers {
             if self.holdings.leaving.is_some() {

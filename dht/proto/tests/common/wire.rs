@@ -20,6 +20,7 @@ pub enum Request {
         key: Key,
         instance: Instance,
         seq: u64,
+        held: bool,
     },
     LookUp {
         key: Key,
