@@ -25,6 +25,9 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const MAX_PAUSE: Duration = Duration::from_secs(300);
 const MAX_PINNED_PAUSE: Duration = Duration::from_secs(30);
 
+/// A connection that did not last as long as this was short: the other side had no room for it.
+const SHORT: Duration = Duration::from_secs(60);
+
 /// A member that refused us, or that we refused, is left alone this long.
 const REFUSED_PAUSE: Duration = Duration::from_secs(120);
 
@@ -47,6 +50,9 @@ pub(crate) struct Entry {
     failures: u32,
     next_dial: Instant,
     touched: Instant,
+    /// Since when it is connected, or was last, and how often in a row that was short.
+    since: Instant,
+    short: u32,
 }
 
 impl Entry {
@@ -90,6 +96,8 @@ impl Book {
             failures: 0,
             next_dial: soon,
             touched: now,
+            since: now,
+            short: 0,
         });
         entry.touched = now;
         let addr = without_target(addr);
@@ -131,6 +139,13 @@ impl Book {
         }
     }
 
+    /// The first connection to the member is there.
+    pub(crate) fn met(&mut self, peer: PeerId, now: Instant) {
+        if let Some(entry) = self.entries.get_mut(&peer) {
+            (entry.since, entry.next_dial) = (now, now);
+        }
+    }
+
     /// The member was reached, at this address if this node dialled it.
     pub(crate) fn reached(&mut self, peer: PeerId, at: Option<Multiaddr>, now: Instant) {
         if let Some(at) = &at {
@@ -149,12 +164,19 @@ impl Book {
         }
     }
 
-    /// The member's last connection closed; it is to be dialled again after `wait`.
+    /// The member's last connection closed; it is to be dialled again after `wait`, or later if it rests. One that
+    /// closes soon after each connection has no room for this node, and is left alone ever longer.
     pub(crate) fn lost(&mut self, peer: PeerId, now: Instant, wait: Duration) {
         if let Some(entry) = self.entries.get_mut(&peer) {
             // Its addresses may have become known only while it was connected already.
             entry.met = true;
-            entry.next_dial = now + wait;
+            let short = now.saturating_duration_since(entry.since) < SHORT;
+            entry.short = if short { entry.short + 1 } else { 0 };
+            let pause = match entry.short {
+                0 | 1 => Duration::ZERO,
+                times => FIRST_PAUSE.saturating_mul(1 << times.min(10)).min(MAX_PAUSE),
+            };
+            entry.next_dial = entry.next_dial.max(now + wait + pause);
             entry.touched = now;
         }
     }
@@ -214,16 +236,17 @@ impl Book {
         }
     }
 
-    /// Who is to be dialled now: bootstrap members first, then whoever failed least.
+    /// Who is to be dialled now: bootstrap members first, then whoever failed least, then who has been due for longest.
+    /// An order by id would have all members of a large grid dial the same few.
     pub(crate) fn due(&self, now: Instant) -> Vec<PeerId> {
         let mut due: Vec<_> = self
             .entries
             .iter()
             .filter(|(_, entry)| entry.next_dial <= now)
-            .map(|(peer, entry)| (!entry.pinned, entry.failures, *peer))
+            .map(|(peer, entry)| (!entry.pinned, entry.failures, entry.next_dial, *peer))
             .collect();
         due.sort_unstable();
-        due.into_iter().map(|(_, _, peer)| peer).collect()
+        due.into_iter().map(|(.., peer)| peer).collect()
     }
 
     /// Whether the pause after a refusal is still running.
@@ -320,6 +343,48 @@ mod tests {
         }
         book.reached(peer(1), Some(addr(3)), now);
         assert_eq!(book.get(peer(1)).unwrap().addrs, [addr(3), addr(1), addr(2)]);
+    }
+
+    #[test]
+    fn one_that_was_dropped_for_lack_of_room_rests_although_its_connection_closes() {
+        let now = Instant::now();
+        let mut book = Book::default();
+        book.learn(peer(1), addr(1), now, Duration::ZERO);
+        book.reached(peer(1), None, now);
+        book.met(peer(1), now);
+        let dropped = now + SHORT;
+        book.rest(peer(1), MAX_PAUSE, dropped);
+        book.lost(peer(1), dropped, Duration::ZERO);
+        assert!(book.due(dropped + MAX_PAUSE - FIRST_PAUSE).is_empty());
+        assert_eq!(book.due(dropped + MAX_PAUSE), [peer(1)]);
+    }
+
+    #[test]
+    fn one_that_closes_soon_after_each_connection_is_left_alone_ever_longer_and_one_that_stays_is_not() {
+        let now = Instant::now();
+        let mut book = Book::default();
+        book.learn(peer(1), addr(1), now, Duration::ZERO);
+        let mut connect = |lasts: Duration| {
+            book.reached(peer(1), None, now);
+            book.met(peer(1), now);
+            book.lost(peer(1), now + lasts, Duration::ZERO);
+            book.entries[&peer(1)].next_dial - now - lasts
+        };
+        let short: Vec<_> = (0..12).map(|_| connect(Duration::ZERO)).collect();
+        assert_eq!(short[..3], [Duration::ZERO, FIRST_PAUSE * 4, FIRST_PAUSE * 8]);
+        assert_eq!(short[11], MAX_PAUSE);
+        assert_eq!(connect(SHORT), Duration::ZERO);
+    }
+
+    #[test]
+    fn of_those_that_are_due_who_has_been_for_longest_comes_first_whatever_the_ids() {
+        let now = Instant::now();
+        let mut book = Book::default();
+        for (n, wait) in [(1, 30), (2, 20), (3, 10)] {
+            book.learn(peer(n), addr(n), now, Duration::from_millis(wait));
+        }
+        let due = book.due(now + FIRST_PAUSE);
+        assert_eq!(due, [peer(3), peer(2), peer(1)]);
     }
 
     #[test]

@@ -22,6 +22,9 @@ const SETTLED: Duration = Duration::from_secs(2);
 /// After this time it is closed even so; the requests on it were meant to take less.
 const OVERDUE: Duration = Duration::from_secs(20);
 
+/// As a part of the limit, by how much it may be exceeded before members are dropped.
+const SLACK: usize = 8;
+
 /// For how long a member dropped for lack of room is not dialled.
 const DROPPED_PAUSE: Duration = Duration::from_secs(900);
 
@@ -60,6 +63,7 @@ impl Driver {
         live.connections.insert(id, link);
         self.dial_ended(id, now);
         if is_first {
+            self.book.met(peer, now);
             self.report(Event::MemberUp { peer, credential });
             self.meet(peer);
         }
@@ -194,7 +198,9 @@ impl Driver {
 
     /// Drops members beyond the limit: neither neighbours in the key space, nor bootstrap members, nor relays in use.
     pub(super) fn prune(&mut self, now: Instant) {
-        if self.config.relay || self.live.len() <= self.config.max_members {
+        let most = self.config.max_members;
+        // More than room was made for: others dial this node too, and who is dropped dials somebody else.
+        if self.config.relay || self.live.len() <= most + most / SLACK {
             return;
         }
         let surplus = self.live.len() - self.config.max_members;

@@ -177,8 +177,11 @@ impl Driver {
     }
 
     fn named(&self, asker: PeerId, have: &[u64]) -> Vec<Named> {
-        self.live
-            .keys()
+        // Each asker is told others than the next one where there are more than fit.
+        let (before, after) = (self.live.range(..asker), self.live.range(asker..));
+        after
+            .chain(before)
+            .map(|(peer, _)| peer)
             .filter(|peer| **peer != asker && !have.contains(&fingerprint(peer)))
             .filter_map(|peer| {
                 let addrs: Vec<_> = self

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aerie_sim::kad::{Contact, Figures, Found, Mesh, Outcome, PATIENCE, Plan, Settings, Stats, Wish};
+use aerie_sim::kad::{Begin, Contact, Figures, Found, Mesh, Outcome, PATIENCE, Plan, Settings, Stats, Wish};
 use aerie_types::{Key, PeerId};
 use anyhow::{Context, Result};
 use futures::StreamExt;
@@ -146,12 +146,22 @@ pub async fn run(plan: &Plan, settings: &Settings) -> Result<Outcome> {
             .and_then(|first| plan.members.get(first))
             .copied()
             .map(Contact::from);
+        let begin = Begin {
+            bootstrap: first.into_iter().collect(),
+            ..Begin::default()
+        };
         let mut swarm = build(keypair)?;
         swarm.listen_on(address.addr.clone())?;
         let member = Member {
             local: address.contact,
             swarm,
-            mesh: Mesh::new(address.contact, first, settings.limit, plan.seed, began.elapsed()),
+            mesh: Mesh::new(
+                address.contact,
+                &begin,
+                settings.limit,
+                plan.seed,
+                began.elapsed(),
+            ),
             mailbox,
             directory: Arc::clone(&directory),
             began,

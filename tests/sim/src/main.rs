@@ -1,4 +1,5 @@
-//! `cargo xtask sim leases --scenario NAME --seeds N [--nodes M] [--first SEED] [--jobs J] [--twice] [--json]`
+//! `cargo xtask sim leases --scenario NAME --seeds N [--nodes M] [--routing R] [--first SEED] [--jobs J] [--twice]
+//! [--json]`
 
 use std::cell::Cell;
 use std::io::{IsTerminal, Write};
@@ -8,8 +9,8 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use aerie_sim::Tally;
 use aerie_sim::scenario::{Report, SCENARIOS, Scenario};
+use aerie_sim::{Routing, Tally};
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use comfy_table::{Cell as TableCell, CellAlignment, Table, presets};
@@ -38,6 +39,9 @@ struct Options {
     /// Nodes of the grid; the scenario's own number, if not given.
     #[arg(long)]
     nodes: Option<usize>,
+    /// How nodes find each other, oracle or kademlia; the scenario's own way, if not given.
+    #[arg(long)]
+    routing: Option<Routing>,
     /// Runs at the same time; one a core, if not given.
     #[arg(long)]
     jobs: Option<usize>,
@@ -47,6 +51,14 @@ struct Options {
     /// Print one JSON object in the end instead of a table.
     #[arg(long)]
     json: bool,
+}
+
+/// What is played: a scenario with its nodes, and how these find each other.
+#[derive(Debug, Clone, Copy)]
+struct Game {
+    scenario: &'static Scenario,
+    nodes: usize,
+    routing: Routing,
 }
 
 /// What came of all runs.
@@ -88,20 +100,31 @@ fn main() -> Result<ExitCode> {
         scenario.name,
         scenario.fewest
     );
-    name_the_seed_of_a_panic(scenario.name, nodes);
+    let routing = options.routing.unwrap_or(scenario.routing);
+    ensure!(
+        routing == Routing::Oracle || !scenario.oracle_only,
+        "{} needs the oracle: its nodes have views that no overlay has",
+        scenario.name
+    );
+    let game = Game {
+        scenario,
+        nodes,
+        routing,
+    };
+    name_the_seed_of_a_panic(game);
     let start = Instant::now();
-    let sum = play(scenario, nodes, &options)?;
+    let sum = play(game, &options)?;
     let took = start.elapsed();
     if options.json {
-        println!("{}", as_json(scenario, nodes, &sum, took));
+        println!("{}", as_json(game, &sum, took));
     } else {
-        println!("{}", as_table(scenario, nodes, &sum, took));
+        println!("{}", as_table(game, &sum, took));
     }
     Ok(ExitCode::from(u8::from(!sum.failed.is_empty())))
 }
 
 /// Plays all seeds on all cores.
-fn play(scenario: &'static Scenario, nodes: usize, options: &Options) -> Result<Sum> {
+fn play(game: Game, options: &Options) -> Result<Sum> {
     let jobs = match options.jobs {
         Some(jobs) => jobs.max(1),
         None => thread::available_parallelism()?.get(),
@@ -116,23 +139,23 @@ fn play(scenario: &'static Scenario, nodes: usize, options: &Options) -> Result<
                 let sender = sender;
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= end || sender.send(one(scenario, seed, nodes, options.twice)).is_err() {
+                    if seed >= end || sender.send(one(game, seed, options.twice)).is_err() {
                         return;
                     }
                 }
             });
         }
         drop(sender);
-        collect(&mut sum, &reports, scenario, nodes, options.seeds);
+        collect(&mut sum, &reports, game, options.seeds);
     });
     Ok(sum)
 }
 
-fn one(scenario: &Scenario, seed: u64, nodes: usize, twice: bool) -> Report {
+fn one(game: Game, seed: u64, twice: bool) -> Report {
     SEED.set(Some(seed));
-    let mut report = scenario.run(seed, nodes);
+    let mut report = game.run(seed);
     if twice {
-        let again = scenario.run(seed, nodes);
+        let again = game.run(seed);
         if again.trace != report.trace {
             report.violations.push(format!(
                 "two runs of one seed differ: traces {:016x} and {:016x}",
@@ -145,7 +168,7 @@ fn one(scenario: &Scenario, seed: u64, nodes: usize, twice: bool) -> Report {
 }
 
 /// Adds the reports up, shows the progress, and tells of each seed that fails at once.
-fn collect(sum: &mut Sum, reports: &mpsc::Receiver<Report>, scenario: &Scenario, nodes: usize, seeds: u64) {
+fn collect(sum: &mut Sum, reports: &mpsc::Receiver<Report>, game: Game, seeds: u64) {
     let bar = ProgressBar::new(seeds);
     if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} seeds, {msg}{elapsed}, {eta} left")
     {
@@ -160,7 +183,7 @@ fn collect(sum: &mut Sum, reports: &mpsc::Receiver<Report>, scenario: &Scenario,
         sum.tally.add(&report.tally);
         sum.traces.insert(report.seed, report.trace);
         if !report.violations.is_empty() {
-            bar.suspend(|| eprint!("{}", failure(&report, scenario, nodes)));
+            bar.suspend(|| eprint!("{}", failure(&report, game)));
             bar.set_message(format!("{} failed, ", sum.failed.len() + 1));
             sum.failed.push(report);
         }
@@ -180,7 +203,7 @@ fn collect(sum: &mut Sum, reports: &mpsc::Receiver<Report>, scenario: &Scenario,
     sum.failed.sort_by_key(|report| report.seed);
 }
 
-fn failure(report: &Report, scenario: &Scenario, nodes: usize) -> String {
+fn failure(report: &Report, game: Game) -> String {
     let mut text = format!("seed {} fails (trace {:016x}):\n", report.seed, report.trace);
     for violation in report.violations.iter().take(SHOWN) {
         text += &format!("  {violation}\n");
@@ -193,35 +216,48 @@ fn failure(report: &Report, scenario: &Scenario, nodes: usize) -> String {
     {
         text += &format!("  and {more} more\n");
     }
-    text + &format!(
-        "  repeat it with: {}\n",
-        replay(scenario.name, nodes, report.seed)
-    )
+    text + &format!("  repeat it with: {}\n", game.replay(report.seed))
 }
 
-fn replay(scenario: &str, nodes: usize, seed: u64) -> String {
-    format!("cargo xtask sim leases --scenario {scenario} --nodes {nodes} --first {seed} --seeds 1")
+impl Game {
+    fn run(self, seed: u64) -> Report {
+        self.scenario.run(seed, self.nodes, self.routing)
+    }
+
+    /// The command that repeats a run.
+    fn replay(self, seed: u64) -> String {
+        let Self {
+            scenario,
+            nodes,
+            routing,
+        } = self;
+        let name = scenario.name;
+        let mut command =
+            format!("cargo xtask sim leases --scenario {name} --nodes {nodes} --first {seed} --seeds 1");
+        if routing != scenario.routing {
+            command += &format!(" --routing {routing}");
+        }
+        command
+    }
 }
 
 /// A core that panics ends the program; what to repeat has to be said before.
-fn name_the_seed_of_a_panic(scenario: &'static str, nodes: usize) {
+fn name_the_seed_of_a_panic(game: Game) {
     let before = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         before(panic);
         if let Some(seed) = SEED.get() {
-            eprintln!(
-                "seed {seed} panics: repeat it with: {}",
-                replay(scenario, nodes, seed)
-            );
+            eprintln!("seed {seed} panics: repeat it with: {}", game.replay(seed));
         }
     }));
 }
 
-fn as_table(scenario: &Scenario, nodes: usize, sum: &Sum, took: Duration) -> Table {
+fn as_table(game: Game, sum: &Sum, took: Duration) -> Table {
     let mut table = Table::new();
-    table
-        .load_style(presets::NOTHING)
-        .set_header([format!("{}, {nodes} nodes", scenario.name), String::new()]);
+    table.load_style(presets::NOTHING).set_header([
+        format!("{}, {} nodes, {}", game.scenario.name, game.nodes, game.routing),
+        String::new(),
+    ]);
     let mut row = |name: &str, value: String| {
         let value = TableCell::new(value).set_alignment(CellAlignment::Right);
         table.add_row([TableCell::new(name), value]);
@@ -247,7 +283,7 @@ fn as_table(scenario: &Scenario, nodes: usize, sum: &Sum, took: Duration) -> Tab
     table
 }
 
-fn as_json(scenario: &Scenario, nodes: usize, sum: &Sum, took: Duration) -> serde_json::Value {
+fn as_json(game: Game, sum: &Sum, took: Duration) -> serde_json::Value {
     let counts: serde_json::Map<_, _> = sum
         .tally
         .named()
@@ -260,12 +296,13 @@ fn as_json(scenario: &Scenario, nodes: usize, sum: &Sum, took: Duration) -> serd
             "seed": report.seed,
             "trace": format!("{:016x}", report.trace),
             "violations": report.violations,
-            "repeat": replay(scenario.name, nodes, report.seed),
+            "repeat": game.replay(report.seed),
         })
     });
     json!({
-        "scenario": scenario.name,
-        "nodes": nodes,
+        "scenario": game.scenario.name,
+        "nodes": game.nodes,
+        "routing": game.routing.to_string(),
         "seeds": sum.seeds,
         "failed": failed.collect::<Vec<_>>(),
         "counts": counts,

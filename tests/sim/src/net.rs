@@ -10,6 +10,7 @@ use rand::RngExt;
 use crate::keys::hash;
 use crate::liar::Lie;
 use crate::node::Told;
+use crate::overlay::{Carried, Routing};
 use crate::world::World;
 
 #[derive(Debug)]
@@ -46,6 +47,10 @@ pub(crate) enum Action {
     Timer {
         node: usize,
     },
+    Overlay {
+        at: usize,
+        what: Carried,
+    },
 }
 
 impl Action {
@@ -58,6 +63,16 @@ impl Action {
             Self::Gossip { to, bytes, .. } => (hash(&[b"gossip", bytes]), *to),
             Self::Link { node, other, .. } => (*other as u64, *node),
             Self::Timer { node } => (0, *node),
+            Self::Overlay { at, what } => (what.traced(), *at),
+        }
+    }
+
+    /// Who sent it over a connection.
+    fn sender(&self) -> Option<usize> {
+        match self {
+            Self::Request { from, .. } => Some(*from),
+            Self::Overlay { what, .. } => what.sender(),
+            _ => None,
         }
     }
 
@@ -68,6 +83,7 @@ impl Action {
             | Self::Located { to, .. }
             | Self::Gossip { to, .. } => *to,
             Self::Link { node, .. } | Self::Timer { node } => *node,
+            Self::Overlay { at, .. } => *at,
         }
     }
 }
@@ -76,10 +92,21 @@ impl World {
     pub(crate) fn act(&mut self, action: Action) {
         let paused = self.nodes[action.reaches()].paused;
         if paused > self.now {
-            if let Action::Timer { node } = action {
-                self.nodes[node].timer = Some(paused);
+            match action {
+                Action::Timer { node } => self.nodes[node].timer = Some(paused),
+                Action::Overlay {
+                    at,
+                    what: Carried::Timer,
+                } => self.put_off(at, paused),
+                _ => {}
             }
             return self.schedule(paused, action);
+        }
+        let opens = action
+            .sender()
+            .and_then(|from| self.opens_at(from, action.reaches()));
+        if let Some(opens) = opens {
+            return self.schedule(opens.max(self.now + Duration::from_micros(1)), action);
         }
         match action {
             Action::Request {
@@ -89,7 +116,11 @@ impl World {
                 id,
                 bytes,
             } => {
-                if !self.reachable(from, to) {
+                let arrives = match self.routing {
+                    Routing::Oracle => self.reachable(from, to),
+                    Routing::Kademlia => self.takes(from, to),
+                };
+                if !arrives {
                     self.tally.swallowed += 1;
                     return;
                 }
@@ -113,6 +144,7 @@ impl World {
                 result,
             } => {
                 if self.nodes[to].start == start {
+                    self.end_request(to, id);
                     self.input(to, Input::Reply { id, result });
                 }
             }
@@ -134,6 +166,7 @@ impl World {
             }
             Action::Link { node, other, up } => self.link_changed(node, other, up),
             Action::Timer { node } => self.timer_rang(node),
+            Action::Overlay { at, what } => self.arrive(at, what),
         }
     }
 
@@ -215,7 +248,7 @@ impl World {
         }
     }
 
-    fn input(&mut self, index: usize, input: Input) {
+    pub(crate) fn input(&mut self, index: usize, input: Input) {
         self.with(index, |core, now| core.handle_input(input, now));
     }
 
@@ -251,6 +284,9 @@ impl World {
                 }
             }
             Output::Send { to, id, bytes } => self.send(index, to, id, bytes),
+            Output::Locate { query, key } if self.routing == Routing::Kademlia => {
+                self.locate(index, query, key);
+            }
             Output::Locate { query, key } => {
                 let peers = self.closest(index, key);
                 self.later(Action::Located {
@@ -260,6 +296,7 @@ impl World {
                     peers,
                 });
             }
+            Output::Gossip(bytes) if self.routing == Routing::Kademlia => self.flood(index, bytes),
             Output::Gossip(bytes) => {
                 let bytes: Rc<[u8]> = bytes.into();
                 for to in 0..self.nodes.len() {
@@ -275,10 +312,16 @@ impl World {
         }
     }
 
-    fn send(&mut self, from: usize, to: PeerId, id: u64, bytes: Vec<u8>) {
-        self.tally.messages += 1;
+    pub(crate) fn send(&mut self, from: usize, to: PeerId, id: u64, bytes: Vec<u8>) {
         let start = self.nodes[from].start;
-        let to = self.by_peer.get(&to).copied();
+        let (peer, to) = (to, self.by_peer.get(&to).copied());
+        if self.routing == Routing::Kademlia && to.is_none_or(|to| !self.is_linked(from, to)) {
+            return self.send_later(from, peer, id, bytes);
+        }
+        self.tally.messages += 1;
+        if let Some(to) = to {
+            self.begin_request(from, to, id);
+        }
         let to = to.map(|to| match self.nodes[to].twin {
             // Two connections to one peer id: a request takes either.
             Some(twin) if self.nodes[twin].is_up() && twin != from && self.rng.random_bool(0.5) => twin,
@@ -329,7 +372,7 @@ impl World {
             _ => Kind::Addr,
         };
         if kind == Kind::Prefix {
-            return self.routing_event(index, event);
+            return self.routed_event(index, event);
         }
         let node = &mut self.nodes[index];
         match event {
@@ -425,7 +468,7 @@ impl World {
         let node = &mut self.nodes[index];
         match kind {
             Kind::Addr => &mut node.turns,
-            Kind::Prefix => &mut node.routing.turns,
+            Kind::Prefix => &mut node.routed.turns,
         }
     }
 

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use aerie_dht_proto::{AcquireRequest, Failure, HeldLease, Kind, LostReason, MemoryStore, Now, Register};
 use aerie_types::{Key, VirtualAddr, VirtualPrefix, WallMillis};
 
+use crate::kad::Contact;
 use crate::keys::SimKeys;
+use crate::overlay::Overlay;
 
 /// The wall time at which every run begins, by a right clock.
 const EPOCH: WallMillis = WallMillis(1_800_000_000_000);
@@ -33,13 +35,18 @@ impl Clock {
 
     /// The first simulated time at which the monotonic clock shows at least this instant.
     pub(crate) fn when(self, base: Instant, instant: Instant) -> Duration {
-        let local = instant.saturating_duration_since(base);
+        self.simulated(instant.saturating_duration_since(base))
+    }
+
+    /// The first simulated time at which the monotonic clock shows at least this much since the start.
+    pub(crate) fn simulated(self, local: Duration) -> Duration {
         let nanos = i128::try_from(local.as_nanos()).unwrap_or(i128::MAX / 2_000_000);
         let time = nanos * 1_000_000 / i128::from(1_000_000 + self.drift_ppm);
         Duration::from_nanos(u64::try_from(time).unwrap_or(u64::MAX / 2)) + Duration::from_micros(1)
     }
 
-    fn local(self, time: Duration) -> Duration {
+    /// What the monotonic clock shows since the start.
+    pub(crate) fn local(self, time: Duration) -> Duration {
         let nanos = i128::try_from(time.as_nanos()).unwrap_or(i128::MAX / 2_000_000);
         let local = nanos * i128::from(1_000_000 + self.drift_ppm) / 1_000_000;
         Duration::from_nanos(u64::try_from(local).unwrap_or(u64::MAX / 2))
@@ -64,7 +71,7 @@ pub enum Told {
 
 /// What a node wants and has of a prefix, as [`Node`] has it of its address.
 #[derive(Debug, Default)]
-pub struct Routing {
+pub struct Routed {
     /// What it told last.
     pub told: Told,
     /// How often it lost a prefix to another holder.
@@ -78,7 +85,7 @@ pub struct Routing {
     pub(crate) until: Duration,
 }
 
-impl Routing {
+impl Routed {
     /// Whether it is to have a prefix.
     #[must_use]
     pub fn is_wanted(&self) -> bool {
@@ -130,9 +137,13 @@ pub struct Node {
     /// When its timer rings.
     pub(crate) timer: Option<Duration>,
     /// Its prefix, where it asked for one.
-    pub routing: Routing,
+    pub routed: Routed,
     /// The node of which this one is a copy, or its copy.
     pub(crate) twin: Option<usize>,
+    /// Its overlay, while it runs and Kademlia routes.
+    pub(crate) overlay: Option<Box<Overlay>>,
+    /// Whom it was connected to in an earlier run.
+    pub(crate) remembered: Vec<Contact>,
     pub(crate) keys: SimKeys,
 }
 
@@ -153,7 +164,7 @@ impl Node {
     pub(crate) fn turns_of(&self, kind: Kind) -> u64 {
         match kind {
             Kind::Addr => self.turns,
-            Kind::Prefix => self.routing.turns,
+            Kind::Prefix => self.routed.turns,
         }
     }
 

@@ -29,8 +29,14 @@ macro_rules! tally {
 }
 
 tally! {
-    /// Messages handed to the network.
+    /// Messages of the register handed to the network.
     messages: "messages",
+    /// Messages of Kademlia: `FIND_NODE` and its answer.
+    finds: "messages of Kademlia",
+    /// Questions of whom somebody is connected to, and their answers.
+    questions: "questions about connections, and answers",
+    /// Dials.
+    dials: "dials",
     /// Messages that it lost.
     lost: "messages lost",
     /// Requests that it delivered twice.

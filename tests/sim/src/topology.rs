@@ -1,5 +1,7 @@
 //! Who is connected with whom, who is closest to a key, and what a partition does to both.
 //!
+//! This is the oracle: it knows who runs, and connections heal at once. Where Kademlia routes, `overlay` has its place.
+//!
 //! Grids of up to [`MESHED`] running nodes are fully meshed. In a larger one each node keeps connections to those
 //! nearest to it in the key space and to a few others. A change of one node touches only those around it.
 
@@ -11,6 +13,7 @@ use rand::RngExt;
 
 use crate::conditions::Cut;
 use crate::net::Action;
+use crate::overlay::Routing;
 use crate::world::World;
 
 /// Members that a look-up returns.
@@ -35,14 +38,16 @@ impl World {
             self.sides[index] = side(index);
         }
         let torn = self.sides.windows(2).any(|pair| pair[0] != pair[1]);
-        let was = self.rings.len() > 1 || self.cut != Cut::Both;
+        let was = std::mem::replace(&mut self.torn, torn);
         self.cut = if torn { cut } else { Cut::Both };
         match (torn, cut) {
             (true, Cut::Both) => self.tally.partitions += 1,
             (true, Cut::Upward) => self.tally.one_way += 1,
             (false, _) => self.tally.heals += u64::from(was),
         }
-        self.checker.torn(torn && cut == Cut::Both, self.now);
+        // Kademlia's connections need both directions, so that either cut tears the grid in two.
+        let in_two = cut == Cut::Both || self.routing == Routing::Kademlia;
+        self.checker.torn(torn && in_two, self.now);
         self.relink();
     }
 
@@ -66,11 +71,15 @@ impl World {
 
     /// Whether a message passes from one node to another.
     pub(crate) fn reachable(&self, from: usize, to: usize) -> bool {
-        let passes = match self.cut {
+        self.passes(from, to) && self.nodes[from].is_up() && self.nodes[to].is_up()
+    }
+
+    /// Whether the network lets something through from one machine to another.
+    pub(crate) fn passes(&self, from: usize, to: usize) -> bool {
+        match self.cut {
             Cut::Both => self.sides[from] == self.sides[to],
             Cut::Upward => self.sides[from] <= self.sides[to],
-        };
-        passes && self.nodes[from].is_up() && self.nodes[to].is_up()
+        }
     }
 
     /// The members closest to a key, by a view that may be stale.
@@ -106,6 +115,9 @@ impl World {
 
     /// A node has started: it connects, and its neighbours choose anew.
     pub(crate) fn came_up(&mut self, index: usize) {
+        if self.routing == Routing::Kademlia {
+            return self.join_overlay(index);
+        }
         self.running += 1;
         let (position, side) = (self.nodes[index].position, self.ring_of(index));
         let ring = self.rings.entry(side).or_default();
@@ -142,6 +154,9 @@ impl World {
 
     /// A node has stopped: its connections break, and who counted on it chooses anew.
     pub(crate) fn went_down(&mut self, index: usize) {
+        if self.routing == Routing::Kademlia {
+            return self.leave_overlay(index);
+        }
         self.running -= 1;
         let (position, side) = (self.nodes[index].position, self.ring_of(index));
         if let Some(ring) = self.rings.get_mut(&side) {
@@ -175,6 +190,9 @@ impl World {
 
     /// Everybody chooses its connections anew.
     fn relink(&mut self) {
+        if self.routing == Routing::Kademlia {
+            return self.break_links();
+        }
         self.rings.values_mut().for_each(|ring| ring.clear());
         let up: Vec<usize> = (0..self.nodes.len())
             .filter(|index| self.nodes[*index].is_up())

@@ -15,10 +15,12 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::checker::Checker;
 use crate::conditions::{Conditions, Cut};
+use crate::kad::Stats;
 use crate::keys::{SimKeys, hash, name, peer, worker};
 use crate::liar::Liar;
 use crate::net::Action;
-use crate::node::{Clock, Node, Routing, Told};
+use crate::node::{Clock, Node, Routed, Told};
+use crate::overlay::Routing;
 use crate::queue::Queue;
 use crate::ring::Ring;
 use crate::tally::Tally;
@@ -53,6 +55,14 @@ pub struct World {
     /// The side of a partition on which each node is.
     pub(crate) sides: Vec<usize>,
     pub(crate) cut: Cut,
+    pub(crate) torn: bool,
+    pub(crate) routing: Routing,
+    /// Numbers for connections, dials and gossip.
+    pub(crate) connections: u64,
+    /// Connections that one end has, and when the other end will.
+    pub(crate) opening: BTreeMap<u64, Duration>,
+    /// What the look-ups cost that Kademlia made for registers.
+    pub(crate) located: Vec<Stats>,
     /// Who runs, by side of the partition.
     pub(crate) rings: BTreeMap<usize, Ring>,
     pub(crate) running: usize,
@@ -92,6 +102,11 @@ impl World {
             requests: 0,
             sides: Vec::new(),
             cut: Cut::Both,
+            torn: false,
+            routing: Routing::default(),
+            connections: 0,
+            opening: BTreeMap::new(),
+            located: Vec::new(),
             rings: BTreeMap::new(),
             running: 0,
             gone: Vec::new(),
@@ -165,8 +180,10 @@ impl World {
             moved: None,
             until: Duration::ZERO,
             timer: None,
-            routing: Routing::default(),
+            routed: Routed::default(),
             twin: None,
+            overlay: None,
+            remembered: Vec::new(),
             keys,
         });
         self.by_peer.insert(peer(index), index);
@@ -176,11 +193,15 @@ impl World {
 
     /// Adds a copy of a node: the same keys, the same store. Where its twin runs too, each member reaches one of the
     /// two, as chance has it.
+    ///
+    /// # Panics
+    /// Where Kademlia routes: which of two with one id is connected to whom, only the oracle decides.
     pub fn add_copy(&mut self, of: usize) -> usize {
+        assert_eq!(self.routing, Routing::Oracle, "copies need the oracle");
         let index = self.add();
         let twin = &self.nodes[of];
         let (keys, request, position) = (twin.keys.clone(), twin.request.clone(), twin.position);
-        let routing = twin.routing.request.clone();
+        let routed = twin.routed.request.clone();
         let store = twin
             .core
             .clone()
@@ -188,7 +209,7 @@ impl World {
             .or_else(|| twin.store.clone());
         let node = &mut self.nodes[index];
         (node.keys, node.request, node.store, node.position) = (keys, request, store, position);
-        node.routing.request = routing;
+        node.routed.request = routed;
         node.twin = Some(of);
         self.nodes[of].twin = Some(index);
         index
@@ -221,7 +242,7 @@ impl World {
             node.asking = Some(self.now);
             core.acquire(request, now);
         }
-        if let Some(request) = node.routing.request.clone() {
+        if let Some(request) = node.routed.request.clone() {
             core.acquire(request, now);
         }
         node.core = Some(core);
@@ -249,7 +270,11 @@ impl World {
     }
 
     /// Lets a node see certain others no longer, neither as closest members nor over connections.
+    ///
+    /// # Panics
+    /// Where Kademlia routes, which knows of nobody that is not to be seen.
     pub fn shun(&mut self, index: usize, others: BTreeSet<usize>) {
+        assert_eq!(self.routing, Routing::Oracle, "a wrong view needs the oracle");
         for other in &others {
             self.cut_off(index, *other);
         }
@@ -273,7 +298,7 @@ impl World {
         node.store = (!amnesia).then(|| core.into_store());
         node.timer = None;
         node.told = Told::Nothing;
-        node.routing.told = Told::Nothing;
+        node.routed.told = Told::Nothing;
         node.paused = Duration::ZERO;
         node.went = self.now;
         self.tally.crashes += 1;
@@ -311,8 +336,8 @@ impl World {
         (node.request, node.asking) = (None, None);
         node.turns += 1;
         node.told = Told::Nothing;
-        (node.routing.request, node.routing.told) = (None, Told::Nothing);
-        node.routing.turns += 1;
+        (node.routed.request, node.routed.told) = (None, Told::Nothing);
+        node.routed.turns += 1;
         self.tally.leaves += 1;
         self.with(index, |core, now| core.release_all(now));
         for kind in Kind::ALL {
@@ -375,6 +400,11 @@ impl World {
             }
             self.run(every.min(end - self.now));
         }
+    }
+
+    /// What a node's monotonic clock shows, since the start of the run.
+    pub(crate) fn local(&self, index: usize) -> Duration {
+        self.nodes[index].clock.local(self.now)
     }
 
     fn step(&mut self) {

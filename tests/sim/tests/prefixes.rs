@@ -72,13 +72,13 @@ fn grid(seed: u64, nodes: usize, setup: fn(usize, &mut Config), conditions: Cond
 /// Whether a node has an address and, if it is to have one, a prefix.
 fn served(world: &World, index: usize) -> bool {
     let node = &world.nodes[index];
-    let routes = !node.routing.is_wanted() || routes(world, index);
+    let routes = !node.routed.is_wanted() || routes(world, index);
     matches!(node.told, Told::Held(_)) && node.addr().is_some() && routes
 }
 
 fn routes(world: &World, index: usize) -> bool {
     let node = &world.nodes[index];
-    matches!(node.routing.told, Told::Held(_)) && node.prefix().is_some()
+    matches!(node.routed.told, Told::Held(_)) && node.prefix().is_some()
 }
 
 #[track_caller]
@@ -88,7 +88,7 @@ fn expect(world: &mut World, within: Duration, what: impl Fn(&World) -> bool) {
     let told: Vec<_> = world
         .nodes
         .iter()
-        .map(|node| (node.index, &node.told, &node.routing.told))
+        .map(|node| (node.index, &node.told, &node.routed.told))
         .collect();
     assert!(seen, "{:?} after {within:?}: {told:#?}", world.trace());
     no_violation(world);
@@ -150,7 +150,7 @@ fn routers_beyond_the_routed_part_are_told_so_and_one_gets_what_another_gives_ba
         }
         world.run(SECOND * 60);
         let full = |world: &World| {
-            let told = world.nodes.iter().map(|node| &node.routing.told);
+            let told = world.nodes.iter().map(|node| &node.routed.told);
             told.filter(|told| matches!(told, Told::Failed(Failure::NoPrefixFree { .. })))
                 .count()
         };
@@ -161,8 +161,8 @@ fn routers_beyond_the_routed_part_are_told_so_and_one_gets_what_another_gives_ba
             world.trace()
         );
         let unlucky = (0..10).find(|index| !routes(&world, *index)).unwrap();
-        let Told::Failed(failure) = &world.nodes[unlucky].routing.told else {
-            panic!("{:?}", world.nodes[unlucky].routing.told);
+        let Told::Failed(failure) = &world.nodes[unlucky].routed.told else {
+            panic!("{:?}", world.nodes[unlucky].routed.told);
         };
         let said = failure.to_string();
         assert!(
@@ -190,7 +190,7 @@ fn eight_that_race_for_one_prefix_give_one_holder_and_seven_refusals() {
         world.run(SECOND * 60);
         let taken = |index: &usize| {
             matches!(
-                world.nodes[*index].routing.told,
+                world.nodes[*index].routed.told,
                 Told::Failed(Failure::FixedTaken { .. })
             )
         };
@@ -232,9 +232,9 @@ fn after_a_partition_the_losers_of_prefixes_take_others_and_keep_their_addresses
         expect(&mut world, SECOND * 60, healed);
         for index in routers.clone() {
             let node = &world.nodes[index];
-            conflicts.set(conflicts.get() + node.routing.conflicts);
+            conflicts.set(conflicts.get() + node.routed.conflicts);
             assert_eq!((node.addr(), node.conflicts), (addrs[index], 0), "seed {seed}");
-            if let Some(moved) = node.routing.moved {
+            if let Some(moved) = node.routed.moved {
                 assert!(moved < SECOND * 20, "seed {seed}: node {index} took {moved:?}");
             }
         }
@@ -306,8 +306,8 @@ fn a_member_that_leaves_its_prefixes_behind_gets_no_more_than_a_few_until_they_e
             collected += 1;
         };
         assert_eq!(collected, MAX_LEASES_PER_HOLDER, "seed {seed}");
-        let Told::Waiting(reason) = &world.nodes[collector].routing.told else {
-            panic!("seed {seed}: {:?}", world.nodes[collector].routing.told);
+        let Told::Waiting(reason) = &world.nodes[collector].routed.told else {
+            panic!("seed {seed}: {:?}", world.nodes[collector].routed.told);
         };
         assert!(
             reason.starts_with("this node has leased 4 prefixes lately"),
@@ -356,8 +356,8 @@ fn in_strict_mode_only_the_side_of_the_named_witnesses_gets_prefixes() {
         world.acquire_prefix(major, None);
         world.run(SECOND * 60);
         assert!(routes(&world, major) && !routes(&world, minor), "seed {seed}");
-        let Told::Waiting(reason) = &world.nodes[minor].routing.told else {
-            panic!("{:?}", world.nodes[minor].routing.told);
+        let Told::Waiting(reason) = &world.nodes[minor].routed.told else {
+            panic!("{:?}", world.nodes[minor].routed.told);
         };
         assert!(
             reason.contains("2 of the named witnesses have to grant each prefix"),
@@ -401,11 +401,7 @@ fn a_copy_of_a_router_stops_and_the_original_keeps_both_leases() {
         world.run(SECOND * 20);
         let node = &world.nodes[copy];
         let cloned = Told::Lost(LostReason::Cloned);
-        assert_eq!(
-            (&node.told, &node.routing.told),
-            (&cloned, &cloned),
-            "seed {seed}"
-        );
+        assert_eq!((&node.told, &node.routed.told), (&cloned, &cloned), "seed {seed}");
         assert_eq!(node.leases().count(), 0);
         let after = (world.nodes[2].addr(), world.nodes[2].prefix());
         assert_eq!(after, before, "seed {seed}");
@@ -441,7 +437,7 @@ fn a_prefix_that_the_grid_does_not_lease_is_refused_with_the_reason() {
     let mut world = grid(1, 3, routed, Conditions::default());
     let told = |world: &mut World, prefix: &str| {
         world.acquire_prefix(1, Some(prefix.parse().unwrap()));
-        match &world.nodes[1].routing.told {
+        match &world.nodes[1].routed.told {
             Told::Failed(failure) => failure.to_string(),
             other => panic!("{prefix}: {other:?}"),
         }
@@ -471,8 +467,8 @@ fn a_prefix_that_the_grid_does_not_lease_is_refused_with_the_reason() {
     );
     let mut plain = grid(1, 2, |_, _| {}, Conditions::default());
     plain.acquire_prefix(1, None);
-    let Told::Failed(failure) = &plain.nodes[1].routing.told else {
-        panic!("{:?}", plain.nodes[1].routing.told);
+    let Told::Failed(failure) = &plain.nodes[1].routed.told else {
+        panic!("{:?}", plain.nodes[1].routed.told);
     };
     assert!(
         failure.to_string().starts_with("the grid leases no prefixes"),
@@ -496,8 +492,8 @@ fn a_claimant_whose_blocks_are_larger_than_the_grids_gets_none() {
         }
         world.run(SECOND * 60);
         assert!(!routes(&world, 5), "seed {seed}");
-        let Told::Waiting(reason) = &world.nodes[5].routing.told else {
-            panic!("seed {seed}: {:?}", world.nodes[5].routing.told);
+        let Told::Waiting(reason) = &world.nodes[5].routed.told else {
+            panic!("seed {seed}: {:?}", world.nodes[5].routed.told);
         };
         assert!(reason.contains("leases no such part of it"), "{reason}");
         assert_eq!(prefixes(&world).len(), 6, "seed {seed}");

@@ -2,16 +2,29 @@
 
 #![allow(clippy::expect_used, reason = "helpers of tests fail the test")]
 
+use aerie_sim::Routing;
 use aerie_sim::scenario::{Report, Scenario};
 
 #[track_caller]
 fn play(name: &str, nodes: usize, seeds: std::ops::Range<u64>) -> Vec<Report> {
     let scenario = Scenario::named(name).expect("a scenario");
-    let reports: Vec<_> = seeds.map(|seed| scenario.run(seed, nodes)).collect();
+    play_with(scenario, scenario.routing, nodes, seeds)
+}
+
+#[track_caller]
+fn play_with(
+    scenario: &Scenario,
+    routing: Routing,
+    nodes: usize,
+    seeds: std::ops::Range<u64>,
+) -> Vec<Report> {
+    let name = scenario.name;
+    let reports: Vec<_> = seeds.map(|seed| scenario.run(seed, nodes, routing)).collect();
     for report in &reports {
         assert!(
             report.violations.is_empty(),
-            "cargo xtask sim leases --scenario {name} --nodes {nodes} --seeds 1 --first {} fails: {:#?}",
+            "cargo xtask sim leases --scenario {name} --nodes {nodes} --routing {routing} --seeds 1 --first {} \
+             fails: {:#?}",
             report.seed,
             report.violations
         );
@@ -45,6 +58,17 @@ fn everything_at_once_violates_nothing_and_every_kind_of_fault_strikes() {
     for (name, text, count) in all.named() {
         assert!(count > 0 || !wanted.contains(&name), "no {text} in {all:?}");
     }
+}
+
+#[test]
+fn everything_at_once_violates_nothing_where_nodes_know_what_messages_tell_them() {
+    let mixed = Scenario::named("mixed").expect("a scenario");
+    let reports = play_with(mixed, Routing::Kademlia, 16, 0..3);
+    for report in &reports {
+        assert!(report.tally.dials > 0 && report.tally.heals > 0, "{report:?}");
+    }
+    let again = play_with(mixed, Routing::Kademlia, 16, 2..3);
+    assert_eq!(reports[2..], again);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: figures that are promised, measured on real nodes in the lab, or on real sockets.
 
+mod growth;
 mod idle;
 mod leases;
 mod pool;
@@ -20,6 +21,8 @@ pub(crate) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Sub {
+    /// Messages, rounds and times of claims and look-ups in simulated grids of 50 to 10,000 nodes. Needs no root.
+    Growth(growth::Args),
     /// Memory and processor time of the daemons of a grid in which nothing happens.
     Idle(idle::Args),
     /// Claims and look-ups of addresses at fifty members, beside a stock libp2p Kademlia. Needs no root.
@@ -42,12 +45,13 @@ struct Common {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let in_lab = !matches!(args.command, Sub::Leases(_));
+    let in_lab = !matches!(args.command, Sub::Growth(_) | Sub::Leases(_));
     ensure!(
         !in_lab || nix::unistd::geteuid().is_root(),
         "the lab makes network namespaces: run it as root (sudo -E cargo xtask bench ...)"
     );
     match &args.command {
+        Sub::Growth(args) => growth::run(args),
         Sub::Idle(args) => idle::run(args),
         Sub::Leases(args) => leases::run(args),
         Sub::Pool(args) => pool::run(args),

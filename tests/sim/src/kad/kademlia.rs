@@ -20,7 +20,7 @@ use rand_chacha::ChaCha8Rng;
 use super::bucket::{Inserted, Status};
 use super::lookup::{Lookup, Step};
 use super::table::{Presence, Table};
-use super::{BOOTSTRAP_EVERY, BOOTSTRAP_SOON, Contact, K, QUERY_TIMEOUT, REQUEST_TIMEOUT};
+use super::{BOOTSTRAP_EVERY, BOOTSTRAP_SOON, Contact, K, PEER_TIMEOUT, QUERY_TIMEOUT, REQUEST_TIMEOUT};
 
 /// What a member wants done, or tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -247,8 +247,10 @@ impl Kademlia {
         let bootstrap = (self.bootstraps == 0).then(|| self.soon.unwrap_or(self.periodic).min(self.periodic));
         let of_query = |query: &Query| {
             let sent = query.sent.values().copied().min();
+            // Nobody counts as silent before the whole query is too late.
+            const { assert!(QUERY_TIMEOUT.as_nanos() <= PEER_TIMEOUT.as_nanos()) };
             let whole = Some(query.begun + QUERY_TIMEOUT);
-            sent.into_iter().chain(whole).chain(query.lookup.due()).min()
+            sent.into_iter().chain(whole).min()
         };
         let queries = self.queries.values().filter_map(of_query).min();
         bootstrap.into_iter().chain(queries).min()

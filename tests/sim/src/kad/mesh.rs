@@ -1,10 +1,10 @@
 //! The overlay's rule of whom to be connected to, without its transports: the part of its driver that decides which
 //! members Kademlia's table can hold.
 //!
-//! A member begins at one that it was told of, asks the first that it meets whom they are connected to, and from then
-//! on somebody at random, ever more rarely while nothing is new. It dials whom it hears of while it has room; beyond
-//! its limit only those among the twenty nearest to it. Now and then those beyond the limit are dropped by lot, the
-//! nearest and the first one excepted.
+//! A member begins at its bootstrap members and at those that it remembers, asks the first that it meets whom they are
+//! connected to, and from then on somebody at random, ever more rarely while nothing is new. It dials whom it hears of
+//! while it has room; beyond its limit only those among the twenty nearest to it. Now and then those beyond the limit
+//! are dropped by lot, the nearest and the bootstrap members excepted.
 //!
 //! The figures are those of `overlay/src/driver` (`mesh.rs`, `dialer.rs`, `book.rs`, `connections.rs`).
 
@@ -15,7 +15,8 @@ use aerie_types::PeerId;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{Contact, Distance, K};
+use super::book::{Book, Entry};
+use super::{Contact, K};
 
 /// How often what is due is looked at.
 const TICK: Duration = Duration::from_millis(200);
@@ -29,9 +30,8 @@ const MAX_NAMED: usize = 64;
 const ASKED: usize = 2;
 const ASKED_FIRST: usize = 3;
 
-/// Members dialled at once, and members remembered.
+/// Members dialled at once.
 const MAX_ATTEMPTS: usize = 12;
-const MAX_BOOK: usize = 1024;
 
 /// How long those newly learned of and those lost wait until they are dialled, by chance.
 const LEARN_SPREAD: Duration = Duration::from_millis(100);
@@ -41,12 +41,15 @@ const LOST_SPREAD: Duration = Duration::from_millis(500);
 const GIVE_WAY: Duration = Duration::from_millis(300);
 const GIVE_WAY_BUSY: Duration = Duration::from_millis(400);
 
-/// The pause after a failed dial, doubled by each further one.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const MAX_PAUSE: Duration = Duration::from_secs(300);
+/// Bootstrap members are dialled within this time; they and those met before within that, once the member is alone.
+const BOOTSTRAP_SPREAD: Duration = Duration::from_millis(150);
+const ALONE_SPREAD: Duration = Duration::from_millis(500);
 
-/// How often members beyond the limit are dropped.
+/// How often it is looked whether there are too many members, how many these are, as a part of the limit, and for how
+/// long one that was dropped is not dialled.
 const PRUNE_EVERY: Duration = Duration::from_secs(30);
+const SLACK: usize = 8;
+const DROPPED_PAUSE: Duration = Duration::from_secs(900);
 
 /// What the rule wants done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,13 +62,15 @@ pub enum Wish {
     Ask(Contact),
 }
 
-#[derive(Debug, Clone)]
-struct Entry {
-    contact: Contact,
-    met: bool,
-    failures: u32,
-    next_dial: Duration,
-    touched: Duration,
+/// Whom a member knows at its start.
+#[derive(Debug, Clone, Default)]
+pub struct Begin {
+    /// Its bootstrap members, which it never drops.
+    pub bootstrap: Vec<Contact>,
+    /// Those that it remembers from an earlier run.
+    pub known: Vec<Contact>,
+    /// Whether it is a relay, which drops nobody.
+    pub relay: bool,
 }
 
 /// Whom one member is connected to, and whom it should be.
@@ -73,11 +78,10 @@ struct Entry {
 pub struct Mesh {
     local: Contact,
     limit: usize,
-    first: Option<PeerId>,
-    /// By distance from the member itself.
-    book: BTreeMap<Distance, Entry>,
-    /// The same in the order in which they are kept: those heard of last stay longest.
-    heard: BTreeSet<(Duration, Distance)>,
+    relay: bool,
+    book: Book,
+    /// Whether somebody has named others since the member was last alone.
+    heard: bool,
     live: BTreeMap<PeerId, Contact>,
     dialling: BTreeSet<PeerId>,
     pause: Duration,
@@ -90,15 +94,15 @@ pub struct Mesh {
 }
 
 impl Mesh {
-    /// A member that is connected to nobody and begins at `first`, unless it is the first one itself.
+    /// A member that is connected to nobody. The first of a grid begins at nobody.
     #[must_use]
-    pub fn new(local: Contact, first: Option<Contact>, limit: usize, seed: u64, now: Duration) -> Self {
+    pub fn new(local: Contact, begin: &Begin, limit: usize, seed: u64, now: Duration) -> Self {
         let mut mesh = Self {
             local,
             limit,
-            first: first.map(|first| first.peer),
-            book: BTreeMap::new(),
-            heard: BTreeSet::new(),
+            relay: begin.relay,
+            book: Book::new(local.position),
+            heard: false,
             live: BTreeMap::new(),
             dialling: BTreeSet::new(),
             pause: SHORTEST,
@@ -109,8 +113,11 @@ impl Mesh {
             rng: ChaCha8Rng::seed_from_u64(seed),
             wishes: VecDeque::new(),
         };
-        if let Some(first) = first {
-            mesh.learn(first, now);
+        for contact in &begin.bootstrap {
+            mesh.pin(*contact, now);
+        }
+        for contact in &begin.known {
+            mesh.learn(*contact, now);
         }
         mesh
     }
@@ -126,6 +133,66 @@ impl Mesh {
         self.questions
     }
 
+    /// Whether a connected member has named others since this one was last alone.
+    #[must_use]
+    pub fn has_heard(&self) -> bool {
+        self.heard
+    }
+
+    /// The members that were learned of and not dialled to the end yet.
+    pub fn untried(&self) -> impl Iterator<Item = Contact> {
+        let untried = |entry: &&Entry| entry.is_fresh() && !self.live.contains_key(&entry.contact.peer);
+        self.book.iter().filter(untried).map(|entry| entry.contact)
+    }
+
+    /// Whether a member is connected.
+    #[must_use]
+    pub fn is_live(&self, peer: PeerId) -> bool {
+        self.live.contains_key(&peer)
+    }
+
+    /// Whether nobody is connected.
+    #[must_use]
+    pub fn is_alone(&self) -> bool {
+        self.live.is_empty()
+    }
+
+    /// Whether a member is being dialled by this rule.
+    #[must_use]
+    pub fn is_dialling(&self, peer: PeerId) -> bool {
+        self.dialling.contains(&peer)
+    }
+
+    /// Whether there is room for more connections.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.live.len() < self.limit
+    }
+
+    /// Those that it was connected to in this run, to be remembered for the next one.
+    #[must_use]
+    pub fn remembered(&self) -> Vec<Contact> {
+        let met = self.book.iter().filter(|entry| entry.met);
+        met.map(|entry| entry.contact).collect()
+    }
+
+    /// Whether a member is known, and whether the pause after a failure is over.
+    #[must_use]
+    pub fn may_dial(&self, contact: Contact, now: Duration) -> bool {
+        self.book
+            .get(contact)
+            .is_some_and(|entry| entry.failures == 0 || entry.next_dial <= now)
+    }
+
+    /// Dials a member that is known, whether it is due or not. Whether it is known.
+    pub fn dial(&mut self, contact: Contact) -> bool {
+        let known = self.book.get(contact).is_some();
+        if known && !self.live.contains_key(&contact.peer) && self.dialling.insert(contact.peer) {
+            self.wishes.push_back(Wish::Dial(contact));
+        }
+        known
+    }
+
     /// A member is connected: the first connection to it.
     pub fn connected(&mut self, contact: Contact, now: Duration) {
         self.dialling.remove(&contact.peer);
@@ -133,13 +200,12 @@ impl Mesh {
             self.prune_at += PRUNE_EVERY;
         }
         self.remember(contact, now);
-        if let Some(entry) = self.book.get_mut(&contact.distance(&self.local.position)) {
-            entry.met = true;
-            entry.failures = 0;
-        }
-        if self.live.insert(contact.peer, contact).is_none() && self.live.len() <= ASKED_FIRST {
-            self.something_new(now);
-            self.ask(contact);
+        if self.live.insert(contact.peer, contact).is_none() {
+            self.book.change(contact, |entry| entry.reached(now));
+            if self.live.len() <= ASKED_FIRST {
+                self.something_new(now);
+                self.ask(contact);
+            }
         }
         self.wake(now);
     }
@@ -147,12 +213,20 @@ impl Mesh {
     /// The last connection to a member closed.
     pub fn closed(&mut self, contact: Contact, now: Duration) {
         if self.live.remove(&contact.peer).is_some() {
-            let next_dial = now + self.wait_for(contact, LOST_SPREAD);
-            if let Some(entry) = self.book.get_mut(&contact.distance(&self.local.position)) {
-                entry.next_dial = next_dial;
+            let wait = self.wait_for(contact, LOST_SPREAD);
+            self.book.change(contact, |entry| entry.lost(now, wait));
+            if self.live.is_empty() {
+                self.heard = false;
+                self.hurry(now);
             }
             self.wake(now);
         }
+    }
+
+    /// A member is about to be dropped as this rule wanted: it is left alone for a while.
+    pub fn dropped(&mut self, contact: Contact, now: Duration) {
+        self.book
+            .change(contact, |entry| entry.next_dial = now + DROPPED_PAUSE);
     }
 
     /// A member is not to be reached. Whether it was this rule that wanted it dialled.
@@ -161,13 +235,7 @@ impl Mesh {
             return false;
         }
         let jitter: f64 = self.rng.random();
-        if let Some(entry) = self.book.get_mut(&contact.distance(&self.local.position)) {
-            let pause = FIRST_PAUSE
-                .saturating_mul(1 << entry.failures.min(10))
-                .min(MAX_PAUSE);
-            entry.failures += 1;
-            entry.next_dial = now + pause.mul_f64(0.5 + jitter);
-        }
+        self.book.change(contact, |entry| entry.failed(now, jitter));
         self.wake(now);
         true
     }
@@ -194,12 +262,14 @@ impl Mesh {
     #[must_use]
     pub fn named(&self, asker: PeerId, known: &BTreeSet<PeerId>) -> Vec<Contact> {
         let unknown = |peer: &PeerId| *peer != asker && !known.contains(peer);
-        let named = self.live.iter().filter(|(peer, _)| unknown(peer));
+        // Each asker is told others than the next one where there are more than fit.
+        let (before, after) = (self.live.range(..asker), self.live.range(asker..));
+        let named = after.chain(before).filter(|(peer, _)| unknown(peer));
         named.map(|(_, contact)| *contact).take(MAX_NAMED).collect()
     }
 
-    /// A member answered a question.
-    pub fn answered(&mut self, named: &[Contact], now: Duration) {
+    /// A member answered a question. Whether it named anybody new.
+    pub fn answered(&mut self, named: &[Contact], now: Duration) -> bool {
         let mut news = false;
         for contact in named {
             news |= self.learn(*contact, now);
@@ -207,6 +277,8 @@ impl Mesh {
         if news {
             self.something_new(now);
         }
+        self.heard = true;
+        news
     }
 
     /// Does what is due.
@@ -231,7 +303,7 @@ impl Mesh {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Duration> {
         let question = (!self.live.is_empty()).then_some(self.question_at);
-        let prune = (self.live.len() > self.limit).then_some(self.prune_at);
+        let prune = self.has_too_many().then_some(self.prune_at);
         [self.tick_at, question, prune].into_iter().flatten().min()
     }
 
@@ -254,29 +326,38 @@ impl Mesh {
         self.tick_at = Some(self.tick_at.unwrap_or(now + TICK).min(now + TICK));
     }
 
+    fn pin(&mut self, contact: Contact, now: Duration) {
+        if contact == self.local {
+            return;
+        }
+        self.remember(contact, now);
+        let next_dial = now + BOOTSTRAP_SPREAD.mul_f64(self.rng.random());
+        self.book.change(contact, |entry| {
+            (entry.pinned, entry.next_dial) = (true, next_dial);
+        });
+        self.wake(now);
+    }
+
+    /// The member is alone: bootstrap members and those met in this run are dialled soon.
+    fn hurry(&mut self, now: Duration) {
+        let all: Vec<_> = self
+            .book
+            .iter()
+            .filter(|entry| entry.pinned || entry.met)
+            .map(|entry| entry.contact)
+            .collect();
+        for contact in all {
+            let soon = now + ALONE_SPREAD.mul_f64(self.rng.random());
+            self.book.change(contact, |entry| {
+                entry.failures = entry.failures.min(1);
+                entry.next_dial = entry.next_dial.min(soon);
+            });
+        }
+    }
+
     fn remember(&mut self, contact: Contact, now: Duration) -> bool {
-        let distance = contact.distance(&self.local.position);
-        if let Some(entry) = self.book.get_mut(&distance) {
-            let before = std::mem::replace(&mut entry.touched, now);
-            self.heard.remove(&(before, distance));
-            self.heard.insert((now, distance));
-            return false;
-        }
-        if self.book.len() >= MAX_BOOK
-            && let Some((_, oldest)) = self.heard.pop_first()
-        {
-            self.book.remove(&oldest);
-        }
-        self.heard.insert((now, distance));
-        let entry = Entry {
-            contact,
-            met: false,
-            failures: 0,
-            next_dial: now + self.wait_for(contact, LEARN_SPREAD),
-            touched: now,
-        };
-        self.book.insert(distance, entry);
-        true
+        let next_dial = now + self.wait_for(contact, LEARN_SPREAD);
+        self.book.remember(contact, next_dial, now)
     }
 
     fn wait_for(&mut self, contact: Contact, spread: Duration) -> Duration {
@@ -290,10 +371,8 @@ impl Mesh {
 
     /// The nearest members known to be there, connected or not.
     fn neighbours(&self) -> impl Iterator<Item = &Entry> {
-        let there = |entry: &&Entry| {
-            self.live.contains_key(&entry.contact.peer) || (!entry.met && entry.failures == 0)
-        };
-        self.book.values().filter(there).take(K)
+        let there = |entry: &&Entry| entry.is_fresh() || self.live.contains_key(&entry.contact.peer);
+        self.book.iter().filter(there).take(K)
     }
 
     fn is_full(&self) -> bool {
@@ -307,15 +386,12 @@ impl Mesh {
             !self.live.contains_key(&peer) && !self.dialling.contains(&peer)
         };
         if !self.is_full() {
-            return self.book.values().filter(idle).collect();
+            return self.book.iter().filter(idle).collect();
         }
-        let first = self
-            .book
-            .values()
-            .find(|entry| Some(entry.contact.peer) == self.first);
+        let pinned = self.book.iter().filter(|entry| entry.pinned);
         let wanted: BTreeMap<_, _> = self
             .neighbours()
-            .chain(first)
+            .chain(pinned)
             .filter(idle)
             .map(|entry| (entry.contact.peer, entry))
             .collect();
@@ -327,14 +403,11 @@ impl Mesh {
             .wanted()
             .into_iter()
             .filter(|entry| entry.next_dial <= now)
-            .map(|entry| {
-                let later = Some(entry.contact.peer) != self.first;
-                (later, entry.failures, entry.contact, entry.next_dial)
-            })
+            .map(|entry| (!entry.pinned, entry.failures, entry.next_dial, entry.contact))
             .collect();
         due.sort_unstable();
         let nearest: BTreeSet<_> = self.neighbours().map(|entry| entry.contact.peer).collect();
-        for (later, _, contact, since) in due {
+        for (later, _, since, contact) in due {
             if self.dialling.len() >= MAX_ATTEMPTS {
                 break;
             }
@@ -349,15 +422,21 @@ impl Mesh {
         self.tick_at = next.map(|next| next.max(now + TICK));
     }
 
+    /// More than room was made for: others dial this member too, and those that it drops dial again.
+    fn has_too_many(&self) -> bool {
+        !self.relay && self.live.len() > self.limit + self.limit / SLACK
+    }
+
     fn prune(&mut self) {
-        let surplus = self.live.len().saturating_sub(self.limit);
-        if surplus == 0 {
+        if !self.has_too_many() {
             return;
         }
+        let surplus = self.live.len().saturating_sub(self.limit);
         let nearest: BTreeSet<_> = self.neighbours().map(|entry| entry.contact.peer).collect();
+        let pinned = |contact: &Contact| self.book.get(*contact).is_some_and(|entry| entry.pinned);
         let others = self
             .live()
-            .filter(|contact| !nearest.contains(&contact.peer) && Some(contact.peer) != self.first);
+            .filter(|contact| !nearest.contains(&contact.peer) && !pinned(contact));
         for contact in self.draw(others.collect(), surplus) {
             self.wishes.push_back(Wish::Close(contact));
         }
@@ -376,6 +455,7 @@ impl Mesh {
 
 #[cfg(test)]
 mod tests {
+    use super::super::book::{FIRST_PAUSE, MAX_PINNED_PAUSE};
     use super::*;
     use crate::peer;
 
@@ -384,6 +464,13 @@ mod tests {
 
     fn contact(index: usize) -> Contact {
         peer(index).into()
+    }
+
+    fn beginning_at(first: usize) -> Begin {
+        Begin {
+            bootstrap: vec![contact(first)],
+            ..Begin::default()
+        }
     }
 
     fn wishes(mesh: &mut Mesh) -> Vec<Wish> {
@@ -414,11 +501,11 @@ mod tests {
 
     #[test]
     fn everybody_is_dialled_while_there_is_room_and_then_the_nearest_only() {
-        let mut mesh = Mesh::new(contact(0), Some(contact(1)), 30, 1, NOW);
+        let mut mesh = Mesh::new(contact(0), &beginning_at(1), 30, 1, NOW);
         settle(&mut mesh);
         assert_eq!(mesh.live().collect::<Vec<_>>(), [contact(1)]);
         let named: Vec<_> = (2..200).map(contact).collect();
-        mesh.answered(&named, NOW);
+        assert!(mesh.answered(&named, NOW));
         settle(&mut mesh);
         let mut nearest: Vec<_> = (1..200).map(contact).collect();
         nearest.sort_by_key(|other| other.distance(&contact(0).position));
@@ -441,7 +528,7 @@ mod tests {
 
     #[test]
     fn the_first_three_are_asked_at_once_and_others_ever_more_rarely() {
-        let mut mesh = Mesh::new(contact(0), None, 64, 1, NOW);
+        let mut mesh = Mesh::new(contact(0), &Begin::default(), 64, 1, NOW);
         for index in 1..=5 {
             mesh.connected(contact(index), NOW);
         }
@@ -456,13 +543,13 @@ mod tests {
             before = at;
         }
         assert!(pauses[15] > LONGEST / 2, "{pauses:?}");
-        mesh.answered(&[contact(9)], before);
+        assert!(mesh.answered(&[contact(9)], before));
         assert!(mesh.question_at <= before + SHORTEST);
     }
 
     #[test]
     fn an_answer_leaves_out_whom_the_asker_knows() {
-        let mut mesh = Mesh::new(contact(0), None, 100, 1, NOW);
+        let mut mesh = Mesh::new(contact(0), &Begin::default(), 100, 1, NOW);
         for index in 1..=80 {
             mesh.connected(contact(index), NOW);
         }
@@ -475,7 +562,7 @@ mod tests {
 
     #[test]
     fn who_is_not_reached_is_tried_again_after_ever_longer_pauses() {
-        let mut mesh = Mesh::new(contact(0), Some(contact(1)), 64, 1, NOW);
+        let mut mesh = Mesh::new(contact(0), &beginning_at(1), 64, 1, NOW);
         let mut now = NOW;
         let mut pauses = Vec::new();
         for _ in 0..12 {
@@ -488,8 +575,30 @@ mod tests {
             mesh.dial_failed(contact(1), now);
         }
         assert!(
-            pauses[1] >= FIRST_PAUSE / 2 && pauses[11] >= MAX_PAUSE / 2,
+            pauses[1] >= FIRST_PAUSE / 2 && pauses[11] >= MAX_PINNED_PAUSE / 2,
             "{pauses:?}"
         );
+    }
+
+    #[test]
+    fn one_that_is_alone_dials_those_whom_it_met_again_soon() {
+        let mut mesh = Mesh::new(contact(0), &Begin::default(), 64, 1, NOW);
+        mesh.connected(contact(1), NOW);
+        mesh.connected(contact(2), NOW);
+        assert!(!mesh.answered(&[], NOW));
+        assert!(mesh.has_heard());
+        mesh.closed(contact(1), NOW);
+        for _ in 0..9 {
+            mesh.dial(contact(1));
+            assert!(mesh.dial_failed(contact(1), NOW));
+        }
+        let _ = wishes(&mut mesh);
+        mesh.closed(contact(2), NOW);
+        assert!(!mesh.has_heard());
+        let soon = NOW + ALONE_SPREAD + GIVE_WAY_BUSY * 2;
+        while let Some(at) = mesh.poll_timeout().filter(|at| *at <= soon) {
+            mesh.handle_timeout(at);
+        }
+        assert!(wishes(&mut mesh).contains(&Wish::Dial(contact(1))));
     }
 }

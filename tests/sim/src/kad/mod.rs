@@ -10,16 +10,19 @@
 //!
 //! [`Kademlia`] is one member's part: a [`Table`] of whom it has met, and one [`Lookup`] for each question under way.
 //! Nothing else than messages moves it, so that what a member does not know it cannot find. [`Mesh`] is the overlay's
-//! rule of whom to stay connected to. [`Network`] joins many such members on a virtual clock; how well they find is
-//! told by [`Found`] and [`Figures`].
+//! rule of whom to stay connected to, and [`Member`] both of them with what the overlay's driver puts between. The
+//! simulated grids of the register route by such members; [`Network`] joins many of them, and nothing else, on a
+//! virtual clock. How well they find is told by [`Found`] and [`Figures`].
 //!
 //! The numbers and rules are those of libp2p-kad 0.49 with the settings that the overlay gives it. `tests/kad-compare`
 //! runs both on the same grid and says whether they agree.
 
+mod book;
 mod bucket;
 mod figures;
 mod kademlia;
 mod lookup;
+mod member;
 mod mesh;
 mod network;
 mod plan;
@@ -34,8 +37,10 @@ pub use bucket::{Inserted, Status};
 pub use figures::{Figures, Found, Spread, closest_of, percentile};
 pub use kademlia::{Kademlia, Output, Stats};
 pub use lookup::{Lookup, Step};
-pub use mesh::{Mesh, Wish};
+pub use member::{Act, Member};
+pub use mesh::{Begin, Mesh, Wish};
 pub use network::Network;
+pub(crate) use network::{HANDSHAKE, IDENTIFY, REFUSED, REQUEST};
 pub use plan::{Outcome, Plan};
 pub use settings::Settings;
 pub use table::{Presence, Table};

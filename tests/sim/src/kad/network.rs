@@ -15,21 +15,22 @@ use aerie_types::{Key, PeerId};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use super::Contact;
 use super::figures::Found;
-use super::kademlia::{Kademlia, Output, Stats};
-use super::mesh::{Mesh, Wish};
+use super::kademlia::Stats;
+use super::member::{Act, Member};
+use super::mesh::Begin;
 use super::settings::Settings;
-use super::{Contact, PATIENCE};
 
 /// One-way delays from a dial to a connection that carries streams: TCP, Noise and yamux.
-const HANDSHAKE: u32 = 6;
+pub(crate) const HANDSHAKE: u32 = 6;
 
 /// One-way delays from a connection to the addresses of the other side.
-const IDENTIFY: u32 = 2;
+pub(crate) const IDENTIFY: u32 = 2;
 
 /// One-way delays of a request on a stream that is agreed on first, and those until a refused dial is known.
-const REQUEST: u32 = 3;
-const REFUSED: u32 = 2;
+pub(crate) const REQUEST: u32 = 3;
+pub(crate) const REFUSED: u32 = 2;
 
 #[derive(Debug, Clone)]
 enum Action {
@@ -71,10 +72,6 @@ enum Action {
         to: usize,
         named: Vec<Contact>,
     },
-    Impatient {
-        at: usize,
-        query: u64,
-    },
     Timer {
         at: usize,
     },
@@ -82,11 +79,9 @@ enum Action {
 
 struct Node {
     contact: Contact,
-    kad: Kademlia,
-    mesh: Mesh,
+    member: Member,
     is_up: bool,
     links: BTreeSet<usize>,
-    dialling: BTreeSet<usize>,
     /// Look-ups under way: what is looked for, and since when.
     seeking: BTreeMap<u64, (Key, Duration)>,
     timer: Option<Duration>,
@@ -134,18 +129,17 @@ impl Network {
     pub fn join(&mut self, peer: PeerId, first: Option<usize>) -> usize {
         let index = self.nodes.len();
         let contact = Contact::from(peer);
-        let first = first
-            .and_then(|first| self.nodes.get(first))
-            .map(|node| node.contact);
-        let kad = Kademlia::new(contact, self.rng.random(), self.now);
-        let mesh = Mesh::new(contact, first, self.settings.limit, self.rng.random(), self.now);
+        let first = first.and_then(|first| self.nodes.get(first));
+        let begin = Begin {
+            bootstrap: first.map(|node| node.contact).into_iter().collect(),
+            ..Begin::default()
+        };
+        let member = Member::new(contact, &begin, &self.settings, self.rng.random(), self.now);
         self.nodes.push(Node {
             contact,
-            kad,
-            mesh,
+            member,
             is_up: true,
             links: BTreeSet::new(),
-            dialling: BTreeSet::new(),
             seeking: BTreeMap::new(),
             timer: None,
         });
@@ -179,9 +173,8 @@ impl Network {
         let Some(node) = self.nodes.get_mut(index).filter(|node| node.is_up) else {
             return;
         };
-        let query = node.kad.locate(place, now);
+        let query = node.member.locate(place, now);
         node.seeking.insert(query, (place, now));
-        self.schedule(now + PATIENCE, Action::Impatient { at: index, query });
         self.drain(index);
     }
 
@@ -226,7 +219,7 @@ impl Network {
     /// Messages carried so far, and the questions of whom somebody is connected to among them.
     #[must_use]
     pub fn messages(&self) -> (u64, u64) {
-        let questions = self.nodes.iter().map(|node| node.mesh.questions()).sum();
+        let questions = self.nodes.iter().map(|node| node.member.mesh().questions()).sum();
         (self.messages, questions)
     }
 
@@ -234,7 +227,7 @@ impl Network {
     #[must_use]
     pub fn degrees(&self) -> Vec<(usize, usize)> {
         let up = self.nodes.iter().filter(|node| node.is_up);
-        up.map(|node| (node.links.len(), node.kad.table().len()))
+        up.map(|node| (node.links.len(), node.member.kad().table().len()))
             .collect()
     }
 
@@ -243,7 +236,7 @@ impl Network {
             Action::Linked { from, to } => self.link(from, to),
             Action::Refused { from, to } => self.dial_failed(from, to),
             Action::Identified { at, other } => self.on(at, Some(other), |node, other, now| {
-                node.kad.confirmed(other, now);
+                node.member.identified(other, now);
             }),
             Action::Closed { at, other } => self.unlink(at, other),
             Action::FindNode {
@@ -254,7 +247,7 @@ impl Network {
             } => {
                 let mut closer = Vec::new();
                 let asked = self.on_linked(to, from, |node, asker, now| {
-                    closer = node.kad.answer(asker.peer, &place, now);
+                    closer = node.member.find_node(asker.peer, &place, now);
                 });
                 if asked {
                     self.later(
@@ -275,13 +268,13 @@ impl Network {
                 closer,
             } => {
                 self.on_linked(to, from, |node, other, now| {
-                    node.kad.answered(query, other, &closer, now);
+                    node.member.closer(query, other, &closer, now);
                 });
             }
             Action::Whom { from, to, known } => {
                 let mut named = Vec::new();
                 let asked = self.on_linked(to, from, |node, asker, _| {
-                    named = node.mesh.named(asker.peer, &known);
+                    named = node.member.named(asker.peer, &known);
                 });
                 if asked {
                     self.later(
@@ -295,14 +288,7 @@ impl Network {
                 }
             }
             Action::Named { from, to, named } => {
-                self.on_linked(to, from, |node, _, now| node.mesh.answered(&named, now));
-            }
-            Action::Impatient { at, query } => {
-                self.on(at, None, |node, _, now| {
-                    if node.seeking.contains_key(&query) {
-                        node.kad.finish(query, now);
-                    }
-                });
+                self.on_linked(to, from, |node, _, now| node.member.told(&named, now));
             }
             Action::Timer { at } => {
                 if self
@@ -312,8 +298,7 @@ impl Network {
                 {
                     self.on(at, None, |node, _, now| {
                         node.timer = None;
-                        node.mesh.handle_timeout(now);
-                        node.kad.handle_timeout(now);
+                        node.member.handle_timeout(now);
                     });
                 }
             }
@@ -330,10 +315,8 @@ impl Network {
         }
         for (at, other) in [(from, to), (to, from)] {
             self.on(at, Some(other), |node, contact, now| {
-                node.dialling.remove(&other);
                 if node.links.insert(other) {
-                    node.mesh.connected(contact, now);
-                    node.kad.connected(contact, now);
+                    node.member.linked(contact, now);
                 }
             });
             self.later(IDENTIFY, Action::Identified { at, other });
@@ -341,27 +324,16 @@ impl Network {
     }
 
     fn unlink(&mut self, at: usize, other: usize) {
-        let forget = self.settings.forget_closed;
         self.on(at, Some(other), |node, contact, now| {
             if node.links.remove(&other) {
-                node.kad.closed(contact, now);
-                if forget {
-                    node.kad.forget(contact, now);
-                }
-                node.mesh.closed(contact, now);
+                node.member.closed(contact, now);
             }
         });
     }
 
     fn dial_failed(&mut self, from: usize, to: usize) {
         self.on(from, Some(to), |node, contact, now| {
-            node.dialling.remove(&to);
-            if !node.links.contains(&to) {
-                node.kad.dial_failed(contact, now);
-                if node.mesh.dial_failed(contact, now) {
-                    node.kad.forget(contact, now);
-                }
-            }
+            node.member.dial_failed(contact, now);
         });
     }
 
@@ -398,18 +370,14 @@ impl Network {
 
     /// Takes everything that a member wants done and told, and sets its timer.
     fn drain(&mut self, at: usize) {
-        while let Some(wish) = self.nodes.get_mut(at).and_then(|node| node.mesh.poll_wish()) {
-            self.wish(at, wish);
-        }
-        while let Some(output) = self.nodes.get_mut(at).and_then(|node| node.kad.poll_output()) {
-            self.output(at, output);
+        while let Some(act) = self.nodes.get_mut(at).and_then(|node| node.member.poll_act()) {
+            self.act_for(at, act);
         }
         let now = self.now;
         let Some(node) = self.nodes.get_mut(at) else {
             return;
         };
-        let due = [node.mesh.poll_timeout(), node.kad.poll_timeout()];
-        let due = due.into_iter().flatten().min();
+        let due = node.member.poll_timeout();
         let due = due.map(|due| due.max(now + Duration::from_micros(1)));
         if node.timer != due {
             node.timer = due;
@@ -419,41 +387,35 @@ impl Network {
         }
     }
 
-    fn wish(&mut self, at: usize, wish: Wish) {
-        match wish {
-            Wish::Dial(contact) => self.dial(at, contact),
-            Wish::Close(contact) => {
-                if let Some(other) = self.by_peer.get(&contact.peer).copied() {
+    fn act_for(&mut self, at: usize, act: Act) {
+        match act {
+            Act::Dial(contact) => self.dial(at, contact),
+            Act::Close(contact) => {
+                if let Some(other) = self.index(contact) {
+                    self.on(at, Some(other), |node, contact, now| {
+                        node.member.dropped(contact, now)
+                    });
                     self.unlink(at, other);
                     self.later(1, Action::Closed { at: other, other: at });
                 }
             }
-            Wish::Ask(contact) => {
-                let known = self.nodes.get(at).map(|node| node.mesh.known());
-                if let (Some(to), Some(known)) = (self.by_peer.get(&contact.peer).copied(), known) {
+            Act::Whom { to, known } => {
+                if let Some(to) = self.index(to) {
                     self.later(REQUEST, Action::Whom { from: at, to, known });
                 }
             }
-        }
-    }
-
-    fn output(&mut self, at: usize, output: Output) {
-        match output {
-            Output::Dial(contact) => self.dial(at, contact),
-            Output::Ask { to, query, place } => {
-                if let Some(to) = self.by_peer.get(&to.peer).copied() {
-                    self.later(
-                        REQUEST,
-                        Action::FindNode {
-                            from: at,
-                            to,
-                            query,
-                            place,
-                        },
-                    );
+            Act::Find { to, query, place } => {
+                if let Some(to) = self.index(to) {
+                    let find = Action::FindNode {
+                        from: at,
+                        to,
+                        query,
+                        place,
+                    };
+                    self.later(REQUEST, find);
                 }
             }
-            Output::Located {
+            Act::Located {
                 query,
                 closest,
                 stats,
@@ -462,9 +424,6 @@ impl Network {
                 let Some(node) = self.nodes.get_mut(at) else {
                     return;
                 };
-                for contact in &closest {
-                    node.mesh.learn(*contact, now);
-                }
                 if let Some((place, begun)) = node.seeking.remove(&query) {
                     self.found.push(Found {
                         asker: node.contact.peer,
@@ -475,27 +434,26 @@ impl Network {
                     });
                 }
             }
-            Output::Refreshed(stats) => {
+            Act::Refreshed(stats) => {
                 self.refreshed.requests += stats.requests;
                 self.refreshed.failures += stats.failures;
                 self.refreshed.dials += stats.dials;
                 self.refreshed.rounds = self.refreshed.rounds.max(stats.rounds);
             }
+            // Nobody here asks for these.
+            Act::Closest { .. } | Act::Reached(_) | Act::GivenUp(_) => {}
         }
     }
 
+    fn index(&self, contact: Contact) -> Option<usize> {
+        self.by_peer.get(&contact.peer).copied()
+    }
+
     fn dial(&mut self, from: usize, contact: Contact) {
-        let Some(to) = self.by_peer.get(&contact.peer).copied() else {
+        let Some(to) = self.index(contact) else {
             return;
         };
-        let is_up = self.is_up(to);
-        let Some(node) = self.nodes.get_mut(from) else {
-            return;
-        };
-        if node.links.contains(&to) || !node.dialling.insert(to) {
-            return;
-        }
-        if is_up {
+        if self.is_up(to) {
             self.later(HANDSHAKE, Action::Linked { from, to });
         } else {
             self.later(REFUSED, Action::Refused { from, to });
@@ -518,7 +476,7 @@ impl Network {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kad::{K, closest_of};
+    use crate::kad::{K, PATIENCE, closest_of};
     use crate::peer;
 
     fn grid(members: usize, seed: u64) -> Network {

@@ -12,6 +12,7 @@ use super::{SECOND, range};
 use crate::conditions::Conditions;
 use crate::keys::peer;
 use crate::node::Told;
+use crate::overlay::Routing;
 use crate::world::World;
 
 pub(super) const ABOUT: &str =
@@ -23,7 +24,7 @@ const A_MINUTE: f64 = 0.1;
 /// Look-ups for each change.
 const LOOK_UPS: usize = 4;
 
-pub(super) fn play(seed: u64, nodes: usize) -> World {
+pub(super) fn play(seed: u64, nodes: usize, routing: Routing) -> World {
     let conditions = Conditions {
         loss: 0.005,
         duplicate: 0.005,
@@ -33,7 +34,7 @@ pub(super) fn play(seed: u64, nodes: usize) -> World {
         drift_ppm: 7500,
         detection: SECOND * 5,
     };
-    let mut world = World::new(seed, range("10.0.0.0/16"), conditions);
+    let mut world = World::new(seed, range("10.0.0.0/16"), conditions).with_routing(routing);
     for _ in 0..nodes {
         join(&mut world);
         world.run(Duration::from_millis(20));
@@ -60,7 +61,7 @@ pub(super) fn play(seed: u64, nodes: usize) -> World {
             .collect();
         let some = |world: &mut World| up[world.rng().random_range(0..up.len())];
         let goes = some(&mut world);
-        if world.rng().random_bool(0.5) {
+        if world.rng().random_bool(0.5) || !world.may_go(goes) {
             world.kill(goes, false);
             let away = world.rng().random_range(60..300);
             back.push((world.now() + SECOND * away, goes));

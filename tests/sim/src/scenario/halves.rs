@@ -13,6 +13,7 @@ use rand::RngExt;
 use super::{SECOND, range};
 use crate::conditions::Conditions;
 use crate::node::Told;
+use crate::overlay::Routing;
 use crate::world::World;
 
 pub(super) const ABOUT: &str =
@@ -28,7 +29,7 @@ const MOVED: Duration = Duration::from_secs(10);
 const PAIRS: usize = 20;
 const PARTS: usize = 20;
 
-pub(super) fn play(seed: u64, nodes: usize) -> World {
+pub(super) fn play(seed: u64, nodes: usize, routing: Routing) -> World {
     let conditions = Conditions {
         delay: (Duration::from_millis(2), Duration::from_millis(100)),
         skew: SECOND * 60,
@@ -36,7 +37,7 @@ pub(super) fn play(seed: u64, nodes: usize) -> World {
         detection: SECOND * 2,
         ..Conditions::default()
     };
-    let mut world = World::new(seed, range("10.0.0.0/16"), conditions);
+    let mut world = World::new(seed, range("10.0.0.0/16"), conditions).with_routing(routing);
     let pairs = PAIRS.min(nodes / 16);
     let parts = PARTS.min(nodes / 16);
     // Three of either half draw from fourteen addresses: most parts see a collision, and all find room.

@@ -15,6 +15,7 @@ use rand::RngExt;
 use super::{SECOND, range};
 use crate::conditions::Conditions;
 use crate::node::Told;
+use crate::overlay::Routing;
 use crate::world::World;
 
 pub(super) const ABOUT_24: &str =
@@ -31,13 +32,13 @@ const SERVED_WITHIN: Duration = Duration::from_secs(120);
 const REFUSED_WITHIN: Duration = Duration::from_secs(15 * 60);
 
 /// Fills the smallest range that holds all nodes.
-pub(super) fn play_24(seed: u64, nodes: usize) -> World {
+pub(super) fn play_24(seed: u64, nodes: usize, routing: Routing) -> World {
     let prefix = (8..30).rev().find(|prefix| {
         let fitting = range(&format!("10.0.0.0/{prefix}"));
         fitting.capacity() as usize >= nodes
     });
     let fitting = range(&format!("10.0.0.0/{}", prefix.unwrap_or(8)));
-    let mut world = herd(seed, nodes, fitting);
+    let mut world = herd(seed, nodes, fitting, routing);
     let left = world
         .range
         .capacity()
@@ -77,14 +78,14 @@ pub(super) fn play_24(seed: u64, nodes: usize) -> World {
     world
 }
 
-pub(super) fn play_16(seed: u64, nodes: usize) -> World {
-    let mut world = herd(seed, nodes, range("10.0.0.0/16"));
+pub(super) fn play_16(seed: u64, nodes: usize, routing: Routing) -> World {
+    let mut world = herd(seed, nodes, range("10.0.0.0/16"), routing);
     unique(&mut world);
     world
 }
 
-fn herd(seed: u64, nodes: usize, fitting: VirtualRange) -> World {
-    let mut world = World::new(seed, fitting, Conditions::default());
+fn herd(seed: u64, nodes: usize, fitting: VirtualRange, routing: Routing) -> World {
+    let mut world = World::new(seed, fitting, Conditions::default()).with_routing(routing);
     for _ in 0..nodes {
         let index = world.add();
         world.tally.joins += 1;

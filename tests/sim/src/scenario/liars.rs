@@ -20,6 +20,7 @@ use super::{SECOND, range};
 use crate::conditions::Conditions;
 use crate::keys::peer;
 use crate::node::Told;
+use crate::overlay::Routing;
 use crate::world::World;
 
 pub(super) const ABOUT: &str =
@@ -42,22 +43,22 @@ enum Hostile {
     Chooser,
 }
 
-pub(super) fn play(seed: u64, nodes: usize) -> World {
-    course(seed, nodes, Hostile::Witnesses)
+pub(super) fn play(seed: u64, nodes: usize, routing: Routing) -> World {
+    course(seed, nodes, Hostile::Witnesses, routing)
 }
 
 pub(super) const ABOUT_CHOOSER: &str =
     "honest witnesses, and a claimant that asks those that come after the nine closest";
 
-pub(super) fn play_chooser(seed: u64, nodes: usize) -> World {
-    course(seed, nodes, Hostile::Chooser)
+pub(super) fn play_chooser(seed: u64, nodes: usize, routing: Routing) -> World {
+    course(seed, nodes, Hostile::Chooser, routing)
 }
 
-pub(super) fn play_revenant(seed: u64, nodes: usize) -> World {
-    course(seed, nodes, Hostile::Former)
+pub(super) fn play_revenant(seed: u64, nodes: usize, routing: Routing) -> World {
+    course(seed, nodes, Hostile::Former, routing)
 }
 
-fn course(seed: u64, nodes: usize, kind: Hostile) -> World {
+fn course(seed: u64, nodes: usize, kind: Hostile, routing: Routing) -> World {
     let conditions = Conditions {
         loss: 0.01,
         duplicate: 0.02,
@@ -66,7 +67,7 @@ fn course(seed: u64, nodes: usize, kind: Hostile) -> World {
         drift_ppm: 7500,
         ..Conditions::default()
     };
-    let mut world = World::new(seed, range("10.0.0.0/24"), conditions);
+    let mut world = World::new(seed, range("10.0.0.0/24"), conditions).with_routing(routing);
     for _ in 0..nodes {
         let index = world.add();
         world.tally.joins += 1;

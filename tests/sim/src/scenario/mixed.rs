@@ -22,6 +22,7 @@ use super::{SECOND, range};
 use crate::conditions::{Conditions, Cut};
 use crate::keys::peer;
 use crate::node::Told;
+use crate::overlay::Routing;
 use crate::world::World;
 
 pub(super) const ABOUT: &str = "three lives of a lease with crashes, amnesia, joins, leaves, pauses, skewed clocks, \
@@ -66,7 +67,7 @@ struct Course {
     asked: Vec<(usize, u64, usize)>,
 }
 
-pub(super) fn play(seed: u64, nodes: usize) -> World {
+pub(super) fn play(seed: u64, nodes: usize, routing: Routing) -> World {
     let conditions = Conditions {
         loss: 0.03,
         duplicate: 0.03,
@@ -76,7 +77,7 @@ pub(super) fn play(seed: u64, nodes: usize) -> World {
         drift_ppm: 7500,
         detection: SECOND * 10,
     };
-    let mut world = World::new(seed, range(RANGE), conditions);
+    let mut world = World::new(seed, range(RANGE), conditions).with_routing(routing);
     world.setup = |_, config| config.pool = pool();
     let starts = world.rng().random_range(10..50_u64);
     let lasts = 10.0 * 240.0_f64.powf(world.rng().random_range(0.0..1.0));
@@ -254,7 +255,7 @@ impl Course {
                 self.crash(index, true);
             }
             32..36 if up.len() < self.most => self.join_for(None),
-            36..39 if up.len() > self.most / 2 && down < DOWN => self.go(index),
+            36..39 if up.len() > self.most / 2 && down < DOWN && self.world.may_go(index) => self.go(index),
             39..46 => {
                 let pause = self.world.rng().random_range(500..20_000);
                 self.world.pause(index, Duration::from_millis(pause));
@@ -321,10 +322,10 @@ impl Course {
             let Some(index) = self.some(&routers) else {
                 return;
             };
-            let routing = &self.world.nodes[index].routing;
-            let kept = routing.request.as_ref().map(|request| request.want);
+            let routed = &self.world.nodes[index].routed;
+            let kept = routed.request.as_ref().map(|request| request.want);
             let kept = kept.is_some_and(|want| matches!(want, Want::This(_)));
-            let settled = kept && matches!(routing.told, Told::Held(_) | Told::Lost(_));
+            let settled = kept && matches!(routed.told, Told::Held(_) | Told::Lost(_));
             if self.world.nodes[index].is_up() && !settled {
                 self.world.acquire_prefix(index, fixed);
             }
@@ -374,7 +375,7 @@ impl Course {
         };
         let node = &self.world.nodes[holder];
         let settled = self.world.now().saturating_sub(node.came) > SECOND * 30;
-        let told = match &node.routing.told {
+        let told = match &node.routed.told {
             told @ Told::Held(_) if asker % 2 == 0 => told,
             _ => &node.told,
         };
@@ -428,7 +429,7 @@ impl Course {
         for node in self.world.nodes.iter().filter(|node| node.is_up()) {
             let both = [
                 (Kind::Addr, &node.told, node.until),
-                (Kind::Prefix, &node.routing.told, node.routing.until),
+                (Kind::Prefix, &node.routed.told, node.routed.until),
             ];
             for (kind, told, until) in both {
                 match told {

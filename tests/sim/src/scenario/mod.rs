@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use aerie_types::VirtualRange;
 
+use crate::overlay::Routing;
 use crate::tally::Tally;
 use crate::world::World;
 
@@ -26,7 +27,11 @@ pub struct Scenario {
     pub nodes: usize,
     /// With fewer nodes it makes no sense.
     pub fewest: usize,
-    play: fn(u64, usize) -> World,
+    /// How its nodes find each other unless told otherwise.
+    pub routing: Routing,
+    /// Whether its nodes have views that no overlay has.
+    pub oracle_only: bool,
+    play: fn(u64, usize, Routing) -> World,
 }
 
 /// Every scenario.
@@ -36,6 +41,9 @@ pub const SCENARIOS: &[Scenario] = &[
         about: mixed::ABOUT,
         nodes: 60,
         fewest: 3,
+        // Thousands of seeds of it are played, and Kademlia costs twice the time.
+        routing: Routing::Oracle,
+        oracle_only: false,
         play: mixed::play,
     },
     Scenario {
@@ -43,6 +51,8 @@ pub const SCENARIOS: &[Scenario] = &[
         about: herd::ABOUT_24,
         nodes: 250,
         fewest: 10,
+        routing: Routing::Kademlia,
+        oracle_only: false,
         play: herd::play_24,
     },
     Scenario {
@@ -50,6 +60,8 @@ pub const SCENARIOS: &[Scenario] = &[
         about: herd::ABOUT_16,
         nodes: 10_000,
         fewest: 10,
+        routing: Routing::Kademlia,
+        oracle_only: false,
         play: herd::play_16,
     },
     Scenario {
@@ -57,6 +69,8 @@ pub const SCENARIOS: &[Scenario] = &[
         about: halves::ABOUT,
         nodes: 1000,
         fewest: 80,
+        routing: Routing::Kademlia,
+        oracle_only: false,
         play: halves::play,
     },
     Scenario {
@@ -64,6 +78,8 @@ pub const SCENARIOS: &[Scenario] = &[
         about: churn::ABOUT,
         nodes: 1000,
         fewest: 60,
+        routing: Routing::Kademlia,
+        oracle_only: false,
         play: churn::play,
     },
     Scenario {
@@ -71,6 +87,8 @@ pub const SCENARIOS: &[Scenario] = &[
         about: liars::ABOUT,
         nodes: 30,
         fewest: 20,
+        routing: Routing::Oracle,
+        oracle_only: true,
         play: liars::play,
     },
     Scenario {
@@ -78,6 +96,8 @@ pub const SCENARIOS: &[Scenario] = &[
         about: liars::ABOUT_REVENANT,
         nodes: 30,
         fewest: 20,
+        routing: Routing::Oracle,
+        oracle_only: true,
         play: liars::play_revenant,
     },
     Scenario {
@@ -85,6 +105,8 @@ pub const SCENARIOS: &[Scenario] = &[
         about: liars::ABOUT_CHOOSER,
         nodes: 40,
         fewest: 30,
+        routing: Routing::Oracle,
+        oracle_only: true,
         play: liars::play_chooser,
     },
 ];
@@ -115,8 +137,8 @@ impl Scenario {
 
     /// Plays it once.
     #[must_use]
-    pub fn run(&self, seed: u64, nodes: usize) -> Report {
-        let world = (self.play)(seed, nodes);
+    pub fn run(&self, seed: u64, nodes: usize, routing: Routing) -> Report {
+        let world = (self.play)(seed, nodes, routing);
         let (seed, steps, trace) = world.trace();
         let mut tally = world.tally.clone();
         tally.torn = world.checker.double_grants();

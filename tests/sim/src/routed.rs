@@ -11,53 +11,53 @@ impl World {
     /// Lets a node claim a prefix beside its address, now and after each start.
     pub fn acquire_prefix(&mut self, index: usize, fixed: Option<VirtualPrefix>) {
         let request = AcquireRequest::prefix(name(index), fixed);
-        let routing = &mut self.nodes[index].routing;
-        routing.request = Some(request.clone());
-        routing.turns += 1;
-        routing.told = Told::Nothing;
+        let routed = &mut self.nodes[index].routed;
+        routed.request = Some(request.clone());
+        routed.turns += 1;
+        routed.told = Told::Nothing;
         self.tally.routed += 1;
         self.checker.gave_back(index, Kind::Prefix);
         self.with(index, |core, now| core.acquire(request, now));
     }
 
     /// What a node tells of its prefix.
-    pub(crate) fn routing_event(&mut self, index: usize, event: Event) {
+    pub(crate) fn routed_event(&mut self, index: usize, event: Event) {
         let node = &mut self.nodes[index];
-        let routing = &mut node.routing;
+        let routed = &mut node.routed;
         match event {
             Event::Held(lease) | Event::Renewed(lease) => {
                 let until = node.clock.when(self.base, lease.until);
-                if matches!(routing.told, Told::Held(_)) {
+                if matches!(routed.told, Told::Held(_)) {
                     self.tally.renewed += 1;
-                    self.tally.lapsed += u64::from(routing.until < self.now);
+                    self.tally.lapsed += u64::from(routed.until < self.now);
                 } else {
                     self.tally.routes += 1;
                 }
-                routing.until = until;
-                if let Some(bereft) = routing.bereft.take() {
-                    routing.moved = Some(self.now.saturating_sub(bereft));
+                routed.until = until;
+                if let Some(bereft) = routed.bereft.take() {
+                    routed.moved = Some(self.now.saturating_sub(bereft));
                 }
-                routing.told = Told::Held(Box::new(lease.clone()));
+                routed.told = Told::Held(Box::new(lease.clone()));
                 self.relies(index, &lease, until);
             }
-            Event::Waiting { reason, .. } if !matches!(routing.told, Told::Held(_)) => {
-                routing.told = Told::Waiting(reason);
+            Event::Waiting { reason, .. } if !matches!(routed.told, Told::Held(_)) => {
+                routed.told = Told::Waiting(reason);
             }
             Event::Failed { failure, .. } => {
-                if !matches!(routing.told, Told::Failed(_)) {
+                if !matches!(routed.told, Told::Failed(_)) {
                     self.tally.refused += 1;
                 }
-                routing.told = Told::Failed(failure);
+                routed.told = Told::Failed(failure);
             }
             Event::Lost { reason, .. } => {
-                routing.bereft = Some(self.now);
-                let live = routing.until > self.now;
+                routed.bereft = Some(self.now);
+                let live = routed.until > self.now;
                 if let LostReason::Conflict { winner, leased } = &reason {
-                    routing.conflicts += 1;
+                    routed.conflicts += 1;
                     self.lost_to(index, *winner, *leased, live);
                 }
                 self.checker.gave_back(index, Kind::Prefix);
-                self.nodes[index].routing.told = Told::Lost(reason);
+                self.nodes[index].routed.told = Told::Lost(reason);
             }
             _ => {}
         }
