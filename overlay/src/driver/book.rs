@@ -56,6 +56,11 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
+    /// A bootstrap member is dialled again sooner than others, whatever happens.
+    fn longest_pause(&self) -> Duration {
+        if self.pinned { MAX_PINNED_PAUSE } else { MAX_PAUSE }
+    }
+
     /// Whether it was learned of and nobody has tried it yet.
     pub(crate) fn is_fresh(&self) -> bool {
         !self.met && self.failures == 0
@@ -174,7 +179,9 @@ impl Book {
             entry.short = if short { entry.short + 1 } else { 0 };
             let pause = match entry.short {
                 0 | 1 => Duration::ZERO,
-                times => FIRST_PAUSE.saturating_mul(1 << times.min(10)).min(MAX_PAUSE),
+                times => FIRST_PAUSE
+                    .saturating_mul(1 << times.min(10))
+                    .min(entry.longest_pause()),
             };
             entry.next_dial = entry.next_dial.max(now + wait + pause);
             entry.touched = now;
@@ -191,7 +198,7 @@ impl Book {
     /// No address of the member led to it. `jitter` is in 0..1, here and below.
     pub(crate) fn failed(&mut self, peer: PeerId, now: Instant, jitter: f64) {
         if let Some(entry) = self.entries.get_mut(&peer) {
-            let limit = if entry.pinned { MAX_PINNED_PAUSE } else { MAX_PAUSE };
+            let limit = entry.longest_pause();
             let pause = FIRST_PAUSE.saturating_mul(1 << entry.failures.min(10)).min(limit);
             entry.failures += 1;
             entry.refused = false;
@@ -374,6 +381,13 @@ mod tests {
         assert_eq!(short[..3], [Duration::ZERO, FIRST_PAUSE * 4, FIRST_PAUSE * 8]);
         assert_eq!(short[11], MAX_PAUSE);
         assert_eq!(connect(SHORT), Duration::ZERO);
+        book.learn(peer(2), addr(2), now, Duration::ZERO);
+        book.pin(peer(2));
+        for _ in 0..12 {
+            book.met(peer(2), now);
+            book.lost(peer(2), now, Duration::ZERO);
+        }
+        assert_eq!(book.entries[&peer(2)].next_dial - now, MAX_PINNED_PAUSE);
     }
 
     #[test]
