@@ -9,17 +9,14 @@
 
 use std::time::Duration;
 
-use aerie_dht_proto::limits::{CLOCK_SKEW, MAX_LEASES_PER_HOLDER, MAX_MESSAGE};
-use aerie_dht_proto::{
-    AcquireRequest, Certificate, Input, Kind, Leased, Proof, Stats, Terms, Want, addr_key, name_key,
-    prefix_key, router_key,
-};
-use aerie_types::{GridId, Instance, Role, VirtualAddr, VirtualPrefix, WallMillis};
+use aerie_dht_proto::limits::{CLOCK_SKEW, MAX_MESSAGE};
+use aerie_dht_proto::{AcquireRequest, Certificate, Input, Kind, Proof, Stats, Terms, Want, addr_key};
+use aerie_types::{GridId, Instance, Role, VirtualAddr, WallMillis};
 
 mod common;
 
 use common::wire::{self, Answer, Gossip, Refusal, Request};
-use common::{HOLDER, LIAR, LONG, OTHERS, WITNESS, World};
+use common::{HOLDER, LIAR, LONG, OTHERS, WITNESS, World, unmoved};
 
 /// Everything that has been counted as dropped or refused.
 fn dropped(stats: &Stats) -> u64 {
@@ -30,33 +27,6 @@ fn dropped(stats: &Stats) -> u64 {
         + stats.refused
         + stats.over_bound
         + stats.too_far
-}
-
-/// The holder's lease as the witness has it, in every detail.
-fn state_of(world: &World, lease: &Certificate) -> String {
-    world.node.explain(lease.terms.key)
-}
-
-/// Does what the liar does, and sees that the holder has its lease as before, renews it, and the liar cannot take it.
-fn unmoved<T>(world: &mut World, lease: &Certificate, act: impl FnOnce(&mut World) -> T) -> T {
-    let before = state_of(world, lease);
-    let result = act(world);
-    assert_eq!(state_of(world, lease), before);
-    assert_eq!(world.look_up(lease.terms.key).unwrap().0, *lease);
-    let theirs = world.terms(LIAR, lease.terms.leased);
-    let answer = world.claim(LIAR, &theirs, u64::MAX, None);
-    assert!(
-        matches!(&answer, Answer::Refused(Refusal::Taken { holder, certified: true, proof: Some(_), .. })
-            if *holder == lease.terms.holder),
-        "{answer:?}"
-    );
-    let renewal = Terms {
-        since: Some(lease.since()),
-        ..lease.terms.clone()
-    };
-    let answer = world.claim(HOLDER, &renewal, 1000, Some(world.proof(lease)));
-    assert!(matches!(answer, Answer::Granted { .. }), "{answer:?}");
-    result
 }
 
 /// A certificate that proves nothing: a claim on it is refused as such, a witness that is handed it drops it, and
@@ -576,118 +546,6 @@ fn an_address_beside_the_range_is_refused_by_its_name() {
         answer,
         Answer::Refused(Refusal::OutOfRange { leased: terms.leased })
     );
-}
-
-#[test]
-fn a_prefix_that_is_no_block_of_the_grid_and_an_address_in_one_are_refused_by_their_names() {
-    let mut world = World::new();
-    let block = common::pool().block(0).unwrap();
-    let longer: VirtualPrefix = "10.77.7.192/30".parse().unwrap();
-    let shorter: VirtualPrefix = "10.77.7.192/28".parse().unwrap();
-    let beside: VirtualPrefix = "10.77.0.0/29".parse().unwrap();
-    let strange = [longer, shorter, beside].map(Leased::from);
-    let inside = Leased::from(VirtualAddr::from(block.first()));
-    for leased in strange.into_iter().chain([inside]) {
-        for terms in [world.terms(LIAR, leased), world.name_terms(LIAR, leased)] {
-            let answer = world.claim(LIAR, &terms, 1, None);
-            assert_eq!(answer, Answer::Refused(Refusal::OutOfRange { leased }));
-        }
-    }
-    let answer = world.claim(LIAR, &world.terms(LIAR, block), 1, None);
-    assert!(matches!(answer, Answer::Granted { .. }), "{answer:?}");
-}
-
-/// The witnesses of a name count addresses, those of a router prefixes: neither key is leased with the other's.
-#[test]
-fn an_address_under_a_routers_key_and_a_prefix_under_a_names_are_malformed() {
-    let (mut world, lease) = World::with_lease();
-    let block = common::pool().block(0).unwrap();
-    let (addr, name) = (world.addr(9), world.members[LIAR].name.clone());
-    let grid = world.grid();
-    let crossed = [
-        (Leased::from(addr), router_key(grid, &name)),
-        (Leased::from(addr), prefix_key(grid, block)),
-        (Leased::from(block), name_key(grid, &name)),
-        (Leased::from(block), addr_key(grid, addr)),
-    ];
-    unmoved(&mut world, &lease, |world| {
-        let counted = world.stats().malformed;
-        for (leased, key) in crossed {
-            let terms = Terms {
-                key,
-                ..world.terms(LIAR, leased)
-            };
-            assert_eq!(world.claim(LIAR, &terms, 1, None), Answer::Malformed);
-        }
-        assert_eq!(world.stats().malformed, counted + 4);
-    });
-}
-
-#[test]
-fn a_held_prefix_is_not_given_to_another_and_its_long_lease_takes_the_routers_certificate() {
-    let (mut world, lease) = World::with_lease();
-    let [block, other] = [0, 1].map(|index| Leased::from(common::pool().block(index).unwrap()));
-    let terms = world.terms(HOLDER, block);
-    let right = world.certify(&terms, &OTHERS, |_| {});
-    let since = Terms {
-        since: Some(right.since()),
-        ..terms.clone()
-    };
-    // The certificate of the name, with an address; that of another router; that with another prefix.
-    let homes = [
-        None,
-        Some(world.home(HOLDER, &lease.terms)),
-        Some(world.home(LIAR, &terms)),
-        Some(world.home(HOLDER, &world.terms(HOLDER, other))),
-        Some(world.proof(&right)),
-    ];
-    unmoved(&mut world, &lease, |world| {
-        for home in homes {
-            let mut claim = world.claim_of(HOLDER, &since, 1, Some(world.proof(&right)));
-            claim.home = home;
-            let answer = world.ask(HOLDER, &Request::Claim(claim));
-            assert_eq!(answer, Answer::Refused(Refusal::BadProof));
-        }
-        let answer = world.claim(HOLDER, &since, 2, Some(world.proof(&right)));
-        assert!(
-            matches!(&answer, Answer::Granted { receipt, .. } if receipt.ttl_ms == LONG),
-            "{answer:?}"
-        );
-    });
-    let older = Terms {
-        since: Some(WallMillis(1)),
-        ..world.terms(LIAR, block)
-    };
-    let forged = world.certify(&older, &OTHERS[..2], |_| {});
-    unmoved(&mut world, &right, |world| {
-        assert_eq!(world.hand_over(LIAR, &forged, LONG), Answer::Done);
-        world.claim(LIAR, &older, 1, Some(world.proof(&forged)));
-    });
-}
-
-#[test]
-fn a_router_is_leased_with_no_more_than_a_few_prefixes_beside_as_many_addresses() {
-    let mut world = World::new();
-    let blocks = [0, 1, 2, 3, 4].map(|index| Leased::from(common::pool().block(index).unwrap()));
-    let addrs = [0, 1, 2, 3, 4].map(|index| Leased::from(world.addr(index)));
-    for (kind, several) in [("prefixes", blocks), ("addresses", addrs)] {
-        let mut refused = Vec::new();
-        for (seq, leased) in (1..).zip(several) {
-            let terms = world.name_terms(LIAR, leased);
-            let right = world.certify(&terms, &OTHERS, |_| {});
-            let since = Terms {
-                since: Some(right.since()),
-                ..terms
-            };
-            match world.claim(LIAR, &since, seq, Some(world.proof(&right))) {
-                Answer::Granted { .. } => {}
-                Answer::Refused(Refusal::Moved { .. }) => refused.push(leased),
-                other => panic!("{kind}: {other:?}"),
-            }
-        }
-        assert_eq!(refused, [several[MAX_LEASES_PER_HOLDER]], "{kind}");
-    }
-    assert_eq!(world.stats().over_quota, 2);
 }
 
 #[test]

@@ -26,7 +26,7 @@ use tokio::sync::watch;
 #[path = "../../proto/tests/common/wire.rs"]
 pub mod wire;
 
-use wire::{Answer, Claim, Handed, Request};
+use wire::{Answer, Claim, Handed, Refusal, Request};
 
 pub const RANGE: &str = "10.77.0.0/21";
 
@@ -336,4 +336,31 @@ pub fn after(now: Now, time: Duration) -> Now {
         instant: now.instant + time,
         wall: now.wall.plus(time),
     }
+}
+
+/// The holder's lease as the witness has it, in every detail.
+fn state_of(world: &World, lease: &Certificate) -> String {
+    world.node.explain(lease.terms.key)
+}
+
+/// Does what the liar does, and sees that the holder has its lease as before, renews it, and the liar cannot take it.
+pub fn unmoved<T>(world: &mut World, lease: &Certificate, act: impl FnOnce(&mut World) -> T) -> T {
+    let before = state_of(world, lease);
+    let result = act(world);
+    assert_eq!(state_of(world, lease), before);
+    assert_eq!(world.look_up(lease.terms.key).unwrap().0, *lease);
+    let theirs = world.terms(LIAR, lease.terms.leased);
+    let answer = world.claim(LIAR, &theirs, u64::MAX, None);
+    assert!(
+        matches!(&answer, Answer::Refused(Refusal::Taken { holder, certified: true, proof: Some(_), .. })
+            if *holder == lease.terms.holder),
+        "{answer:?}"
+    );
+    let renewal = Terms {
+        since: Some(lease.since()),
+        ..lease.terms.clone()
+    };
+    let answer = world.claim(HOLDER, &renewal, 1000, Some(world.proof(lease)));
+    assert!(matches!(answer, Answer::Granted { .. }), "{answer:?}");
+    result
 }
