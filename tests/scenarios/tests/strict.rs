@@ -37,7 +37,7 @@ fn named_witnesses_grant_by_majority_and_a_newcomer_is_told_whom_it_misses() {
     first.daemon().unwrap().kill9().unwrap();
     second.daemon().unwrap().kill9().unwrap();
     let late = grid.join(&light("late")).unwrap();
-    let told = |reason: &str| reason.contains("2 of the named witnesses have to grant an address");
+    let told = |reason: &str| reason.contains("2 of the named witnesses have to grant each address");
     let status = grid
         .wait_for(&late, SOON, "the reason why it waits", |status| {
             status.stage("address").is_some_and(|stage| told(&stage.reason))

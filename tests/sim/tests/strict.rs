@@ -106,7 +106,7 @@ fn the_side_with_a_minority_of_the_witnesses_leases_nothing_and_says_whom_it_mis
             panic!("seed {seed}: {:?}", world.nodes[5].told);
         };
         assert!(
-            reason.contains("2 of the named witnesses have to grant"),
+            reason.contains("2 of the named witnesses have to grant each address"),
             "{reason}"
         );
         assert!(reason.contains("not connected: n0, n1"), "{reason}");
