@@ -22,6 +22,22 @@ pub struct Conditions {
     pub detection: Duration,
 }
 
+impl Conditions {
+    /// A bad network and wrong clocks: a message of twenty is lost, as many arrive twice, and all overtake each other.
+    #[must_use]
+    pub fn rough() -> Self {
+        Self {
+            loss: 0.05,
+            duplicate: 0.05,
+            delay: (Duration::from_millis(2), Duration::from_millis(300)),
+            staleness: Duration::from_secs(1),
+            skew: Duration::from_secs(120),
+            drift_ppm: 2000,
+            ..Self::default()
+        }
+    }
+}
+
 impl Default for Conditions {
     fn default() -> Self {
         Self {

@@ -42,18 +42,6 @@ fn few(_: usize, config: &mut Config) {
     config.pool = pool_of("10.0.3.192/27", 30);
 }
 
-fn rough() -> Conditions {
-    Conditions {
-        loss: 0.05,
-        duplicate: 0.05,
-        delay: (Duration::from_millis(2), Duration::from_millis(300)),
-        staleness: SECOND,
-        skew: SECOND * 120,
-        drift_ppm: 2000,
-        ..Conditions::default()
-    }
-}
-
 /// A grid whose nodes have just been started and have asked for addresses.
 fn grid(seed: u64, nodes: usize, setup: fn(usize, &mut Config), conditions: Conditions) -> World {
     let mut world = World::new(seed, RANGE.parse().unwrap(), conditions);
@@ -126,7 +114,7 @@ fn all_apart(world: &World) {
 #[test]
 fn many_that_claim_prefixes_at_once_each_get_one_and_no_two_overlap() {
     for seed in 0..6 {
-        let mut world = grid(seed, 30, routed, rough());
+        let mut world = grid(seed, 30, routed, Conditions::rough());
         for index in 0..30 {
             world.acquire_prefix(index, None);
         }
@@ -271,7 +259,7 @@ fn a_killed_router_has_its_prefix_back_within_five_seconds_of_its_restart() {
 fn a_grid_powered_off_and_on_gives_every_router_the_same_prefix_again() {
     for seed in 0..6 {
         let nodes = 3 + usize::try_from(seed).unwrap();
-        let mut world = grid(seed, nodes, routed, rough());
+        let mut world = grid(seed, nodes, routed, Conditions::rough());
         for index in 0..nodes {
             world.acquire_prefix(index, None);
         }

@@ -47,18 +47,6 @@ fn range(text: &str) -> VirtualRange {
     text.parse().unwrap()
 }
 
-fn rough() -> Conditions {
-    Conditions {
-        loss: 0.05,
-        duplicate: 0.05,
-        delay: (Duration::from_millis(2), Duration::from_millis(300)),
-        staleness: SECOND,
-        skew: SECOND * 120,
-        drift_ppm: 2000,
-        ..Conditions::default()
-    }
-}
-
 /// A grid whose founder holds an address, and of which all others have just been started.
 fn grid(seed: u64, nodes: usize, range: VirtualRange, conditions: Conditions) -> World {
     let mut world = World::new(seed, range, conditions);
@@ -122,7 +110,7 @@ fn every_member_of_a_quiet_grid_has_an_address_within_seconds() {
 fn every_member_is_served_under_loss_delay_doubling_and_skewed_clocks() {
     each(60, |seed| {
         let nodes = 2 + usize::try_from(seed).unwrap() % 13;
-        let mut world = grid(seed, nodes, range("10.0.0.0/26"), rough());
+        let mut world = grid(seed, nodes, range("10.0.0.0/26"), Conditions::rough());
         expect_all_hold(&mut world, SECOND * 120);
         world
     });
@@ -174,7 +162,7 @@ fn a_lease_of_a_small_grid_is_found_again_when_the_grid_grew_while_its_holder_wa
 #[test]
 fn the_founder_is_found_when_the_grid_has_outgrown_its_first_certificate() {
     each(5, |seed| {
-        let mut world = World::new(seed, range("100.64.0.0/10"), rough());
+        let mut world = World::new(seed, range("100.64.0.0/10"), Conditions::rough());
         for index in 0..40 {
             world.add();
             world.start(index);
@@ -269,7 +257,7 @@ fn a_killed_node_has_its_address_back_within_five_seconds_of_its_restart() {
 fn a_grid_powered_off_and_on_gives_everybody_the_same_address_again() {
     each(30, |seed| {
         let nodes = 2 + usize::try_from(seed).unwrap() % 12;
-        let mut world = grid(seed, nodes, range("10.0.0.0/24"), rough());
+        let mut world = grid(seed, nodes, range("10.0.0.0/24"), Conditions::rough());
         expect_all_hold(&mut world, SECOND * 120);
         let before = addrs(&world);
         for index in 0..nodes {
@@ -290,7 +278,7 @@ fn a_grid_powered_off_and_on_gives_everybody_the_same_address_again() {
 fn crashes_restarts_amnesia_and_newcomers_never_give_an_address_two_holders() {
     each(12, |seed| {
         let nodes = 3 + usize::try_from(seed).unwrap() % 12;
-        let mut world = grid(seed, nodes, range("10.0.0.0/28"), rough());
+        let mut world = grid(seed, nodes, range("10.0.0.0/28"), Conditions::rough());
         world.run(SECOND * 20);
         for _ in 0..25 {
             let pause = world.rng().random_range(0..40_000);
@@ -343,7 +331,7 @@ fn crashes_restarts_amnesia_and_newcomers_never_give_an_address_two_holders() {
 fn a_torn_small_grid_gives_addresses_only_on_the_side_of_the_majority() {
     each(8, |seed| {
         let nodes = 3 + usize::try_from(seed).unwrap() % 6;
-        let mut world = grid(seed, nodes, range("10.0.0.0/28"), rough());
+        let mut world = grid(seed, nodes, range("10.0.0.0/28"), Conditions::rough());
         expect_all_hold(&mut world, SECOND * 120);
         let cut = world.rng().random_range(1..nodes);
         world.partition(|index| usize::from(index >= cut));
@@ -598,7 +586,7 @@ fn an_address_given_back_soon_after_a_restart_is_free_at_once() {
 #[test]
 fn the_same_seed_gives_the_same_trace_twice() {
     let run = |seed| {
-        let mut world = grid(seed, 7, range("10.0.0.0/28"), rough());
+        let mut world = grid(seed, 7, range("10.0.0.0/28"), Conditions::rough());
         world.run(SECOND * 30);
         world.kill(3, false);
         world.run(SECOND * 30);
