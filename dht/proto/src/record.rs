@@ -148,7 +148,10 @@ impl Record {
         let grant = self.grant.as_ref().filter(|grant| grant.holder == holder);
         let seen = self.certificate_of(holder);
         match (grant, seen) {
-            (Some(grant), _) => Some((grant.instance, grant.certified)),
+            (Some(grant), seen) => {
+                let proved = seen.is_some_and(|seen| seen.certificate.terms.instance == grant.instance);
+                Some((grant.instance, grant.certified || proved))
+            }
             (None, Some(seen)) => Some((seen.certificate.terms.instance, true)),
             (None, None) => None,
         }

@@ -36,8 +36,8 @@ pub(crate) struct Round {
     pub(crate) proof: Option<Proof>,
     /// For the key of what is leased: the certificate of the name, whose witnesses count what a holder has.
     pub(crate) home: Option<Proof>,
-    /// It begins when the certificate of the name is there.
-    pub(crate) held_back: bool,
+    /// That certificate is made for this round, which does not begin without it.
+    pub(crate) new_home: bool,
     /// Who may have granted in the stage before.
     pub(crate) before: BTreeSet<PeerId>,
     rule: QuorumRule,
@@ -125,7 +125,7 @@ impl Round {
             ttl,
             proof,
             home: None,
-            held_back: false,
+            new_home: false,
             before: BTreeSet::new(),
             rule,
             named: None,
@@ -139,6 +139,11 @@ impl Round {
 
     pub(crate) fn key(&self) -> Key {
         self.terms.key
+    }
+
+    /// Whether it waits for the certificate of the name.
+    pub(crate) fn is_held_back(&self) -> bool {
+        self.new_home && self.home.is_none()
     }
 
     pub(crate) fn is_located(&self) -> bool {

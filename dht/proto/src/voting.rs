@@ -80,11 +80,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             proof: round.proof.as_ref().map(shown),
             home: round.home.as_ref().map(|home| {
                 // Those who vote on what is leased seldom know those who vote on the name.
-                if round.held_back {
-                    home.clone()
-                } else {
-                    shown(home)
-                }
+                if round.new_home { home.clone() } else { shown(home) }
             }),
             credential: (full && !known).then(|| self.keys.credential()),
             want_credential: !known && self.members.credential(peer).is_none(),

@@ -20,9 +20,10 @@
 //!
 //! A witness grants a key unless an unexpired grant, or a valid certificate that it has seen, names another holder.
 //! The grant is persisted before the answer is queued; when the store fails, the witness abstains. A grant is never
-//! shortened: what a receipt promised holds to its end, unless the same instance releases it. A long grant needs the
-//! claimant's current certificate, so that only who had a quorum blocks a key for longer than ten seconds; and a long
-//! grant of an address needs the long certificate of the claimant's name with it. The witnesses of a name remember with
+//! shortened: what a receipt promised holds to its end, unless the same instance releases it. A long grant of an address
+//! needs the claimant's current certificate, so that only who had a quorum blocks one for longer than ten seconds, and
+//! the long certificate of the claimant's name with it. A name, which only a credential opens, blocks nobody but its
+//! own member, and is granted for long at once. The witnesses of a name remember with
 //! which addresses it was leased until those leases end, whether they are given back or not, and grant it with no more
 //! than [`crate::limits::MAX_LEASES_PER_HOLDER`]: nobody can collect addresses. (In grants of ten seconds, which it has
 //! to ask for again and again, a member may block up to [`MAX_KEYS_PER_HOLDER`] keys at each witness, of which
@@ -118,7 +119,8 @@ impl<S: Store, K: Keys> Register<S, K> {
             return Answer::Refused(Refusal::BadProof);
         }
         let certified = record.certificate_of(from).is_some();
-        let leases_home = certified && terms.is_home();
+        let asked = Duration::from_millis(claim.ttl_ms.into());
+        let leases_home = terms.is_home() && asked > self.config.timings.first_ttl;
         if leases_home && let Some(until) = record.full_until(from, terms.leased) {
             self.stats.over_quota += 1;
             let wait_ms = millis(until.saturating_duration_since(now.instant));
@@ -128,13 +130,13 @@ impl<S: Store, K: Keys> Register<S, K> {
             self.stats.over_bound += 1;
             return Answer::Refused(Refusal::Busy);
         }
-        let most = if certified {
+        let most = if certified || leases_home {
             self.config.timings.ttl
         } else {
             self.config.timings.first_ttl
         };
-        let ttl = Duration::from_millis(claim.ttl_ms.into()).min(most);
-        if leases_home && ttl > self.config.timings.first_ttl {
+        let ttl = asked.min(most);
+        if leases_home {
             record.lives_at(from, terms.leased, now.instant + ttl);
         }
         self.grant(record, claim, ttl, certified, clone, now)

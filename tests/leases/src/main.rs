@@ -3,7 +3,8 @@
 //!
 //! All members share one process, its cores and one disk, so that the figures are those of the work itself: of a claim
 //! the locating of the witnesses, the votes of nine on the address and of nine on the name, each synced to the disk,
-//! and all of that a second time for the long lease. What each part costs by itself is measured beside it.
+//! and the votes of nine on the address once more for the long lease. What each part costs by itself is measured
+//! beside it.
 
 mod figures;
 mod grid;

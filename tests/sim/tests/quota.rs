@@ -75,3 +75,40 @@ fn a_member_that_leaves_its_addresses_behind_gets_no_more_than_a_few_until_they_
         assert!(world.checker.violations().is_empty(), "seed {seed}");
     }
 }
+
+#[test]
+fn candidates_that_others_hold_do_not_use_up_what_a_name_may_have() {
+    for seed in 0..5 {
+        let mut world = World::new(seed, "10.0.0.0/24".parse().unwrap(), Conditions::default());
+        let newcomer = 11;
+        for index in 0..=newcomer {
+            world.add();
+            world.start(index);
+            if index < newcomer {
+                world.acquire(index, None);
+            }
+        }
+        let end = world.now() + SECOND * 30;
+        let others = |world: &World| (0..newcomer).all(|index| world.nodes[index].addr().is_some());
+        assert!(world.run_until(end, others), "seed {seed}");
+
+        for holder in 0..newcomer {
+            let taken = world.nodes[holder].addr();
+            world.acquire(newcomer, taken);
+            let told = |world: &World| matches!(world.nodes[newcomer].told, Told::Failed(_));
+            let end = world.now() + SECOND * 10;
+            assert!(
+                world.run_until(end, told),
+                "seed {seed}: {:?}",
+                world.nodes[newcomer].told
+            );
+            world.nodes[newcomer].told = Told::Nothing;
+        }
+        let addr = world.range.nth(200);
+        world.acquire(newcomer, Some(addr));
+        let end = world.now() + SECOND * 10;
+        let held = world.run_until(end, |world| holds(world, newcomer, addr));
+        assert!(held, "seed {seed}: {:?}", world.nodes[newcomer].told);
+        assert!(world.checker.violations().is_empty(), "seed {seed}");
+    }
+}

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use aerie_types::{NodeName, PeerId};
 
+use super::rounds::Rounds;
 use super::{FULL_RETRY, Failure, Lease, MAX_CLAIM_BACKOFF, NAME_RETRY, Phase, Plan, Stage, valid_until};
 use crate::lease::Proof;
 use crate::leased::{Kind, Leased};
 use crate::limits::{FIXED_TRIES, MAX_LEASES_PER_HOLDER, RANDOM_ATTEMPTS};
 use crate::round::{Loss, Outcome, Round};
 use crate::store::Store;
-use crate::{Event, Keys, Now, Register};
+use crate::{Event, Keys, Now, Register, Timings};
 
 impl<S: Store, K: Keys> Register<S, K> {
     pub(super) fn claim_candidate(&mut self, kind: Kind, now: Now) {
@@ -52,11 +53,14 @@ impl<S: Store, K: Keys> Register<S, K> {
         let valid = |register: &mut Self, proof: Option<Proof>| {
             proof.filter(|proof| register.check(proof, now).is_ok())
         };
-        let [first, second] = proofs;
-        let proofs = [valid(self, first), valid(self, second)];
-        let known = proofs.iter().all(Option::is_some);
-        let stage = if known { Stage::Long } else { Stage::First };
-        self.start(stage, leased, plan.request.name, proofs, now);
+        let [own, home] = proofs;
+        let proofs = [valid(self, own), valid(self, home)];
+        let name = plan.request.name.clone();
+        if proofs[0].is_some() {
+            return self.start_long(leased, &name, proofs, None, now);
+        }
+        let bets = proofs[1].is_some() || self.bets(&plan, leased);
+        self.start_first(leased, &name, proofs, bets, now);
     }
 
     fn full(&mut self, plan: &Plan, now: Now) {
@@ -85,50 +89,77 @@ impl<S: Store, K: Keys> Register<S, K> {
         self.event(Event::Failed { kind, failure });
     }
 
-    /// Starts the two rounds of a stage.
-    pub(super) fn start(
+    /// Whether the name is asked for together with a candidate that may be taken: the witnesses of the name count it in
+    /// any case, so that it is done for one candidate in the life of a process.
+    fn bets(&mut self, plan: &Plan, leased: Leased) -> bool {
+        let holding = &mut self.holdings[leased.kind()];
+        plan.attempt == 0 && plan.splits == 0 && *holding.bet.get_or_insert(leased) == leased
+    }
+
+    /// Ten seconds of what is leased, and together with them the name, if that is a bet worth making.
+    fn start_first(
         &mut self,
-        stage: Stage,
         leased: Leased,
-        name: NodeName,
-        proofs: [Option<Proof>; 2],
+        name: &NodeName,
+        [own, home]: [Option<Proof>; 2],
+        bets: bool,
         now: Now,
     ) {
         let kind = leased.kind();
-        self.holdings[kind].phase = Phase::Claiming(stage);
-        let timings = &self.config.timings;
-        let ttl = match stage {
-            Stage::First => timings.first_ttl,
-            Stage::Long => timings.ttl,
-        };
-        self.start_rounds(leased, &name, ttl, proofs, now);
-        if stage == Stage::Long
-            && let holding = &mut self.holdings[kind]
-            && let Some(rounds) = &mut holding.rounds
-        {
-            for (round, asked) in rounds.iter_mut().zip(&mut holding.asked) {
-                round.before = std::mem::take(asked);
-            }
-        }
-        self.pump(kind, now);
+        let Timings { ttl, first_ttl, .. } = self.config.timings;
+        let own = self.round_of_own(leased, name, first_ttl, own, now);
+        let name = bets.then(|| self.round_of_name(leased, name, ttl, home, now));
+        self.holdings[kind].phase = Phase::Claiming(Stage::First);
+        self.begin(kind, Rounds { own, name }, now);
     }
 
-    pub(super) fn claimed(&mut self, kind: Kind, stage: Stage, rounds: [Round; 2], now: Now) {
-        let (Some(Outcome::Won(first)), Some(Outcome::Won(second))) =
-            (&rounds[0].outcome, &rounds[1].outcome)
-        else {
-            return self.claim_lost(kind, rounds, now);
+    /// The long claim of what is leased, after that of the name, which may have been won together with the first.
+    fn start_long(
+        &mut self,
+        leased: Leased,
+        name: &NodeName,
+        [own, home]: [Option<Proof>; 2],
+        before: Option<Rounds>,
+        now: Now,
+    ) {
+        let kind = leased.kind();
+        let ttl = self.config.timings.ttl;
+        let mut own = self.round_of_own(leased, name, ttl, own, now);
+        let won = before.and_then(|before| {
+            own.before = before.own.asked().collect();
+            before.name
+        });
+        let name = won.unwrap_or_else(|| self.round_of_name(leased, name, ttl, home, now));
+        self.show_home(&mut own, &name);
+        self.holdings[kind].phase = Phase::Claiming(Stage::Long);
+        let name = Some(name);
+        self.begin(kind, Rounds { own, name }, now);
+    }
+
+    pub(super) fn claimed(&mut self, kind: Kind, stage: Stage, rounds: Rounds, now: Now) {
+        let won = |round: &Round| match &round.outcome {
+            Some(Outcome::Won(certificate)) => Some(certificate.clone()),
+            _ => None,
         };
-        let certificates = [first.clone(), second.clone()];
-        let terms = &rounds[0].terms;
-        let (leased, name) = (terms.leased, terms.name.clone());
-        if stage == Stage::First {
-            let proofs = certificates.map(|certificate| Some(self.proof_of(certificate)));
-            self.holdings[kind].note_asked(&rounds);
-            return self.start(Stage::Long, leased, name, proofs, now);
-        }
+        let own = won(&rounds.own);
+        let name = rounds.name.as_ref().map(won);
+        let (Some(own), None | Some(Some(_))) = (own, &name) else {
+            return self.claim_lost(kind, &rounds, now);
+        };
+        let terms = &rounds.own.terms;
+        let (leased, named) = (terms.leased, terms.name.clone());
+        let (Stage::Long, Some(Some(name))) = (stage, name) else {
+            let proofs = [Some(self.proof_of(own)), None];
+            return self.start_long(leased, &named, proofs, Some(rounds), now);
+        };
         self.holdings[kind].note_asked(&rounds);
-        let until = [0, 1].map(|slot| valid_until(rounds[slot].started, &certificates[slot]));
+        let started = rounds
+            .name
+            .as_ref()
+            .map_or(rounds.own.started, |name| name.started);
+        let until = [valid_until(rounds.own.started, &own), valid_until(started, &name)];
+        let certificates = [own, name];
+        let name = named;
         self.holdings[kind].lease = Some(Lease {
             leased,
             name,
@@ -153,13 +184,14 @@ impl<S: Store, K: Keys> Register<S, K> {
         self.holder_nudged(now);
     }
 
-    fn claim_lost(&mut self, kind: Kind, rounds: [Round; 2], now: Now) {
-        let loss = |slot: usize| match &rounds[slot].outcome {
+    fn claim_lost(&mut self, kind: Kind, rounds: &Rounds, now: Now) {
+        let loss = |round: &Round| match &round.outcome {
             Some(Outcome::Lost(loss)) => loss.clone(),
             _ => Loss::default(),
         };
-        let (own_loss, name_loss) = (loss(0), loss(1));
-        let leased = rounds[0].terms.leased;
+        let own_loss = loss(&rounds.own);
+        let name_loss = rounds.name.as_ref().map(loss).unwrap_or_default();
+        let leased = rounds.own.terms.leased;
         let retry = self.config.timings.retry;
         if own_loss.cloned || name_loss.cloned {
             return self.cloned(now);
@@ -176,7 +208,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             }
             return self.wait(kind, format!("claiming the {kind} anew"), Duration::ZERO, now);
         }
-        self.release_rounds(&rounds, now);
+        self.release_rounds(rounds, now);
         if let Some(wait) = name_loss.moved {
             let reason = format!(
                 "this node has leased {MAX_LEASES_PER_HOLDER} {} lately, as many as one may have; the first of \
@@ -189,7 +221,7 @@ impl<S: Store, K: Keys> Register<S, K> {
         if let Some((holder, remaining)) = name_loss.taken {
             let reason = format!(
                 "the name {} is leased to {holder} for {} s yet; stop that node or enrol this one under another name",
-                rounds[1].terms.name,
+                rounds.own.terms.name,
                 remaining.as_secs()
             );
             return self.wait(kind, reason, NAME_RETRY.min(remaining), now);

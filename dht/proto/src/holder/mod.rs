@@ -1,7 +1,7 @@
 //! The holder: claims an address and its name, or a prefix, and keeps them.
 //!
 //! ```text
-//!           acquire            votes on both keys            the name, then the address, with certificates
+//!           acquire            votes on the address        the name, then the address, with certificates
 //!  ┌──────┐ ──────► ┌─────────┐ ───────► ┌───────────────┐ ───────► ┌──────────────┐ ───────► ┌──────┐
 //!  │ idle │         │ waiting │          │ first (10 s)  │          │ long (30 min)│          │ held │◄─┐ renewal
 //!  └──────┘         └─────────┘ ◄─────── └───────────────┘ ◄─────── └──────────────┘          └──────┘──┘ each 5 min
@@ -17,13 +17,14 @@
 //! gives both back. What is said of an address below holds for a prefix too, with the key of the router of the node's
 //! name in the place of that of its name.
 //!
-//! The address key and the name key are claimed at the same time, and released together when either fails, so that
-//! both have the same holder or none. In the long claim the name comes first, and the address shows its certificate:
-//! the witnesses of a name count with how many addresses it is leased, so that a member that means no good holds no more
-//! than a few. A lost race costs one round trip: the next candidate is another address. The
-//! candidates are the address held last, then H(peer, attempt) in the range, then a scan; when that has found
-//! nothing free, the range is full and the claim says so. After a restart with valid certificates in the store the
-//! long claim is made at once.
+//! The address key is won for ten seconds first, and then for long together with the name key; both are released
+//! together when either fails, so that both have the same holder or none. In the long claim the name comes first, and
+//! the address shows its certificate: the witnesses of a name count with how many addresses it is leased, so that a
+//! member that means no good holds no more than a few. The first candidate is likely to be free: for that one the name
+//! is asked for at once, and a claim that nobody contends is two round trips. A lost race costs one round trip: the next
+//! candidate is another address. The candidates are the address held last, then H(peer, attempt) in the range, then a
+//! scan; when that has found nothing free, the range is full and the claim says so. After a restart with valid
+//! certificates in the store the long claim is made at once.
 //!
 //! A holder whose renewals find no quorum keeps its address: nobody else can have it while that lasts. It yields to a
 //! valid certificate of another holder that survives against its own, and claims anew. First it asks that holder, since
@@ -39,7 +40,6 @@ use serde::{Deserialize, Serialize};
 use crate::lease::{Certificate, Proof};
 use crate::leased::{Kind, Leased};
 use crate::limits::{RANDOM_ATTEMPTS, SCAN};
-use crate::round::Round;
 use crate::store::Store;
 use crate::{Error, Event, Keys, Now, Register};
 
@@ -53,6 +53,7 @@ mod rounds;
 pub use interface::{AcquireRequest, Failure, HeldLease, LostReason, Want};
 use release::GivenBack;
 use rival::Rival;
+use rounds::Rounds;
 
 /// The row that holds the own lease of a kind.
 fn lease_row(kind: Kind) -> &'static [u8] {
@@ -112,7 +113,7 @@ pub(crate) struct Holding {
     phase: Phase,
     plan: Option<Plan>,
     lease: Option<Lease>,
-    rounds: Option<Box<[Round; 2]>>,
+    rounds: Option<Box<Rounds>>,
     /// Who may have granted, by key.
     asked: [BTreeSet<PeerId>; 2],
     seq: u64,
@@ -122,6 +123,8 @@ pub(crate) struct Holding {
     last: Option<LeaseRow>,
     /// An earlier assertion has to be repeated after the round under way.
     assert: bool,
+    /// The candidate that was asked for together with the name.
+    bet: Option<Leased>,
 }
 
 /// The holder's state.
@@ -225,11 +228,12 @@ impl Holding {
             waiting_for: String::new(),
             last,
             assert: false,
+            bet: None,
         })
     }
 
-    fn note_asked(&mut self, rounds: &[Round; 2]) {
-        for (asked, round) in self.asked.iter_mut().zip(rounds) {
+    fn note_asked(&mut self, rounds: &Rounds) {
+        for (asked, round) in self.asked.iter_mut().zip(rounds.iter()) {
             for peer in round.asked() {
                 if asked.len() < MAX_TO_RELEASE {
                     asked.insert(peer);

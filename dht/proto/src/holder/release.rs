@@ -5,11 +5,11 @@ use std::time::Instant;
 
 use aerie_types::{Key, PeerId};
 
+use super::rounds::Rounds;
 use super::{LeaseRow, MAX_TO_RELEASE, Phase, lease_row};
 use crate::leased::Kind;
 use crate::limits::MAX_KEYS_PER_HOLDER;
 use crate::register::Purpose;
-use crate::round::Round;
 use crate::store::Store;
 use crate::wire::{Gossip, Request};
 use crate::{Event, Keys, Now, Register};
@@ -118,8 +118,8 @@ impl<S: Store, K: Keys> Register<S, K> {
         self.holdings.given_back = given_back;
     }
 
-    pub(super) fn release_rounds(&mut self, rounds: &[Round; 2], now: Now) {
-        for round in rounds {
+    pub(super) fn release_rounds(&mut self, rounds: &Rounds, now: Now) {
+        for round in rounds.iter() {
             self.release_key(round.key(), (round.seq, false), round.asked().collect(), now);
         }
     }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use aerie_types::Instance;
 
+use super::rounds::Rounds;
 use super::{LostReason, MAX_BACKOFF, Phase, valid_until};
 use crate::leased::Kind;
 use crate::register::Purpose;
@@ -26,18 +27,18 @@ impl<S: Store, K: Keys> Register<S, K> {
     }
 
     /// Gives a new lease's certificates to its witnesses, who have seen only those of ten seconds so far.
-    pub(super) fn push_certificates(&mut self, kind: Kind, rounds: &[Round; 2], now: Now) {
+    pub(super) fn push_certificates(&mut self, kind: Kind, rounds: &Rounds, now: Now) {
         let Some(lease) = self.holdings[kind].lease.clone() else {
             return;
         };
-        for slot in [0, 1] {
+        for (slot, round) in rounds.iter().enumerate() {
             let rest = lease.until[slot].saturating_duration_since(now.instant);
             let handed = Handed {
                 proof: self.proof_of(lease.certificates[slot].clone()),
                 remaining_ms: crate::lease::millis(rest),
             };
             let request = Request::HandOver(vec![handed]);
-            for peer in rounds[slot].asked() {
+            for peer in round.asked() {
                 self.ask(peer, &request, Purpose::Nothing, now);
             }
         }
@@ -58,11 +59,18 @@ impl<S: Store, K: Keys> Register<S, K> {
         } else {
             timings.first_ttl
         };
-        self.start_rounds(lease.leased, &lease.name, ttl, proofs, now);
-        self.pump(kind, now);
+        let long = ttl > timings.first_ttl;
+        let [own, home] = proofs;
+        let mut own = self.round_of_own(lease.leased, &lease.name, ttl, own, now);
+        let name = self.round_of_name(lease.leased, &lease.name, ttl, home, now);
+        if long {
+            self.show_home(&mut own, &name);
+        }
+        let name = Some(name);
+        self.begin(kind, Rounds { own, name }, now);
     }
 
-    pub(super) fn renewed(&mut self, kind: Kind, rounds: [Round; 2], now: Now) {
+    pub(super) fn renewed(&mut self, kind: Kind, rounds: Rounds, now: Now) {
         let timings = self.config.timings.clone();
         let mut failed = false;
         self.holdings[kind].note_asked(&rounds);
@@ -127,7 +135,7 @@ impl<S: Store, K: Keys> Register<S, K> {
 
     /// Whether the witnesses have seen no certificate of this lease that proves it until the next renewal: what they have
     /// was made for ten seconds only, or when the grid was so small that its receipts will not suffice.
-    fn fresh_terms(&self, rounds: &[Round; 2], now: Now) -> bool {
+    fn fresh_terms(&self, rounds: &Rounds, now: Now) -> bool {
         let lacking = |round: &Round| {
             let shown = round.proof.as_ref().map(|proof| &proof.certificate);
             shown.is_none_or(|shown| {

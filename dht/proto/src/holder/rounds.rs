@@ -2,61 +2,108 @@
 
 use std::time::Duration;
 
-use aerie_types::NodeName;
+use aerie_types::{Key, NodeName};
 
 use super::Phase;
 use crate::lease::{Proof, Terms};
 use crate::leased::{Kind, Leased};
-use crate::round::{Outcome, Round};
+use crate::round::{Loss, Outcome, Round};
 use crate::store::Store;
 use crate::{Keys, Now, Register};
 
+/// The rounds that belong together.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Rounds {
+    /// That of what is leased.
+    pub(super) own: Round,
+    /// That of the name; none while it is not worth asking for one.
+    pub(super) name: Option<Round>,
+}
+
+impl Rounds {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Round> {
+        std::iter::once(&self.own).chain(&self.name)
+    }
+
+    fn iter_mut(&mut self) -> impl Iterator<Item = &mut Round> {
+        std::iter::once(&mut self.own).chain(&mut self.name)
+    }
+}
+
 impl<S: Store, K: Keys> Register<S, K> {
-    pub(super) fn start_rounds(
+    pub(super) fn round_of_own(
         &mut self,
         leased: Leased,
         name: &NodeName,
         ttl: Duration,
-        proofs: [Option<Proof>; 2],
+        proof: Option<Proof>,
         now: Now,
-    ) {
-        let grid = self.config.grid;
-        let kind = leased.kind();
-        let keys = [leased.key(grid), leased.home_key(grid, name)];
-        self.holdings[kind].seq += 1;
-        let seq = self.holdings[kind].seq;
+    ) -> Round {
+        let key = leased.key(self.config.grid);
+        self.round_of(key, leased, name, ttl, proof, now)
+    }
+
+    pub(super) fn round_of_name(
+        &mut self,
+        leased: Leased,
+        name: &NodeName,
+        ttl: Duration,
+        proof: Option<Proof>,
+        now: Now,
+    ) -> Round {
+        let key = leased.home_key(self.config.grid, name);
+        self.round_of(key, leased, name, ttl, proof, now)
+    }
+
+    fn round_of(
+        &mut self,
+        key: Key,
+        leased: Leased,
+        name: &NodeName,
+        ttl: Duration,
+        proof: Option<Proof>,
+        now: Now,
+    ) -> Round {
+        let terms = Terms {
+            grid: self.config.grid,
+            key,
+            holder: self.me,
+            leased,
+            name: name.clone(),
+            instance: self.instance,
+            since: proof.as_ref().map(|proof| proof.certificate.since()),
+        };
+        let holding = &mut self.holdings[leased.kind()];
+        holding.seq += 1;
+        let seq = holding.seq;
+        let id = self.fresh_id();
         let rule = self.config.quorum;
-        let first_ttl = self.config.timings.first_ttl;
-        let long = |proof: &Proof| proof.certificate.ttl() > first_ttl;
-        let home = proofs[1].clone().filter(long);
-        let mut rounds = Vec::with_capacity(2);
-        for (key, proof) in keys.into_iter().zip(proofs) {
-            let terms = Terms {
-                grid,
-                key,
-                holder: self.me,
-                leased,
-                name: name.clone(),
-                instance: self.instance,
-                since: proof.as_ref().map(|proof| proof.certificate.since()),
-            };
-            let id = self.fresh_id();
-            let mut round = Round::new(id, terms, seq, ttl, proof, rule, now.instant);
-            round.named = self.named.is_on().then(|| self.named.quorum());
-            rounds.push(round);
-        }
-        if let Some(own) = rounds.first_mut()
-            && ttl > first_ttl
-        {
-            own.held_back = home.is_none();
-            own.home = home;
-        }
-        let begin = rounds.iter().filter(|round| !round.held_back);
+        let mut round = Round::new(id, terms, seq, ttl, proof, rule, now.instant);
+        round.named = self.named.is_on().then(|| self.named.quorum());
+        round
+    }
+
+    /// The long claim of what is leased shows the long certificate of the name: that of before, or one that is won first.
+    pub(super) fn show_home(&self, own: &mut Round, name: &Round) {
+        let long = |proof: &&Proof| proof.certificate.ttl() > self.config.timings.first_ttl;
+        let before = name.proof.as_ref().filter(long);
+        own.new_home = before.is_none();
+        own.home = match &name.outcome {
+            Some(Outcome::Won(certificate)) => Some(self.proof_of(certificate.clone())),
+            _ => before.cloned(),
+        };
+    }
+
+    /// Begins what is not held back and not decided yet.
+    pub(super) fn begin(&mut self, kind: Kind, rounds: Rounds, now: Now) {
+        let begin = rounds.iter().filter(|round| !round.is_held_back());
+        let begin = begin.filter(|round| round.outcome.is_none());
         let ids: Vec<_> = begin.map(|round| (round.id, round.key())).collect();
-        self.holdings[kind].rounds = rounds.try_into().ok().map(Box::new);
+        self.holdings[kind].rounds = Some(Box::new(rounds));
         for (id, key) in ids {
             self.locate_round(id, key, now);
         }
+        self.pump(kind, now);
     }
 
     /// Begins the round of what is leased when that of the name, for which it waited, is won.
@@ -64,11 +111,11 @@ impl<S: Store, K: Keys> Register<S, K> {
         let Some(rounds) = &self.holdings[kind].rounds else {
             return;
         };
-        let [own, name] = rounds.as_ref();
-        if !own.held_back || own.home.is_some() {
+        let Rounds { own, name } = rounds.as_ref();
+        if !own.is_held_back() {
             return;
         }
-        let home = match &name.outcome {
+        let home = match name.as_ref().and_then(|name| name.outcome.as_ref()) {
             None => return,
             Some(Outcome::Lost(_)) => None,
             Some(Outcome::Won(certificate)) => Some(self.proof_of(certificate.clone())),
@@ -82,7 +129,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             own.started = now.instant;
             self.locate_round(id, key, now);
         } else {
-            own.outcome = Some(Outcome::Lost(crate::round::Loss::default()));
+            own.outcome = Some(Outcome::Lost(Loss::default()));
             self.pump(kind, now);
         }
     }
