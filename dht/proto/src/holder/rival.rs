@@ -7,6 +7,7 @@ use aerie_types::{Key, PeerId};
 use super::{Lease, LostReason, Phase};
 use crate::lease::Certificate;
 use crate::leased::Kind;
+use crate::record::Seen;
 use crate::register::Purpose;
 use crate::store::Store;
 use crate::wire::{Answer, Request};
@@ -70,8 +71,10 @@ impl<S: Store, K: Keys> Register<S, K> {
         }
     }
 
-    /// What the holder of a certificate that survives this node's own says of it. Only that it holds the key no more is
-    /// a reason to keep it; who does not answer may well hold it.
+    /// What the holder of a certificate that survives this node's own says of it. That it holds the key no more is a
+    /// reason to keep it, and so is that what it holds *now* does not survive: then both sides have compared the same
+    /// two certificates, and it is for the other to yield. By older ones, which each had from somebody else, both could.
+    /// Who does not answer may well hold it.
     pub(crate) fn rival_answered(
         &mut self,
         from: PeerId,
@@ -86,9 +89,14 @@ impl<S: Store, K: Keys> Register<S, K> {
         let Some(rival) = self.holdings.rivals.remove(&key) else {
             return;
         };
-        let Some(kind) = self.survived_by(&rival.other) else {
+        if self.survived_by(&rival.other).is_none() {
             return;
+        }
+        let other = self.held_by(from, key, answer, now).unwrap_or(rival.other);
+        let Some(kind) = self.survived_by(&other) else {
+            return self.tell_rival(from, key, now);
         };
+        let rival = Rival { other, ..rival };
         let given_up = match answer {
             Ok(Answer::NotFound) => true,
             Ok(Answer::Found(handed)) => handed.proof.certificate.terms.holder != from,
@@ -106,6 +114,31 @@ impl<S: Store, K: Keys> Register<S, K> {
             self.holdings.rivals.insert(key, Rival { again, ..rival });
         } else {
             self.yield_to(kind, &rival.other, now);
+        }
+    }
+
+    /// The valid certificate by which a member says that it holds a key.
+    fn held_by(
+        &mut self,
+        member: PeerId,
+        key: Key,
+        answer: &Result<Answer, SendError>,
+        now: Now,
+    ) -> Option<Certificate> {
+        let Ok(Answer::Found(handed)) = answer else {
+            return None;
+        };
+        let terms = &handed.proof.certificate.terms;
+        let its_own = terms.holder == member && terms.key == key;
+        let valid = its_own && self.check(&handed.proof, now).is_ok();
+        valid.then(|| handed.proof.certificate.clone())
+    }
+
+    /// Shows another holder the certificate of this node that survives.
+    fn tell_rival(&mut self, rival: PeerId, key: Key, now: Now) {
+        if let Some((certificate, until)) = self.own_certificate(key, now.instant) {
+            let handed = self.handed(&Seen { certificate, until }, now);
+            self.ask(rival, &Request::Conflict(Box::new(handed)), Purpose::Nothing, now);
         }
     }
 
