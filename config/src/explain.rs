@@ -55,6 +55,10 @@ pub struct Summary {
     pub mtu: Option<u16>,
     /// Whether the node takes its IPv6 address.
     pub ipv6: bool,
+    /// Whether the kernel's offloads are used.
+    pub offload: bool,
+    /// The preferred cipher, where it is given.
+    pub cipher: Option<String>,
     /// See [`Condor`](crate::Condor).
     pub prefer_group: bool,
     /// See [`Condor`](crate::Condor).
@@ -107,6 +111,8 @@ impl Spec {
             vpn_port: self.vpn.port,
             mtu: self.vpn.mtu,
             ipv6: self.vpn.ipv6,
+            offload: self.vpn.offload,
+            cipher: self.vpn.cipher.map(|cipher| cipher.to_string()),
             prefer_group: self.condor.prefer_group,
             allow_election: self.condor.allow_election,
             warnings: self.warnings(),
@@ -256,9 +262,18 @@ pub fn explain(spec: &Spec, bundle: Option<&Bundle>) -> String {
         .mtu
         .map_or("measured MTU".to_owned(), |mtu| format!("MTU {mtu} bytes"));
     let family = if spec.vpn.ipv6 { "" } else { ", IPv4 alone" };
+    let offload = if spec.vpn.offload {
+        ""
+    } else {
+        ", without offloads"
+    };
+    let cipher = spec
+        .vpn
+        .cipher
+        .map_or(String::new(), |cipher| format!(", {cipher} preferred"));
     line(
         "Tunnel",
-        &format!("{}, {mtu}{family}", port(spec.vpn.port, "UDP")),
+        &format!("{}, {mtu}{family}{offload}{cipher}", port(spec.vpn.port, "UDP")),
     );
     let prefer = if spec.condor.prefer_group {
         "a manager of its own group first"

@@ -14,9 +14,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use aerie_config::Cipher;
 use aerie_dht::LeaseState;
 use aerie_types::{Role, VirtualAddr, WallMillis};
-use aerie_vpn::{CredentialCheck, Identity, NoIpv6, RelayLimits, RemoteIdentity, Vpn, VpnConfig};
+use aerie_vpn::{CredentialCheck, Identity, NoIpv6, RelayLimits, RemoteIdentity, Suite, Vpn, VpnConfig};
 use tokio::sync::watch;
 
 use super::carry;
@@ -165,6 +166,11 @@ async fn tunnel(node: &Arc<Node>, member: &Member, addr: VirtualAddr) -> Result<
     config.port = node.spec.vpn.port;
     config.mtu = node.spec.vpn.mtu.unwrap_or(config.mtu);
     config.ipv6 = node.spec.vpn.ipv6;
+    config.offload = node.spec.vpn.offload;
+    config.suites = match node.spec.vpn.cipher {
+        None => Vec::new(),
+        Some(cipher) => Suite::preferred(cipher == Cipher::Aes),
+    };
     config.relay = credential.roles.contains(Role::Relay).then(RelayLimits::default);
     let identity = Identity {
         grid: node.spec.grid.id(),

@@ -36,6 +36,8 @@
 //! port = 4242                     # UDP; 0 takes any free port
 //! mtu = 1280                      # optional: found by measuring otherwise
 //! ipv6 = true                     # false: IPv4 alone inside the grid
+//! offload = true                  # false: packet by packet, where the kernel's offloads are broken
+//! cipher = "chacha20-poly1305"    # or "aes-256-gcm"; optional: what suits the processor
 //!
 //! [condor]
 //! prefer_group = true
@@ -47,7 +49,7 @@ mod read;
 mod values;
 mod write;
 
-pub use values::{BootstrapAddr, CaHash, EnrolUrl};
+pub use values::{BootstrapAddr, CaHash, Cipher, EnrolUrl};
 
 use aerie_types::{AddressPool, GridId, GridName, GroupName, NodeName, Roles, VirtualAddr};
 use zeroize::Zeroizing;
@@ -157,6 +159,10 @@ pub struct Vpn {
     pub mtu: Option<u16>,
     /// Whether the node takes its IPv6 address in the grid.
     pub ipv6: bool,
+    /// Whether the kernel's offloads are used where they are found.
+    pub offload: bool,
+    /// The preferred cipher, where it is not to follow from the processor. AES is used where both sides prefer it.
+    pub cipher: Option<Cipher>,
 }
 
 impl Default for Vpn {
@@ -165,6 +171,8 @@ impl Default for Vpn {
             port: DEFAULT_VPN_PORT,
             mtu: None,
             ipv6: true,
+            offload: true,
+            cipher: None,
         }
     }
 }

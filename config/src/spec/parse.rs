@@ -67,7 +67,7 @@ const OVERLAY: Shape = Shape {
 };
 const VPN: Shape = Shape {
     name: "vpn",
-    keys: &["port", "mtu", "ipv6"],
+    keys: &["port", "mtu", "ipv6", "offload", "cipher"],
 };
 const CONDOR: Shape = Shape {
     name: "condor",
@@ -306,8 +306,14 @@ fn read_vpn(top: &Table<'_, '_>, listen_port: u16, notes: &mut Notes<'_>) -> Vpn
             format!("is the same as overlay.listen_port ({port}), and both need UDP: change one of them");
         table.problem(table.line(), "port", message, notes);
     }
-    let ipv6 = table.boolean("ipv6", notes).unwrap_or(Vpn::default().ipv6);
-    Vpn { port, mtu, ipv6 }
+    let usual = Vpn::default();
+    Vpn {
+        port,
+        mtu,
+        ipv6: table.boolean("ipv6", notes).unwrap_or(usual.ipv6),
+        offload: table.boolean("offload", notes).unwrap_or(usual.offload),
+        cipher: table.parsed("cipher", notes).map(|cipher| cipher.value),
+    }
 }
 
 fn read_condor(top: &Table<'_, '_>, notes: &mut Notes<'_>) -> Condor {

@@ -50,6 +50,42 @@ impl FromStr for CaHash {
     }
 }
 
+/// A cipher of the tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cipher {
+    /// AES-256-GCM.
+    Aes,
+    /// ChaCha20-Poly1305.
+    ChaCha20,
+}
+
+impl fmt::Display for Cipher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Aes => "aes-256-gcm",
+            Self::ChaCha20 => "chacha20-poly1305",
+        })
+    }
+}
+
+/// The error is a phrase that continues the key: "must be ...".
+impl FromStr for Cipher {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = [Self::Aes, Self::ChaCha20];
+        known
+            .into_iter()
+            .find(|cipher| cipher.to_string() == text)
+            .ok_or_else(|| {
+                format!(
+                    "must be \"{}\" or \"{}\", or left out for what suits the processor",
+                    known[0], known[1]
+                )
+            })
+    }
+}
+
 /// The address of an enrolment portal: an `https` URL without user, query or fragment, and without final slash.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EnrolUrl(String);

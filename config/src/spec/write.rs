@@ -75,9 +75,13 @@ struct RawVpn {
     port: u16,
     #[serde(skip_serializing_if = "Option::is_none")]
     mtu: Option<u16>,
-    /// Written only where it is off: a daemon that does not know the key would refuse it.
+    /// Written only where it is off, as what follows: a daemon that does not know the key would refuse it.
     #[serde(skip_serializing_if = "Option::is_none")]
     ipv6: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    offload: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cipher: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -139,6 +143,8 @@ pub(super) fn to_toml(spec: &Spec) -> Zeroizing<String> {
             port: spec.vpn.port,
             mtu: spec.vpn.mtu,
             ipv6: (!spec.vpn.ipv6).then_some(false),
+            offload: (!spec.vpn.offload).then_some(false),
+            cipher: spec.vpn.cipher.map(|cipher| cipher.to_string()),
         },
         condor: RawCondor {
             prefer_group: spec.condor.prefer_group,

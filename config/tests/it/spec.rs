@@ -1,8 +1,8 @@
 //! The text of `aerie.toml`: what is accepted, and how each mistake is told.
 
 use aerie_config::{
-    BootstrapAddr, CaHash, Condor, Enrol, Error, Grid, MAX_SPEC_BYTES, Node, Overlay, RendezvousSecret,
-    SecretText, Spec, Vpn,
+    BootstrapAddr, CaHash, Cipher, Condor, Enrol, Error, Grid, MAX_SPEC_BYTES, Node, Overlay,
+    RendezvousSecret, SecretText, Spec, Vpn,
 };
 use aerie_types::{AddressPool, Role, Roles, VirtualRange};
 use proptest::prelude::*;
@@ -78,10 +78,29 @@ fn ipv6_is_on_unless_switched_off_and_only_then_written() {
 }
 
 #[test]
+fn offloads_and_a_cipher_are_written_only_where_they_differ_from_the_usual() {
+    let text = changed("mtu = 1280", "offload = false\ncipher = \"chacha20-poly1305\"");
+    let spec = Spec::parse(&text).unwrap();
+    assert!(!spec.vpn.offload && spec.vpn.cipher == Some(Cipher::ChaCha20));
+    assert!(
+        spec.to_toml()
+            .contains("offload = false\ncipher = \"chacha20-poly1305\"")
+    );
+    let usual = Spec::parse(&changed("mtu = 1280", "offload = true")).unwrap();
+    assert!(usual.vpn.offload && usual.vpn.cipher.is_none());
+    assert!(!usual.to_toml().contains("offload") && !usual.to_toml().contains("cipher"));
+    let message = refusal(&changed("mtu = 1280", "cipher = \"aes\""));
+    assert!(
+        message.contains(r#"vpn.cipher must be "aes-256-gcm" or "chacha20-poly1305", or left out"#),
+        "{message}"
+    );
+}
+
+#[test]
 fn a_key_like_no_known_one_is_told_what_there_is() {
     let message = refusal(&changed("[vpn]\n", "[vpn]\nxyzzyplugh = 1\n"));
     assert!(
-        message.contains("vpn.xyzzyplugh is not a known key: known are port, mtu, ipv6"),
+        message.contains("vpn.xyzzyplugh is not a known key: known are port, mtu, ipv6, offload, cipher"),
         "{message}"
     );
 }
@@ -471,6 +490,8 @@ fn any_spec() -> impl Strategy<Value = Spec> {
         any::<u16>(),
         prop::option::of(576_u16..=9000),
         any::<bool>(),
+        any::<bool>(),
+        prop::option::of(prop::sample::select(vec![Cipher::Aes, Cipher::ChaCha20])),
     );
     let rest = (prop::option::of("[!-~]{1,80}"), any::<bool>(), any::<bool>());
     let parts = (
@@ -516,6 +537,8 @@ fn any_spec() -> impl Strategy<Value = Spec> {
                 port: vpn_port,
                 mtu: numbers.2,
                 ipv6: numbers.3,
+                offload: numbers.4,
+                cipher: numbers.5,
             },
             condor: Condor {
                 prefer_group: rest.1,
