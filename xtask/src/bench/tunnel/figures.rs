@@ -96,22 +96,41 @@ impl std::fmt::Display for Bound {
     }
 }
 
-const PROMISES: [(Measure, Bound); 7] = [
-    (Measure::TcpOne, Bound::AtLeast(2.4)),
-    (Measure::TcpFour, Bound::AtLeast(2.4)),
-    (Measure::TcpReverse, Bound::AtLeast(2.4)),
-    (Measure::Cpu, Bound::AtMost(0.35)),
-    (Measure::UdpLarge, Bound::AtLeast(3.0)),
-    (Measure::UdpSmall, Bound::AtLeast(3.0)),
-    (Measure::PingLoaded, Bound::AtMost(0.4)),
+type Promise = (Kind, Measure, Bound);
+
+const PROMISES: [Promise; 9] = [
+    (Kind::Aerie, Measure::TcpOne, Bound::AtLeast(2.4)),
+    (Kind::Aerie, Measure::TcpFour, Bound::AtLeast(2.4)),
+    (Kind::Aerie, Measure::TcpReverse, Bound::AtLeast(2.4)),
+    (Kind::Aerie, Measure::Cpu, Bound::AtMost(0.35)),
+    (Kind::Aerie, Measure::UdpLarge, Bound::AtLeast(3.0)),
+    (Kind::Aerie, Measure::UdpSmall, Bound::AtLeast(3.0)),
+    (Kind::Aerie, Measure::PingIdle, Bound::AtMost(1.0)),
+    (Kind::Aerie, Measure::PingLoaded, Bound::AtMost(0.4)),
+    (Kind::AerieChaCha20, Measure::TcpOne, Bound::AtLeast(1.5)),
 ];
+
+/// Where the wire cuts super-packets into datagrams and loses none, and where it loses up to one in a hundred.
+const CUT: [Promise; 1] = [(Kind::Aerie, Measure::TcpOne, Bound::AtLeast(1.8))];
+const LOSSY: [Promise; 1] = [(Kind::Aerie, Measure::TcpOne, Bound::AtLeast(1.5))];
+
+/// What is promised on a wire that loses so many percent, if it cuts super-packets at all.
+pub(super) fn promises(loss: Option<f64>) -> &'static [Promise] {
+    match loss {
+        None => &PROMISES,
+        Some(loss) if loss <= 0.0 => &CUT,
+        Some(loss) if loss <= 1.0 => &LOSSY,
+        Some(_) => &[],
+    }
+}
 
 /// How a promise was kept.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Verdict {
+    pub(super) kind: Kind,
     pub(super) measure: Measure,
     pub(super) bound: Bound,
-    /// Aerie's median divided by wireguard-go's; none where one of them has no figure.
+    /// Its median divided by wireguard-go's; none where one of them has no figure.
     pub(super) ratio: Option<f64>,
 }
 
@@ -139,14 +158,18 @@ impl Figures {
         median(self.rounds(kind, measure))
     }
 
-    pub(super) fn verdicts(&self) -> Vec<Verdict> {
-        let promises = PROMISES.into_iter();
+    /// What became of promises. What took part but in some runs is judged where it did.
+    pub(super) fn verdicts(&self, promises: &[Promise]) -> Vec<Verdict> {
+        let took_part = |kind: Kind| self.0.keys().any(|(other, _)| *other == kind);
         promises
-            .map(|(measure, bound)| {
-                let own = self.median(Kind::Aerie, measure);
+            .iter()
+            .filter(|(kind, ..)| *kind == Kind::Aerie || took_part(*kind))
+            .map(|&(kind, measure, bound)| {
+                let own = self.median(kind, measure);
                 let other = self.median(Kind::WireguardGo, measure);
                 let ratio = own.zip(other).map(|(own, other)| own / other);
                 Verdict {
+                    kind,
                     measure,
                     bound,
                     ratio,
@@ -189,7 +212,7 @@ mod tests {
             figures.add(Kind::Aerie, Measure::Cpu, own);
             figures.add(Kind::WireguardGo, Measure::Cpu, other);
         }
-        let verdicts = figures.verdicts();
+        let verdicts = figures.verdicts(promises(None));
         let of = |measure| {
             *verdicts
                 .iter()
@@ -202,12 +225,33 @@ mod tests {
     }
 
     #[test]
+    fn on_a_lossy_wire_less_is_promised_and_of_one_that_took_no_part_nothing() {
+        let mut figures = Figures::default();
+        figures.add(Kind::Aerie, Measure::TcpOne, 1.6);
+        figures.add(Kind::WireguardGo, Measure::TcpOne, 1.0);
+        let met = |loss| {
+            figures
+                .verdicts(promises(loss))
+                .iter()
+                .all(|verdict| verdict.met())
+        };
+        assert!(met(Some(1.0)) && !met(Some(0.0)) && !met(None));
+        let of_chacha = |figures: &Figures| {
+            let verdicts = figures.verdicts(promises(None));
+            verdicts.iter().any(|verdict| verdict.kind == Kind::AerieChaCha20)
+        };
+        assert!(!of_chacha(&figures));
+        figures.add(Kind::AerieChaCha20, Measure::TcpOne, 1.6);
+        assert!(of_chacha(&figures));
+    }
+
+    #[test]
     fn a_promise_without_figures_is_not_kept() {
         let mut figures = Figures::default();
         figures.add(Kind::Aerie, Measure::PingLoaded, 1.0);
         assert!(
             figures
-                .verdicts()
+                .verdicts(promises(None))
                 .iter()
                 .all(|verdict| verdict.ratio.is_none() && !verdict.met())
         );

@@ -47,7 +47,8 @@ pub(crate) struct Args {
     /// Measure Aerie through a relay too, between two nodes behind symmetric NATs.
     #[arg(long)]
     relayed: bool,
-    /// Let the wire lose so many percent of the packets in each direction; a relayed path loses none.
+    /// Let the wire lose so many percent of the packets in each direction, and cut super-packets into datagrams, also
+    /// with 0; a relayed path loses none.
     #[arg(long, value_name = "PERCENT", value_parser = percent)]
     loss: Option<f64>,
     /// Draw the speed of one stream as a bar chart.
@@ -78,7 +79,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
         std::fs::write(path, svg::chart(&report))
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
-    let broken = report.figures.verdicts().iter().filter(|v| !v.met()).count();
+    let broken = report.verdicts().iter().filter(|v| !v.met()).count();
     ensure!(!args.check || broken == 0, "{broken} promises are not kept");
     Ok(())
 }
@@ -95,9 +96,9 @@ fn kinds(args: &Args) -> Vec<Kind> {
 fn measured(args: &Args) -> Result<Report> {
     tools::install_debian(&["ethtool", "iperf3", "iproute2", "iputils-ping", "openssl"])?;
     let kinds = kinds(args);
-    let (direct, relayed) = (kinds.contains(&Kind::Aerie), kinds.contains(&Kind::AerieRelayed));
+    let aerie: Vec<Kind> = kinds.iter().copied().filter(|kind| kind.is_aerie()).collect();
     let mut builder = Lab::builder("bench");
-    if direct || relayed {
+    if !aerie.is_empty() {
         builder = builder.bind(test::build_aerie(!args.common.debug)?, AERIE);
         rootfs::prepare(&mut |step| eprintln!("   {step}"))?;
     }
@@ -108,28 +109,35 @@ fn measured(args: &Args) -> Result<Report> {
             machine.load
         );
     }
-    let lab = builder.clone().start()?;
-    let second = relayed.then(|| builder.start()).transpose()?;
-    let report = in_labs(&lab, second.as_ref(), &kinds, args, machine);
-    lab.destroy()?;
-    second.map_or(Ok(()), Lab::destroy)?;
+    let stage = builder.clone().start()?;
+    let grids = aerie.into_iter().map(|kind| Ok((kind, builder.clone().start()?)));
+    let grids = grids.collect::<Result<BTreeMap<_, _>>>()?;
+    let report = in_labs(&stage, &grids, &kinds, args, machine);
+    stage.destroy()?;
+    grids.into_values().try_for_each(Lab::destroy)?;
     report
 }
 
-/// In a lab, and a second one for the grid whose members need a relay.
-fn in_labs(lab: &Lab, second: Option<&Lab>, kinds: &[Kind], args: &Args, machine: Machine) -> Result<Report> {
-    let stage = stage(lab, args.loss)?;
+/// In a lab for the others, and one for each grid of Aerie.
+fn in_labs(
+    stage: &Lab,
+    grids: &BTreeMap<Kind, Lab>,
+    kinds: &[Kind],
+    args: &Args,
+    machine: Machine,
+) -> Result<Report> {
+    let stage = self::stage(stage, args.loss)?;
     let mut absent = Vec::new();
     let mut left_out = |kind: Kind, error: &anyhow::Error| {
         eprintln!("── {} is left out: {error:#}", kind.name());
         absent.push(Absent::new(kind, error));
     };
     let mut networks = BTreeMap::new();
-    for &kind in kinds {
-        let network = match (kind, second) {
-            (Kind::Aerie, _) => Network::direct(lab, args.loss),
-            (Kind::AerieRelayed, Some(lab)) => Network::relayed(lab),
-            _ => continue,
+    for (&kind, lab) in grids {
+        let network = match kind {
+            Kind::AerieRelayed => Network::relayed(lab),
+            Kind::AerieChaCha20 => Network::direct(lab, args.loss, r#"cipher = "chacha20-poly1305""#),
+            _ => Network::direct(lab, args.loss, ""),
         };
         match network {
             Ok(network) => drop(networks.insert(kind, network)),
@@ -138,7 +146,7 @@ fn in_labs(lab: &Lab, second: Option<&Lab>, kinds: &[Kind], args: &Args, machine
     }
     let mut contestants: Vec<(Kind, Box<dyn Contestant + '_>)> = Vec::new();
     for &kind in kinds {
-        if matches!(kind, Kind::Aerie | Kind::AerieRelayed) && !networks.contains_key(&kind) {
+        if kind.is_aerie() && !networks.contains_key(&kind) {
             continue;
         }
         match contestants::prepare(kind, &stage, networks.get(&kind)) {

@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use super::Args;
 use super::contestants::Kind;
-use super::figures::{Figures, Measure};
+use super::figures::{Figures, Measure, Verdict, promises};
 use super::program::run_here;
 
 /// The share of a machine's processors from which on others are in the way.
@@ -186,9 +186,10 @@ impl Report {
             value
         };
         let absent = |absent: &Absent| json!({ "name": absent.kind.name(), "why": absent.why });
-        let promises = self.figures.verdicts();
+        let promises = self.verdicts();
         let promises = promises.iter().map(|verdict| {
             json!({
+                "name": verdict.kind.name(),
                 "measure": verdict.measure.key(),
                 "ratio": verdict.ratio,
                 "promised": verdict.bound.to_string(),
@@ -224,8 +225,15 @@ impl Report {
         for absent in &self.absent {
             println!("left out: {} ({})", absent.kind.name(), absent.why);
         }
-        println!("Aerie in relation to wireguard-go:");
-        println!("{}", self.promises());
+        let promises = self.promises();
+        if promises.row_count() > 0 {
+            println!("Aerie in relation to wireguard-go:\n{promises}");
+        }
+    }
+
+    /// What became of what is promised on this wire.
+    pub(super) fn verdicts(&self) -> Vec<Verdict> {
+        self.figures.verdicts(promises(self.loss))
     }
 
     fn table(&self) -> Table {
@@ -252,12 +260,13 @@ impl Report {
     fn promises(&self) -> Table {
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
-        for verdict in self.figures.verdicts() {
+        for verdict in self.verdicts() {
             let ratio = match verdict.ratio {
                 Some(ratio) => format!("{ratio:.2} x"),
                 None => "not measured".to_owned(),
             };
             table.add_row([
+                Cell::new(verdict.kind.name()),
                 Cell::new(verdict.measure.title().0),
                 right(ratio),
                 Cell::new(format!("promised {}", verdict.bound)),
@@ -303,7 +312,7 @@ pub(super) mod tests {
             figures,
             rounds: 1,
             seconds: 5,
-            loss: Some(0.5),
+            loss: None,
             debug: false,
         }
     }
@@ -318,8 +327,14 @@ pub(super) mod tests {
         assert_eq!(told["promises"][1]["ratio"], Value::Null);
         assert_eq!(told["absent"][0]["why"], "no archive");
         let [_, how] = report.circumstances();
-        assert!(how.contains("AES-256-GCM") && how.contains("0.5% loss"), "{how}");
-        assert!(how.contains("load before 1.5"), "{how}");
+        assert!(how.contains("AES-256-GCM") && !how.contains("loss"), "{how}");
+        let lossy = Report {
+            loss: Some(0.5),
+            ..sample()
+        };
+        let [_, how] = lossy.circumstances();
+        assert!(how.contains("0.5% loss"), "{how}");
+        assert!(report.circumstances()[1].contains("load before 1.5"), "{how}");
         let promises = report.promises().to_string();
         assert!(
             promises.contains("2.75 x") && promises.contains("not measured"),

@@ -46,7 +46,7 @@ pub(super) fn chart(report: &Report) -> String {
         let y = HEAD + STEP * index as f64;
         let width = speed / most * (WIDTH - NAMES - VALUES);
         let fill = match entrant.kind {
-            Kind::Aerie | Kind::AerieRelayed => "#1668a8",
+            kind if kind.is_aerie() => "#1668a8",
             Kind::Veth => "#cccccc",
             _ => "#8a97a3",
         };

@@ -26,8 +26,8 @@ pub(in crate::bench::tunnel) struct Network<'a> {
 }
 
 impl<'a> Network<'a> {
-    /// The hub and a member, with a wire between them.
-    pub(in crate::bench::tunnel) fn direct(lab: &'a Lab, loss: Option<f64>) -> Result<Self> {
+    /// The hub and a member, with a wire between them, and what that member's configuration has below `[vpn]`.
+    pub(in crate::bench::tunnel) fn direct(lab: &'a Lab, loss: Option<f64>, vpn: &str) -> Result<Self> {
         let grid = Grid::found(lab, "bench", None, &[GROUP])?;
         let node = lab.node("near", Place::Internet)?;
         let end = |node: &Node| -> Result<End> {
@@ -39,7 +39,12 @@ impl<'a> Network<'a> {
         // The wire is there before the daemon looks at the machine's interfaces.
         wire::join(end(&node)?, end(&grid.hub.node)?, loss)?;
         let near = grid.join_node(node, &client("near", Place::Internet))?;
-        Self::stopped(grid, vec![near])
+        let network = Self::stopped(grid, vec![near])?;
+        for member in network.members.iter().filter(|_| !vpn.is_empty()) {
+            let script = format!("sed -i '/^\\[vpn\\]/a {vpn}' /var/lib/aerie/grids/*/aerie.toml");
+            member.node.run("root", &["sh", "-c", &script])?;
+        }
+        Ok(network)
     }
 
     /// The hub and two members, each behind a NAT.

@@ -39,6 +39,9 @@ pub(super) enum Kind {
     /// Two daemons behind symmetric NATs, and the grid's relay between them.
     #[value(skip)]
     AerieRelayed,
+    /// Two daemons of which one prefers the cipher of WireGuard.
+    #[value(name = "aerie-chacha20")]
+    AerieChaCha20,
     /// WireGuard by its authors, in Go.
     WireguardGo,
     /// WireGuard in Rust.
@@ -50,21 +53,28 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    pub(super) const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 8] = [
         Self::Veth,
         Self::Aerie,
         Self::AerieRelayed,
+        Self::AerieChaCha20,
         Self::WireguardGo,
         Self::Gotatun,
         Self::Nebula,
         Self::Openvpn,
     ];
 
+    /// Whether it is Aerie, in one form or another.
+    pub(super) fn is_aerie(self) -> bool {
+        matches!(self, Self::Aerie | Self::AerieRelayed | Self::AerieChaCha20)
+    }
+
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Veth => "veth",
             Self::Aerie => "aerie",
             Self::AerieRelayed => "aerie relayed",
+            Self::AerieChaCha20 => "aerie chacha20",
             Self::WireguardGo => "wireguard-go",
             Self::Gotatun => "gotatun",
             Self::Nebula => "nebula",
@@ -99,7 +109,9 @@ pub(super) fn prepare<'a>(
 ) -> Result<Box<dyn Contestant + 'a>> {
     Ok(match kind {
         Kind::Veth => Box::new(Veth(stage)),
-        Kind::Aerie | Kind::AerieRelayed => Box::new(network.context("there is no grid")?.contestant()?),
+        Kind::Aerie | Kind::AerieRelayed | Kind::AerieChaCha20 => {
+            Box::new(network.context("there is no grid")?.contestant()?)
+        }
         Kind::WireguardGo => Box::new(wireguard::WireGuard::go(stage)?),
         Kind::Gotatun => Box::new(wireguard::WireGuard::gotatun(stage)?),
         Kind::Nebula => Box::new(nebula::Nebula::prepare(stage)?),
