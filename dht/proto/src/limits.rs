@@ -110,9 +110,9 @@ pub const FIXED_TRIES: u32 = 10;
 /// Times at which the register acts. The defaults are the design's; tests shorten some.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Timings {
-    /// The first grant: short, so that a lost race or a crash blocks nothing for long.
+    /// The first grant of what is leased: short, so that a lost race or a crash does not block it for long.
     pub first_ttl: Duration,
-    /// The grant of a renewal, at most.
+    /// The grant on a certificate, and of a name, at most.
     pub ttl: Duration,
     /// Between renewals. Must be well below `ttl`.
     pub renew_every: Duration,

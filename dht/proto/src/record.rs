@@ -218,8 +218,10 @@ impl Record {
             .iter()
             .find(|home| same(home))
             .map_or(until, |home| home.until.max(until));
-        self.homes
-            .retain(|home| home.holder == holder && home.leased != leased);
+        self.homes.retain(|home| !same(home));
+        if self.homes.len() >= MAX_HOMES {
+            self.homes.remove(0);
+        }
         self.homes.push(Home {
             holder,
             leased,
@@ -237,6 +239,9 @@ impl Record {
         self.probation = None;
     }
 }
+
+/// Homes remembered of one name: of a few members that had it one after the other.
+const MAX_HOMES: usize = 4 * MAX_LEASES_PER_HOLDER;
 
 fn remember(list: &mut Vec<Instance>, instance: Instance) {
     if list.contains(&instance) {

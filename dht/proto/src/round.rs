@@ -102,6 +102,8 @@ pub(crate) struct Loss {
     pub(crate) moved: Option<Duration>,
     /// Votes went to others, or refused for lack of room: try elsewhere or later.
     pub(crate) split: bool,
+    /// The other to which one of these went for the longest.
+    pub(crate) promised: Option<(PeerId, Duration)>,
     pub(crate) granted: usize,
     pub(crate) needed: usize,
     pub(crate) absent: usize,
@@ -287,7 +289,17 @@ impl Round {
                 }) => {
                     loss.taken.get_or_insert((*holder, *remaining));
                 }
-                Vote::Refused(Refused::Taken { .. }) => loss.split = true,
+                Vote::Refused(Refused::Taken {
+                    holder, remaining, ..
+                }) => {
+                    loss.split = true;
+                    let longer = loss.promised.is_none_or(|(_, longest)| longest < *remaining);
+                    loss.promised = if longer {
+                        Some((*holder, *remaining))
+                    } else {
+                        loss.promised
+                    };
+                }
                 Vote::Refused(Refused::Cloned) => cloned += 1,
                 Vote::Refused(Refused::Restarting(wait)) => {
                     loss.restarting = Some(loss.restarting.map_or(*wait, |longest| longest.max(*wait)));

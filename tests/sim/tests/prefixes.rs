@@ -308,7 +308,7 @@ fn a_member_that_leaves_its_prefixes_behind_gets_no_more_than_a_few_until_they_e
         let id = world.look_up(0, prefix_key(World::grid(), refused)).unwrap();
         world.run(SECOND * 5);
         assert_eq!(world.found.get(&(0, id)), Some(&None), "seed {seed}");
-        expect(&mut world, SECOND * 1900, |world| {
+        expect(&mut world, SECOND * 4300, |world| {
             world.nodes[collector].prefix() == Some(refused)
         });
     }

@@ -65,7 +65,7 @@ fn a_member_that_leaves_its_addresses_behind_gets_no_more_than_a_few_until_they_
             "seed {seed}: nobody holds it"
         );
 
-        let end = world.now() + SECOND * 1900;
+        let end = world.now() + SECOND * 4300;
         let moved = world.run_until(end, |world| holds(world, collector, refused));
         assert!(
             moved,

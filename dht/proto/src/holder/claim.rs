@@ -144,7 +144,7 @@ impl<S: Store, K: Keys> Register<S, K> {
         let own = won(&rounds.own);
         let name = rounds.name.as_ref().map(won);
         let (Some(own), None | Some(Some(_))) = (own, &name) else {
-            return self.claim_lost(kind, &rounds, now);
+            return self.claim_lost(kind, rounds, now);
         };
         let terms = &rounds.own.terms;
         let (leased, named) = (terms.leased, terms.name.clone());
@@ -184,7 +184,7 @@ impl<S: Store, K: Keys> Register<S, K> {
         self.holder_nudged(now);
     }
 
-    fn claim_lost(&mut self, kind: Kind, rounds: &Rounds, now: Now) {
+    fn claim_lost(&mut self, kind: Kind, rounds: Rounds, now: Now) {
         let loss = |round: &Round| match &round.outcome {
             Some(Outcome::Lost(loss)) => loss.clone(),
             _ => Loss::default(),
@@ -194,21 +194,28 @@ impl<S: Store, K: Keys> Register<S, K> {
         let leased = rounds.own.terms.leased;
         let retry = self.config.timings.retry;
         if own_loss.cloned || name_loss.cloned {
+            self.holdings[kind].parked = Some(Box::new(rounds));
             return self.cloned(now);
         }
+        // What was granted is not given back here: an earlier start's lease would go with it.
         if let Some(wait) = own_loss.restarting.max(name_loss.restarting) {
-            self.holdings[kind].rounds = None;
+            self.holdings[kind].parked = Some(Box::new(rounds));
             let reason = format!("asking whether an earlier run of this node still holds {leased}");
             return self.wait(kind, reason, wait + Duration::from_millis(20), now);
         }
         if own_loss.bad_proof || name_loss.bad_proof {
+            self.holdings[kind].parked = Some(Box::new(rounds));
             // The certificates of before do not count any more; it is claimed as if for the first time.
-            if let Some(last) = &mut self.holdings[kind].last {
-                last.proofs = [None, None];
-            }
-            return self.wait(kind, format!("claiming the {kind} anew"), Duration::ZERO, now);
+            let last = self.holdings[kind].last.as_mut();
+            let dropped = last.is_some_and(|last| std::mem::take(&mut last.proofs) != [None, None]);
+            let wait = if dropped {
+                Duration::ZERO
+            } else {
+                self.next_backoff(kind)
+            };
+            return self.wait(kind, format!("claiming the {kind} anew"), wait, now);
         }
-        self.release_rounds(rounds, now);
+        self.release_rounds(&rounds, now);
         if let Some(wait) = name_loss.moved {
             let reason = format!(
                 "this node has leased {MAX_LEASES_PER_HOLDER} {} lately, as many as one may have; the first of \
@@ -218,13 +225,17 @@ impl<S: Store, K: Keys> Register<S, K> {
             );
             return self.wait(kind, reason, wait.min(MAX_CLAIM_BACKOFF), now);
         }
-        if let Some((holder, remaining)) = name_loss.taken {
+        // Votes that last longer than those of a race are of one that did not come to its end.
+        let first_ttl = self.config.timings.first_ttl;
+        let promised = name_loss.promised.filter(|(_, remaining)| *remaining > first_ttl);
+        if let Some((holder, remaining)) = name_loss.taken.or(promised) {
             let reason = format!(
                 "the name {} is leased to {holder} for {} s yet; stop that node or enrol this one under another name",
                 rounds.own.terms.name,
                 remaining.as_secs()
             );
-            return self.wait(kind, reason, NAME_RETRY.min(remaining), now);
+            let wait = self.draw.about(NAME_RETRY).min(remaining);
+            return self.wait(kind, reason, wait, now);
         }
         if name_loss.split {
             let wait = retry / 2 + self.draw.up_to(retry);
@@ -254,10 +265,15 @@ impl<S: Store, K: Keys> Register<S, K> {
         if let Some(other) = short.other {
             reason = format!("{reason} ({other})");
         }
+        let wait = self.next_backoff(kind);
+        self.wait(kind, reason, wait, now);
+    }
+
+    fn next_backoff(&mut self, kind: Kind) -> Duration {
+        let retry = self.config.timings.retry;
         let backoff = (self.holdings[kind].backoff * 2).clamp(retry, MAX_CLAIM_BACKOFF);
         self.holdings[kind].backoff = backoff;
-        let wait = backoff / 2 + self.draw.up_to(backoff);
-        self.wait(kind, reason, wait, now);
+        backoff / 2 + self.draw.up_to(backoff)
     }
 
     /// Strict mode: why no new lease comes about on this side.

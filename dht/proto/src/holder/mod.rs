@@ -114,6 +114,8 @@ pub(crate) struct Holding {
     plan: Option<Plan>,
     lease: Option<Lease>,
     rounds: Option<Box<Rounds>>,
+    /// Those of before, which are made again soon: what was granted in them is not given back yet.
+    parked: Option<Box<Rounds>>,
     /// Who may have granted, by key.
     asked: [BTreeSet<PeerId>; 2],
     seq: u64,
@@ -222,6 +224,7 @@ impl Holding {
             plan: None,
             lease: None,
             rounds: None,
+            parked: None,
             asked: [BTreeSet::new(), BTreeSet::new()],
             seq: 0,
             backoff: Duration::ZERO,

@@ -75,6 +75,9 @@ impl<S: Store, K: Keys> Register<S, K> {
 
     /// Releases what is held of a kind and what may have been granted.
     pub(super) fn give_back(&mut self, kind: Kind, now: Now) {
+        if let Some(parked) = self.holdings[kind].parked.take() {
+            self.release_rounds(&parked, now);
+        }
         let holding = &mut self.holdings[kind];
         if let Some(rounds) = holding.rounds.take() {
             if holding.lease.is_some() {

@@ -26,7 +26,7 @@ impl<S: Store, K: Keys> Register<S, K> {
         }
     }
 
-    /// Gives a new lease's certificates to its witnesses, who have seen only those of ten seconds so far.
+    /// Gives a new lease's certificates to its witnesses, who have seen none so far, or only that of ten seconds.
     pub(super) fn push_certificates(&mut self, kind: Kind, rounds: &Rounds, now: Now) {
         let Some(lease) = self.holdings[kind].lease.clone() else {
             return;

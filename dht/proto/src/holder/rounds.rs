@@ -95,7 +95,18 @@ impl<S: Store, K: Keys> Register<S, K> {
     }
 
     /// Begins what is not held back and not decided yet.
-    pub(super) fn begin(&mut self, kind: Kind, rounds: Rounds, now: Now) {
+    pub(super) fn begin(&mut self, kind: Kind, mut rounds: Rounds, now: Now) {
+        for old in self.holdings[kind]
+            .parked
+            .take()
+            .iter()
+            .flat_map(|parked| parked.iter())
+        {
+            match rounds.iter_mut().find(|round| round.key() == old.key()) {
+                Some(round) => round.before.extend(old.asked()),
+                None => self.release_key(old.key(), (old.seq, false), old.asked().collect(), now),
+            }
+        }
         let begin = rounds.iter().filter(|round| !round.is_held_back());
         let begin = begin.filter(|round| round.outcome.is_none());
         let ids: Vec<_> = begin.map(|round| (round.id, round.key())).collect();
