@@ -104,8 +104,23 @@ fn a_cut_in_one_direction_breaks_connections_and_the_healed_grid_connects_again(
 }
 
 #[test]
+fn after_a_long_tear_a_small_grid_is_one_again_within_seconds() {
+    let conditions = Conditions {
+        detection: SECOND * 2,
+        ..Conditions::default()
+    };
+    let mut world = grid(24, conditions);
+    world.partition(|index| index % 2);
+    // By then they dial each other every few minutes.
+    world.run(SECOND * 1800);
+    world.partition(|_| 0);
+    let end = world.now() + SECOND * 20;
+    assert!(world.run_until(end, is_meshed));
+}
+
+#[test]
 fn the_neighbours_in_a_healed_grid_beyond_the_limit_are_connected_within_seconds() {
-    let nodes = 170;
+    let nodes = 150;
     let mut world = grid(
         nodes,
         Conditions {
@@ -115,7 +130,7 @@ fn the_neighbours_in_a_healed_grid_beyond_the_limit_are_connected_within_seconds
     );
     world.partition(|index| index % 2);
     // Long enough for both halves to fill the room that the others left.
-    world.run(SECOND * 60);
+    world.run(SECOND * 45);
     let pairs: Vec<_> = (0..nodes)
         .flat_map(|at| nearest(nodes, at, 20).into_iter().map(move |near| (at, near)))
         .collect();
