@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aerie_identity::NodeKeys;
-use aerie_overlay::{Config, Protocol, RequestError, Stats, Topic};
+use aerie_overlay::{Config, Multiaddr, Protocol, RequestError, Stats, Topic};
 use aerie_types::{Key, PeerId, Role};
-use common::{Grid, Node, QUIC, Seen, TCP, eventually, now, proxy};
+use common::{Enrolled, Grid, Node, QUIC, Seen, TCP, eventually, now, proxy};
 
 /// A relay and this many workers that know only the relay, started all at once.
 async fn mesh(grid: &Grid, workers: usize) -> Vec<Node> {
@@ -245,6 +245,44 @@ async fn a_member_that_comes_back_is_connected_again_by_those_who_knew_it() {
     config.known = b.handle.known_addrs().await.unwrap();
     let mut d = grid.start(config, &enrolled).await;
     d.sees_up(c.peer()).await;
+}
+
+#[tokio::test]
+async fn a_neighbour_that_was_lost_is_looked_for_by_those_that_have_no_room() {
+    let grid = Grid::new("chem");
+    let start = async |enrolled: &Enrolled, listen: &str, bootstrap: Vec<Multiaddr>| {
+        let mut config = grid.config(enrolled, &[listen]);
+        config.bootstrap = bootstrap;
+        config.max_members = 2;
+        grid.start(config, enrolled).await
+    };
+    let first = start(&grid.enrol("a", Role::Worker), TCP, Vec::new()).await;
+    let mut nodes = vec![first];
+    for name in ["b", "c"] {
+        let bootstrap = nodes[0].full_addrs();
+        nodes.push(start(&grid.enrol(name, Role::Worker), TCP, bootstrap).await);
+    }
+    let enrolled = grid.enrol("lost", Role::Worker);
+    let lost = start(&enrolled, TCP, nodes[0].full_addrs()).await;
+    let addr = lost.addrs[0].to_string();
+    for node in &mut nodes {
+        node.sees_up(lost.peer()).await;
+    }
+    for node in &nodes {
+        eventually("everybody is connected", || async {
+            (node.member_ids().await.len() == 3).then_some(())
+        })
+        .await;
+    }
+    lost.handle.shutdown().await;
+    for node in &mut nodes {
+        node.sees_down(lost.peer()).await;
+    }
+    // It knows nobody in its new run, and can only be found.
+    let back = start(&enrolled, &addr, Vec::new()).await;
+    for node in &mut nodes {
+        node.sees_up(back.peer()).await;
+    }
 }
 
 #[tokio::test]

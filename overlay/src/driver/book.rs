@@ -66,6 +66,11 @@ impl Entry {
         !self.met && self.failures == 0
     }
 
+    /// Whether it was dialled last and not found.
+    pub(crate) fn is_missed(&self) -> bool {
+        self.failures > 0 && !self.refused
+    }
+
     /// Whether it has been due for so long already.
     pub(crate) fn is_due(&self, now: Instant, since: Duration) -> bool {
         self.next_dial + since <= now
@@ -243,6 +248,13 @@ impl Book {
         }
     }
 
+    /// Another one that was missed is back: if this one is missed too, it is dialled after `wait`.
+    pub(crate) fn may_be_back(&mut self, peer: PeerId, now: Instant, wait: Duration) {
+        if let Some(entry) = self.entries.get_mut(&peer).filter(|entry| entry.is_missed()) {
+            entry.next_dial = entry.next_dial.min(now + wait);
+        }
+    }
+
     /// Who is to be dialled now: bootstrap members first, then whoever failed least, then who has been due for longest.
     /// An order by id would have all members of a large grid dial the same few.
     pub(crate) fn due(&self, now: Instant) -> Vec<PeerId> {
@@ -399,6 +411,26 @@ mod tests {
         }
         let due = book.due(now + FIRST_PAUSE);
         assert_eq!(due, [peer(3), peer(2), peer(1)]);
+    }
+
+    #[test]
+    fn who_was_not_found_is_dialled_soon_when_others_are_back_and_who_refused_is_not() {
+        let now = Instant::now();
+        let mut book = Book::default();
+        for n in 1..=3 {
+            book.learn(peer(n), addr(n), now, MAX_PAUSE);
+        }
+        for _ in 0..9 {
+            book.failed(peer(1), now, 0.5);
+        }
+        book.refused(peer(2), now, 0.5);
+        for n in 1..=4 {
+            book.may_be_back(peer(n), now, ALONE_SPREAD);
+        }
+        assert_eq!(book.due(now + ALONE_SPREAD), [peer(1)]);
+        // One more failure, and the pause is as long as it would have been.
+        book.failed(peer(1), now, 0.5);
+        assert!(book.due(now + MAX_PAUSE - FIRST_PAUSE).is_empty());
     }
 
     #[test]

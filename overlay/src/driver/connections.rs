@@ -1,6 +1,5 @@
 //! Members come and go: first and last connections, surplus connections, lost standing.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,10 +7,10 @@ use aerie_types::{PeerId, Role};
 use libp2p::core::ConnectedPoint;
 use libp2p::swarm::ConnectionId;
 
+use super::book::Entry;
 use super::dialer::{FIRST_UPGRADE, LOST_SPREAD};
 use super::{Driver, Link, Live};
 use crate::admission::Refusal;
-use crate::config::CLOSEST;
 use crate::handle::Event;
 use crate::peer::{from_libp2p, is_quic, to_libp2p};
 use crate::stats::Counters;
@@ -51,6 +50,7 @@ impl Driver {
         };
         tracing::debug!(peer = %peer.short(), node = %credential.node, remote = %link.remote, "connected");
         let at = link.dialled.then(|| link.remote.clone());
+        let missed = self.book.get(peer).is_some_and(Entry::is_missed);
         self.book.reached(peer, at, now);
         let is_first = !self.live.contains_key(&peer);
         let live = self.live.entry(peer).or_insert_with(|| Live {
@@ -66,6 +66,9 @@ impl Driver {
             self.book.met(peer, now);
             self.report(Event::MemberUp { peer, credential });
             self.meet(peer);
+            if missed {
+                self.welcome_back(peer, now);
+            }
         }
         self.flush_waiting(peer);
         self.gauge();
@@ -204,7 +207,7 @@ impl Driver {
             return;
         }
         let surplus = self.live.len() - self.config.max_members;
-        let neighbours: BTreeSet<_> = self.neighbours().into_iter().take(CLOSEST).collect();
+        let neighbours = self.neighbours();
         let mut others: Vec<_> = self
             .live
             .keys()

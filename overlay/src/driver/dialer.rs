@@ -13,7 +13,7 @@
 //! connection costs less. A member that is reached through a relay only is dialled directly again now and then, beside
 //! the hole punching that libp2p does: it may be on the same network, or have got an open port.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use aerie_types::{PeerId, Role};
@@ -157,7 +157,7 @@ impl Driver {
     /// Dials who is due, as far as there is room, and moves attempts on to their second stage.
     pub(super) fn dial_due(&mut self, now: Instant) {
         self.dial_unnamed(now);
-        let mut neighbours = None;
+        let mut nearby = None;
         for peer in self.book.due(now) {
             if self.dials.attempts.len() >= MAX_ATTEMPTS {
                 break;
@@ -167,9 +167,8 @@ impl Driver {
             }
             let pinned = self.book.get(peer).is_some_and(|entry| entry.pinned);
             if !pinned && self.live.len() + self.dials.attempts.len() >= self.config.max_members {
-                let neighbours = neighbours.get_or_insert_with(|| self.neighbours());
-                let wanted = neighbours.iter().take(CLOSEST).any(|wanted| *wanted == peer);
-                if !wanted {
+                let nearby = nearby.get_or_insert_with(|| self.nearby());
+                if !nearby.contains(&peer) {
                     continue;
                 }
             }
@@ -189,17 +188,38 @@ impl Driver {
         }
     }
 
-    /// All members known to be there, connected or not, nearest to this node first.
-    pub(super) fn neighbours(&self) -> Vec<PeerId> {
+    /// The nearest members known to be there, connected or not.
+    pub(super) fn neighbours(&self) -> BTreeSet<PeerId> {
+        let there = self.by_distance().into_iter().filter(|(_, there)| *there);
+        there.take(CLOSEST).map(|(peer, _)| peer).collect()
+    }
+
+    /// The neighbours, and those that would be if they were there: a partition takes half of them away, and would for
+    /// ever if whoever has found others in their place did not look for them.
+    pub(super) fn nearby(&self) -> BTreeSet<PeerId> {
+        let mut found = 0;
+        let within = |(_, there): &(PeerId, bool)| {
+            let wanted = found < CLOSEST;
+            found += usize::from(*there);
+            wanted
+        };
+        let nearby = self.by_distance().into_iter().take_while(within);
+        nearby.map(|(peer, _)| peer).collect()
+    }
+
+    /// All members in the book, nearest to this node first, and whether they are known to be there.
+    fn by_distance(&self) -> Vec<(PeerId, bool)> {
         let here = self.local.position();
         let mut known: Vec<_> = self
             .book
             .iter()
-            .filter(|(peer, entry)| entry.is_fresh() || self.live.contains_key(peer))
-            .map(|(peer, _)| (here.distance(&peer.position()), peer))
+            .map(|(peer, entry)| {
+                let there = entry.is_fresh() || self.live.contains_key(&peer);
+                (here.distance(&peer.position()), peer, there)
+            })
             .collect();
         known.sort_unstable();
-        known.into_iter().map(|(_, peer)| peer).collect()
+        known.into_iter().map(|(_, peer, there)| (peer, there)).collect()
     }
 
     /// Begins to dial a member.

@@ -4,6 +4,11 @@
 //! anybody new, since the grid is changing, and ever more rarely while nothing is new. The question names by
 //! fingerprint whom the asker is connected to, so that in a quiet grid the answer is empty.
 //!
+//! When a member is back that was dialled in vain, it may be the network that is whole again, and with it others are
+//! back. The node then dials those nearby that it misses, whatever pause they are in, and asks the one that is back,
+//! since others may have joined on its side meanwhile. Each node finds out by itself, and those that it dials find out
+//! by that, so that the neighbours of a healed grid are connected within seconds.
+//!
 //! The same protocol hands a renewed credential to the connected members.
 
 use std::sync::Arc;
@@ -14,6 +19,7 @@ use libp2p::Multiaddr;
 use libp2p::request_response::{self, ResponseChannel};
 use serde::{Deserialize, Serialize};
 
+use super::dialer::LOST_SPREAD;
 use super::{Driver, Link};
 use crate::admission::Verdict;
 use crate::behaviour::RequestsEvent;
@@ -33,8 +39,14 @@ const MAX_NAMED: usize = 64;
 const ASKED: usize = 2;
 const ASKED_FIRST: usize = 3;
 
+/// How often a member that is back is taken for a sign that others are: dials and a question a few times a minute,
+/// however many come back.
+const RETURNED_EVERY: Duration = Duration::from_secs(5);
+
 pub(super) struct Mesh {
     next: Instant,
+    /// From when on a member that is back is taken for that sign.
+    returned: Instant,
     pause: Duration,
     /// Whether a member has named the others since this node was last alone.
     heard: bool,
@@ -66,6 +78,7 @@ impl Mesh {
     pub(super) fn new() -> Self {
         Self {
             next: Instant::now(),
+            returned: Instant::now(),
             pause: SHORTEST,
             heard: false,
         }
@@ -94,6 +107,23 @@ impl Driver {
             self.ask_peers(peer);
         }
         self.seek_waiting(Instant::now());
+    }
+
+    /// A member that was dialled in vain is back, and others may be.
+    pub(super) fn welcome_back(&mut self, peer: PeerId, now: Instant) {
+        if now < self.mesh.returned {
+            return;
+        }
+        self.mesh.returned = now + RETURNED_EVERY;
+        for near in self.nearby() {
+            let wait = self.wait_for(near, LOST_SPREAD);
+            self.book.may_be_back(near, now, wait);
+        }
+        self.wake();
+        // Of the first ones everybody is asked anyway.
+        if self.live.len() > ASKED_FIRST {
+            self.ask_peers(peer);
+        }
     }
 
     /// Asks somebody at random when it is time to.

@@ -269,11 +269,14 @@ fn as_table(game: Game, sum: &Sum, took: Duration) -> Table {
     for (_, name, count) in sum.tally.named() {
         row(name, count.to_string());
     }
-    for (name, part) in [("claim, p50", 0.5), ("claim, p95", 0.95), ("claim, longest", 1.0)] {
-        let time = sum.tally.claim_time(part);
+    for (name, part) in [("p50", 0.5), ("p95", 0.95), ("longest", 1.0)] {
+        let text = |time: Option<Duration>| {
+            time.map_or_else(|| "-".to_owned(), |time| format!("{} ms", time.as_millis()))
+        };
+        row(&format!("claim, {name}"), text(sum.tally.claim_time(part)));
         row(
-            name,
-            time.map_or_else(|| "-".to_owned(), |time| format!("{} ms", time.as_millis())),
+            &format!("from a healing to one holder, {name}"),
+            text(sum.tally.agreement_time(part)),
         );
     }
     row("steps", sum.steps.to_string());
@@ -290,7 +293,10 @@ fn as_json(game: Game, sum: &Sum, took: Duration) -> serde_json::Value {
         .into_iter()
         .map(|(name, _, count)| (name.to_owned(), json!(count)))
         .collect();
-    let millis = |part| sum.tally.claim_time(part).map(|time| time.as_millis());
+    let times = |time: fn(&Tally, f64) -> Option<Duration>| {
+        let millis = |part| time(&sum.tally, part).map(|time| time.as_millis());
+        json!({ "p50": millis(0.5), "p95": millis(0.95), "longest": millis(1.0) })
+    };
     let failed = sum.failed.iter().map(|report| {
         json!({
             "seed": report.seed,
@@ -306,7 +312,8 @@ fn as_json(game: Game, sum: &Sum, took: Duration) -> serde_json::Value {
         "seeds": sum.seeds,
         "failed": failed.collect::<Vec<_>>(),
         "counts": counts,
-        "claim_ms": { "p50": millis(0.5), "p95": millis(0.95), "longest": millis(1.0) },
+        "claim_ms": times(Tally::claim_time),
+        "agreement_ms": times(Tally::agreement_time),
         "steps": sum.steps,
         "simulated_seconds": sum.simulated.as_secs(),
         "seconds": took.as_secs_f64(),

@@ -10,6 +10,8 @@ macro_rules! tally {
             $($(#[$doc])* pub $name: u64,)*
             /// The times of claims from asking to holding, in virtual milliseconds.
             pub claims: Vec<u32>,
+            /// The times from the healing of a partition until an address had one holder again, likewise.
+            pub agreements: Vec<u32>,
         }
 
         impl Tally {
@@ -17,6 +19,7 @@ macro_rules! tally {
             pub fn add(&mut self, other: &Self) {
                 $(self.$name += other.$name;)*
                 self.claims.extend_from_slice(&other.claims);
+                self.agreements.extend_from_slice(&other.agreements);
             }
 
             /// Every count with its name and what it counts.
@@ -103,18 +106,28 @@ impl Tally {
     /// The time of a claim that the given part of all claims did not exceed.
     #[must_use]
     pub fn claim_time(&self, part: f64) -> Option<Duration> {
-        let mut claims = self.claims.clone();
-        claims.sort_unstable();
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            clippy::cast_precision_loss,
-            reason = "a part of a length is one of its places"
-        )]
-        let place = (claims.len().saturating_sub(1) as f64 * part).round() as usize;
-        let millis = claims.get(place)?;
-        Some(Duration::from_millis((*millis).into()))
+        ranked(&self.claims, part)
     }
+
+    /// The same of the times from a healing to one holder.
+    #[must_use]
+    pub fn agreement_time(&self, part: f64) -> Option<Duration> {
+        ranked(&self.agreements, part)
+    }
+}
+
+fn ranked(millis: &[u32], part: f64) -> Option<Duration> {
+    let mut millis = millis.to_vec();
+    millis.sort_unstable();
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "a part of a length is one of its places"
+    )]
+    let place = (millis.len().saturating_sub(1) as f64 * part).round() as usize;
+    let millis = millis.get(place)?;
+    Some(Duration::from_millis((*millis).into()))
 }
 
 #[cfg(test)]
@@ -131,12 +144,14 @@ mod tests {
         let other = Tally {
             crashes: 3,
             claims: vec![20],
+            agreements: vec![700],
             ..Tally::default()
         };
         all.add(&other);
         assert_eq!(all.crashes, 5);
         assert_eq!(all.claim_time(0.5), Some(Duration::from_millis(20)));
         assert_eq!(all.claim_time(1.0), Some(Duration::from_millis(30)));
+        assert_eq!(all.agreement_time(0.5), Some(Duration::from_millis(700)));
         assert_eq!(Tally::default().claim_time(0.5), None);
     }
 }

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use aerie_sim::{Conditions, Cut, Routing, Told, World};
+use aerie_sim::{Conditions, Cut, Routing, Told, World, peer};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -24,6 +24,15 @@ fn grid(nodes: usize, conditions: Conditions) -> World {
 fn others(world: &World, index: usize) -> BTreeSet<usize> {
     let others = (0..world.nodes.len()).filter(|other| *other != index && world.nodes[*other].is_up());
     others.collect()
+}
+
+/// The nodes nearest to one of them.
+fn nearest(nodes: usize, to: usize, count: usize) -> Vec<usize> {
+    let here = peer(to).position();
+    let mut others: Vec<_> = (0..nodes).filter(|other| *other != to).collect();
+    others.sort_by_cached_key(|other| peer(*other).position().distance(&here));
+    others.truncate(count);
+    others
 }
 
 fn is_meshed(world: &World) -> bool {
@@ -92,6 +101,55 @@ fn a_cut_in_one_direction_breaks_connections_and_the_healed_grid_connects_again(
         let end = world.now() + SECOND * 60;
         assert!(world.run_until(end, is_meshed), "{cut:?}");
     }
+}
+
+#[test]
+fn after_a_long_tear_a_small_grid_is_one_again_within_seconds() {
+    let conditions = Conditions {
+        detection: SECOND * 2,
+        ..Conditions::default()
+    };
+    let mut world = grid(24, conditions);
+    world.partition(|index| index % 2);
+    // By then they dial each other every few minutes.
+    world.run(SECOND * 1800);
+    world.partition(|_| 0);
+    let end = world.now() + SECOND * 20;
+    assert!(world.run_until(end, is_meshed));
+}
+
+#[test]
+fn the_neighbours_in_a_healed_grid_beyond_the_limit_are_connected_within_seconds() {
+    let nodes = 150;
+    let mut world = grid(
+        nodes,
+        Conditions {
+            detection: SECOND * 2,
+            ..Conditions::default()
+        },
+    );
+    world.partition(|index| index % 2);
+    // Long enough for both halves to fill the room that the others left.
+    world.run(SECOND * 45);
+    let pairs: Vec<_> = (0..nodes)
+        .flat_map(|at| nearest(nodes, at, 20).into_iter().map(move |near| (at, near)))
+        .collect();
+    let missing = |world: &World| {
+        let missing = pairs
+            .iter()
+            .filter(|(at, near)| !world.connected(*at).contains(near));
+        missing.count()
+    };
+    let across = pairs.iter().filter(|(at, near)| (at + near) % 2 == 1).count();
+    assert_eq!(missing(&world), across, "of {} pairs", pairs.len());
+    world.partition(|_| 0);
+    let end = world.now() + SECOND * 15;
+    world.run_until(end, |world| missing(world) * 50 < across);
+    let missing = missing(&world);
+    assert!(
+        missing * 50 < across,
+        "{missing} of {across} pairs of neighbours are not connected"
+    );
 }
 
 #[test]

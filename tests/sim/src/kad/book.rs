@@ -46,6 +46,11 @@ impl Entry {
         !self.met && self.failures == 0
     }
 
+    /// Whether it was dialled in vain last.
+    pub(super) fn is_missed(&self) -> bool {
+        self.failures > 0
+    }
+
     /// It is connected.
     pub(super) fn reached(&mut self, now: Duration) {
         (self.met, self.failures) = (true, 0);

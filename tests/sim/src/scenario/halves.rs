@@ -83,7 +83,15 @@ pub(super) fn play(seed: u64, nodes: usize, routing: Routing) -> World {
     }
     world.partition(|_| 0);
     let healed = world.now();
-    let agreed = |world: &mut World| doubles(world).is_empty();
+    let mut open = doubles(&world);
+    let agreed = |world: &mut World| {
+        let still = doubles(world);
+        let took = u32::try_from((world.now() - healed).as_millis()).unwrap_or(u32::MAX);
+        let settled = open.keys().filter(|addr| !still.contains_key(*addr)).count();
+        world.tally.agreements.extend(std::iter::repeat_n(took, settled));
+        open = still;
+        open.is_empty()
+    };
     if !world.run_until_seen(healed + AGREED, SECOND / 10, agreed) {
         let doubles = doubles(&world);
         world

@@ -3,8 +3,11 @@
 //!
 //! A member begins at its bootstrap members and at those that it remembers, asks the first that it meets whom they are
 //! connected to, and from then on somebody at random, ever more rarely while nothing is new. It dials whom it hears of
-//! while it has room; beyond its limit only those among the twenty nearest to it. Now and then those beyond the limit
-//! are dropped by lot, the nearest and the bootstrap members excepted.
+//! while it has room; beyond its limit only the twenty nearest to it, and those that would be among them if they were
+//! there. Now and then those beyond the limit are dropped by lot, the nearest and the bootstrap members excepted.
+//!
+//! When somebody is back who was dialled in vain, the network may be whole again: the nearest of those that are missed
+//! are dialled soon, whatever pause they are in, and the one that is back is asked whom it is connected to.
 //!
 //! The figures are those of `overlay/src/driver` (`mesh.rs`, `dialer.rs`, `book.rs`, `connections.rs`).
 
@@ -44,6 +47,9 @@ const GIVE_WAY_BUSY: Duration = Duration::from_millis(400);
 /// Bootstrap members are dialled within this time; they and those met before within that, once the member is alone.
 const BOOTSTRAP_SPREAD: Duration = Duration::from_millis(150);
 const ALONE_SPREAD: Duration = Duration::from_millis(500);
+
+/// How often a member that is back is taken for a sign that others are.
+const RETURNED_EVERY: Duration = Duration::from_secs(5);
 
 /// How often it is looked whether there are too many members, how many these are, as a part of the limit, and for how
 /// long one that was dropped is not dialled.
@@ -86,6 +92,8 @@ pub struct Mesh {
     dialling: BTreeSet<PeerId>,
     pause: Duration,
     question_at: Duration,
+    /// From when on a member that is back is taken for that sign.
+    returned_at: Duration,
     prune_at: Duration,
     tick_at: Option<Duration>,
     questions: u64,
@@ -107,6 +115,7 @@ impl Mesh {
             dialling: BTreeSet::new(),
             pause: SHORTEST,
             question_at: now,
+            returned_at: now,
             prune_at: now + PRUNE_EVERY,
             tick_at: None,
             questions: 0,
@@ -201,10 +210,18 @@ impl Mesh {
         }
         self.remember(contact, now);
         if self.live.insert(contact.peer, contact).is_none() {
+            let missed = self.book.get(contact).is_some_and(Entry::is_missed);
             self.book.change(contact, |entry| entry.reached(now));
+            let returned = missed && self.returned_at <= now;
             if self.live.len() <= ASKED_FIRST {
                 self.something_new(now);
                 self.ask(contact);
+            } else if returned {
+                self.ask(contact);
+            }
+            if returned {
+                self.returned_at = now + RETURNED_EVERY;
+                self.dial_missed(now);
             }
         }
         self.wake(now);
@@ -355,6 +372,20 @@ impl Mesh {
         }
     }
 
+    /// A member that was dialled in vain is back, and others may be: those nearby that are missed are dialled soon.
+    fn dial_missed(&mut self, now: Duration) {
+        let missed: Vec<_> = self
+            .nearby()
+            .filter(|entry| entry.is_missed() && !self.live.contains_key(&entry.contact.peer))
+            .map(|entry| entry.contact)
+            .collect();
+        for contact in missed {
+            let soon = now + self.wait_for(contact, LOST_SPREAD);
+            self.book
+                .change(contact, |entry| entry.next_dial = entry.next_dial.min(soon));
+        }
+    }
+
     fn remember(&mut self, contact: Contact, now: Duration) -> bool {
         let next_dial = now + self.wait_for(contact, LEARN_SPREAD);
         self.book.remember(contact, next_dial, now)
@@ -369,10 +400,23 @@ impl Mesh {
         }
     }
 
+    /// Whether a member is connected, or nobody has tried it yet.
+    fn is_there(&self, entry: &Entry) -> bool {
+        entry.is_fresh() || self.live.contains_key(&entry.contact.peer)
+    }
+
     /// The nearest members known to be there, connected or not.
     fn neighbours(&self) -> impl Iterator<Item = &Entry> {
-        let there = |entry: &&Entry| entry.is_fresh() || self.live.contains_key(&entry.contact.peer);
-        self.book.iter().filter(there).take(K)
+        self.book.iter().filter(|entry| self.is_there(entry)).take(K)
+    }
+
+    /// The neighbours, and those that would be if they were there.
+    fn nearby(&self) -> impl Iterator<Item = &Entry> {
+        self.book.iter().scan(0, |there, entry| {
+            let wanted = *there < K;
+            *there += usize::from(self.is_there(entry));
+            wanted.then_some(entry)
+        })
     }
 
     fn is_full(&self) -> bool {
@@ -390,7 +434,7 @@ impl Mesh {
         }
         let pinned = self.book.iter().filter(|entry| entry.pinned);
         let wanted: BTreeMap<_, _> = self
-            .neighbours()
+            .nearby()
             .chain(pinned)
             .filter(idle)
             .map(|entry| (entry.contact.peer, entry))
@@ -406,7 +450,7 @@ impl Mesh {
             .map(|entry| (!entry.pinned, entry.failures, entry.next_dial, entry.contact))
             .collect();
         due.sort_unstable();
-        let nearest: BTreeSet<_> = self.neighbours().map(|entry| entry.contact.peer).collect();
+        let nearest: BTreeSet<_> = self.nearby().map(|entry| entry.contact.peer).collect();
         for (later, _, since, contact) in due {
             if self.dialling.len() >= MAX_ATTEMPTS {
                 break;
@@ -454,151 +498,4 @@ impl Mesh {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::book::{FIRST_PAUSE, MAX_PINNED_PAUSE};
-    use super::*;
-    use crate::peer;
-
-    const NOW: Duration = Duration::ZERO;
-    const LATER: Duration = Duration::from_secs(10);
-
-    fn contact(index: usize) -> Contact {
-        peer(index).into()
-    }
-
-    fn beginning_at(first: usize) -> Begin {
-        Begin {
-            bootstrap: vec![contact(first)],
-            ..Begin::default()
-        }
-    }
-
-    fn wishes(mesh: &mut Mesh) -> Vec<Wish> {
-        std::iter::from_fn(|| mesh.poll_wish()).collect()
-    }
-
-    /// Lets every dial succeed until there is nothing to dial.
-    fn settle(mesh: &mut Mesh) {
-        loop {
-            mesh.tick_at = Some(LATER);
-            mesh.handle_timeout(LATER);
-            let dials: Vec<_> = wishes(mesh)
-                .into_iter()
-                .filter_map(|wish| match wish {
-                    Wish::Dial(contact) => Some(contact),
-                    _ => None,
-                })
-                .collect();
-            if dials.is_empty() {
-                return;
-            }
-            assert!(dials.len() <= MAX_ATTEMPTS);
-            for contact in dials {
-                mesh.connected(contact, LATER);
-            }
-        }
-    }
-
-    #[test]
-    fn everybody_is_dialled_while_there_is_room_and_then_the_nearest_only() {
-        let mut mesh = Mesh::new(contact(0), &beginning_at(1), 30, 1, NOW);
-        settle(&mut mesh);
-        assert_eq!(mesh.live().collect::<Vec<_>>(), [contact(1)]);
-        let named: Vec<_> = (2..200).map(contact).collect();
-        assert!(mesh.answered(&named, NOW));
-        settle(&mut mesh);
-        let mut nearest: Vec<_> = (1..200).map(contact).collect();
-        nearest.sort_by_key(|other| other.distance(&contact(0).position));
-        let live: BTreeSet<_> = mesh.live().collect();
-        assert!(nearest.iter().take(K).all(|near| live.contains(near)));
-        assert!(live.len() >= 30 && live.len() <= 30 + K, "{}", live.len());
-
-        mesh.handle_timeout(PRUNE_EVERY);
-        let dropped: Vec<_> = wishes(&mut mesh)
-            .into_iter()
-            .filter_map(|wish| match wish {
-                Wish::Close(contact) => Some(contact),
-                _ => None,
-            })
-            .collect();
-        assert_eq!(dropped.len(), live.len() - 30);
-        assert!(!dropped.contains(&contact(1)));
-        assert!(nearest.iter().take(K).all(|near| !dropped.contains(near)));
-    }
-
-    #[test]
-    fn the_first_three_are_asked_at_once_and_others_ever_more_rarely() {
-        let mut mesh = Mesh::new(contact(0), &Begin::default(), 64, 1, NOW);
-        for index in 1..=5 {
-            mesh.connected(contact(index), NOW);
-        }
-        let asked: Vec<_> = (1..=3).map(|index| Wish::Ask(contact(index))).collect();
-        assert_eq!(wishes(&mut mesh), asked);
-        let mut pauses = Vec::new();
-        let mut before = NOW;
-        for _ in 0..16 {
-            let at = mesh.poll_timeout().unwrap();
-            mesh.handle_timeout(at);
-            pauses.push(at - before);
-            before = at;
-        }
-        assert!(pauses[15] > LONGEST / 2, "{pauses:?}");
-        assert!(mesh.answered(&[contact(9)], before));
-        assert!(mesh.question_at <= before + SHORTEST);
-    }
-
-    #[test]
-    fn an_answer_leaves_out_whom_the_asker_knows() {
-        let mut mesh = Mesh::new(contact(0), &Begin::default(), 100, 1, NOW);
-        for index in 1..=80 {
-            mesh.connected(contact(index), NOW);
-        }
-        let known: BTreeSet<_> = (2..=40).map(peer).collect();
-        let named = mesh.named(peer(1), &known);
-        assert_eq!(named.len(), 40);
-        assert!(named.iter().all(|named| !known.contains(&named.peer)));
-        assert_eq!(mesh.named(peer(1), &BTreeSet::new()).len(), MAX_NAMED);
-    }
-
-    #[test]
-    fn who_is_not_reached_is_tried_again_after_ever_longer_pauses() {
-        let mut mesh = Mesh::new(contact(0), &beginning_at(1), 64, 1, NOW);
-        let mut now = NOW;
-        let mut pauses = Vec::new();
-        for _ in 0..12 {
-            let before = now;
-            while wishes(&mut mesh).is_empty() {
-                now = mesh.poll_timeout().unwrap();
-                mesh.handle_timeout(now);
-            }
-            pauses.push(now - before);
-            mesh.dial_failed(contact(1), now);
-        }
-        assert!(
-            pauses[1] >= FIRST_PAUSE / 2 && pauses[11] >= MAX_PINNED_PAUSE / 2,
-            "{pauses:?}"
-        );
-    }
-
-    #[test]
-    fn one_that_is_alone_dials_those_whom_it_met_again_soon() {
-        let mut mesh = Mesh::new(contact(0), &Begin::default(), 64, 1, NOW);
-        mesh.connected(contact(1), NOW);
-        mesh.connected(contact(2), NOW);
-        assert!(!mesh.answered(&[], NOW));
-        assert!(mesh.has_heard());
-        mesh.closed(contact(1), NOW);
-        for _ in 0..9 {
-            mesh.dial(contact(1));
-            assert!(mesh.dial_failed(contact(1), NOW));
-        }
-        let _ = wishes(&mut mesh);
-        mesh.closed(contact(2), NOW);
-        assert!(!mesh.has_heard());
-        let soon = NOW + ALONE_SPREAD + GIVE_WAY_BUSY * 2;
-        while let Some(at) = mesh.poll_timeout().filter(|at| *at <= soon) {
-            mesh.handle_timeout(at);
-        }
-        assert!(wishes(&mut mesh).contains(&Wish::Dial(contact(1))));
-    }
-}
+mod tests;
