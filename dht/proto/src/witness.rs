@@ -427,6 +427,9 @@ impl<S: Store, K: Keys> Register<S, K> {
                     until,
                 };
                 self.tell_loser(seen.certificate.terms.holder, &winner, now);
+                // Those that were offered the loser's may have no other.
+                record.offered.clear();
+                self.schedule_handover(now);
             } else if seen.certificate.receipts.len() < certificate.receipts.len()
                 && self.outgrown(&seen.certificate, now)
                 || seen.certificate.terms.instance != certificate.terms.instance

@@ -18,11 +18,12 @@ mod honest;
 #[path = "common/wire.rs"]
 mod wire;
 
-use honest::{Hashed, Node, after, credential, name, node, peer, start};
+use honest::{Hashed, Node, after, credential, grid, name, node, peer, pool, start};
 use wire::{Answer, Handed, Request};
 
 const SELF: u8 = 1;
 const RIVAL: u8 = 2;
+const OTHER: u8 = 3;
 
 /// A grid of one, which holds an address.
 fn holder() -> (Node, Certificate, Now) {
@@ -47,8 +48,7 @@ fn holder() -> (Node, Certificate, Now) {
 fn drain(node: &mut Node) -> (Vec<(u64, Request)>, Vec<Event>) {
     let mut sent = Vec::new();
     while let Some(output) = node.poll_output() {
-        if let Output::Send { to, id, bytes } = output {
-            assert_eq!(to, peer(RIVAL));
+        if let Output::Send { id, bytes, .. } = output {
             sent.push((id, wire::from_bytes(&bytes).unwrap()));
         }
     }
@@ -57,9 +57,13 @@ fn drain(node: &mut Node) -> (Vec<(u64, Request)>, Vec<Event>) {
 
 /// A certificate of the rival for what this node holds, signed by one witness.
 fn of_rival(own: &Certificate, witness: u8, number: u64, time: WallMillis) -> Handed {
+    of(RIVAL, own, witness, number, time)
+}
+
+fn of(holder: u8, own: &Certificate, witness: u8, number: u64, time: WallMillis) -> Handed {
     let mut terms = own.terms.clone();
-    terms.holder = peer(RIVAL);
-    terms.name = name(RIVAL);
+    terms.holder = peer(holder);
+    terms.name = name(holder);
     terms.instance = Instance(7);
     terms.since = None;
     let mut receipt = Receipt {
@@ -147,4 +151,32 @@ fn a_forged_answer_does_not_save_a_holder_from_what_it_has_seen() {
         matches!(events.first(), Some(Event::Lost { kind: Kind::Addr, .. })),
         "{events:?}"
     );
+}
+
+#[test]
+fn a_witness_offers_the_winner_to_those_that_it_offered_the_loser() {
+    let (mut node, own, now) = holder();
+    let mut other = own.clone();
+    other.terms.leased = pool().range().nth(77).into();
+    other.terms.key = other.terms.leased.key(grid());
+    node.handle_input(Input::MemberUp { peer: peer(OTHER) }, now);
+    let offered = |node: &mut Node, handed: Handed, now: Now| {
+        let bytes = wire::to_bytes(&Request::HandOver(vec![handed]));
+        let from = peer(RIVAL);
+        node.handle_input(Input::Request { from, id: 1, bytes }, now);
+        node.handle_timeout(after(now, Duration::from_secs(2)));
+        let (sent, _) = drain(node);
+        let offers = sent.into_iter().filter_map(|(_, sent)| match sent {
+            Request::Offer(summaries) => Some(summaries),
+            _ => None,
+        });
+        let mut holders = offers.flatten().filter(|summary| summary.key == other.terms.key);
+        holders.next().map(|summary| summary.holder)
+    };
+    let loser = of(RIVAL, &other, RIVAL, 1, now.wall);
+    assert_eq!(offered(&mut node, loser.clone(), now), Some(peer(RIVAL)));
+    let now = after(now, Duration::from_secs(3));
+    assert_eq!(offered(&mut node, loser, now), None);
+    let winner = of(OTHER, &other, RIVAL, 2, now.wall);
+    assert_eq!(offered(&mut node, winner, now), Some(peer(OTHER)));
 }
