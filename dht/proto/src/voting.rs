@@ -12,6 +12,7 @@ use crate::register::{Purpose, Wanted};
 use crate::round::{Refused, Round, Vote};
 use crate::store::Store;
 use crate::wire::{Answer, Claim, Refusal, Request};
+use crate::witness::counted;
 use crate::{Now, Register};
 
 /// How often a witness is asked in one round before it counts as absent.
@@ -188,7 +189,8 @@ impl<S: Store, K: Keys> Register<S, K> {
                 Refused::Restarting(Duration::from_millis(wait_ms.into()).min(most))
             }
             Refusal::Moved { wait_ms } => {
-                let most = self.config.timings.ttl;
+                let ttl = self.config.timings.ttl;
+                let most = counted(ttl, ttl);
                 Refused::Moved(Duration::from_millis(wait_ms.into()).min(most))
             }
             Refusal::BadProof => Refused::BadProof,

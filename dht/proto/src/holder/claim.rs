@@ -223,7 +223,7 @@ impl<S: Store, K: Keys> Register<S, K> {
                 kind.plural(),
                 wait.as_secs()
             );
-            return self.wait(kind, reason, wait.min(MAX_CLAIM_BACKOFF), now);
+            return self.wait(kind, reason, wait.min(FULL_RETRY), now);
         }
         // Votes that last longer than those of a race are of one that did not come to its end.
         let first_ttl = self.config.timings.first_ttl;

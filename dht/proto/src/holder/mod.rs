@@ -72,7 +72,7 @@ const MAX_CLAIM_BACKOFF: Duration = Duration::from_secs(8);
 /// How long the name may be another holder's before it is asked for again.
 const NAME_RETRY: Duration = Duration::from_secs(5);
 
-/// How long a full range is left alone.
+/// How long a full range is left alone, and how long at most a name that has been leased with too much.
 const FULL_RETRY: Duration = Duration::from_secs(60);
 
 /// Witnesses remembered for a release.
