@@ -107,28 +107,6 @@ fn every_member_of_a_quiet_grid_has_an_address_within_seconds() {
 }
 
 #[test]
-fn a_claim_that_nobody_contends_takes_two_round_trips() {
-    let one_way = Duration::from_millis(100);
-    each(5, |seed| {
-        let even = Conditions {
-            delay: (one_way, one_way),
-            ..Conditions::default()
-        };
-        let mut world = grid(seed, 20, range("10.0.0.0/16"), even);
-        expect_all_hold(&mut world, SECOND * 30);
-        let newcomer = world.add();
-        world.start(newcomer);
-        world.run(SECOND * 10);
-        world.acquire(newcomer, None);
-        // Witnesses are located by one round trip beside each of those of the votes.
-        let end = world.now() + one_way * 8 + one_way / 2;
-        let held = world.run_until(end, |world| world.nodes[newcomer].addr().is_some());
-        assert!(held, "seed {seed}: {:?}", world.nodes[newcomer].told);
-        world
-    });
-}
-
-#[test]
 fn every_member_is_served_under_loss_delay_doubling_and_skewed_clocks() {
     each(60, |seed| {
         let nodes = 2 + usize::try_from(seed).unwrap() % 13;
