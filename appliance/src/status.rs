@@ -108,6 +108,9 @@ pub(crate) struct PeerReport {
     #[serde(default)]
     pub(crate) cipher: String,
     pub(crate) rtt_ms: Option<f64>,
+    /// The longest packet in bytes that was found to fit the tunnel's path without fragments.
+    #[serde(default)]
+    pub(crate) mtu: Option<usize>,
     /// Why the path is not direct; empty if it is.
     pub(crate) why: String,
     pub(crate) tx_bytes: u64,

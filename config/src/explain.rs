@@ -260,7 +260,7 @@ pub fn explain(spec: &Spec, bundle: Option<&Bundle>) -> String {
     let mtu = spec
         .vpn
         .mtu
-        .map_or("measured MTU".to_owned(), |mtu| format!("MTU {mtu} bytes"));
+        .map_or("usual MTU".to_owned(), |mtu| format!("MTU {mtu} bytes"));
     let family = if spec.vpn.ipv6 { "" } else { ", IPv4 alone" };
     let offload = if spec.vpn.offload {
         ""

@@ -34,7 +34,8 @@ use crate::{Error, NoIpv6};
 
 /// The data socket's port unless configured.
 pub const DEFAULT_PORT: u16 = 4242;
-/// Inner MTU: with the tunnel's header, tag and a relay's frame a datagram still fits 1,500 bytes over IPv4.
+/// Inner MTU: with the tunnel's header, tag and a relay's frame a datagram still fits 1,500 bytes over IPv4. Where a
+/// path takes less, the core finds out and makes packets fit.
 pub const DEFAULT_MTU: u16 = 1420;
 
 /// The least MTU of IPv6 (RFC 8200, 5).
@@ -219,6 +220,7 @@ impl<T: Tun, U: Udp> Driver<T, U> {
         let core_config = Config {
             range: config.range,
             addr: config.addr,
+            mtu: config.mtu,
             suites,
             relay: config.relay,
             loopback: false,
@@ -270,7 +272,7 @@ impl<T: Tun, U: Udp> Driver<T, U> {
                 Wake::Timer | Wake::EventRoom => {}
             }
             self.look_at_clock();
-            self.traffic.send(&self.udp, &mut self.core).await;
+            self.traffic.send(&self.udp, &mut self.core, now()).await;
             while let Some(packet) = self.core.poll_inner() {
                 self.traffic.deliver(&self.tun, &packet);
             }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use aerie_vpn_proto::{Now, Run, Transmits, Tunnels};
 
-use crate::io::{Received, Tun, Udp};
+use crate::io::{Received, Tun, Udp, is_too_long};
 use crate::offload::coalesce::Coalescer;
 use crate::offload::header::{self, Header};
 use crate::offload::split::split;
@@ -90,12 +90,13 @@ impl Traffic {
                 Err(error) => return Err(error),
             };
             let bulk = &mut self.bulk;
-            let mut seal = |packet: &[u8]| core.handle_inner(packet, now, bulk);
             if !self.framed {
-                seal(frame);
-            } else if Header::parse(frame)
-                .is_none_or(|(header, packet)| split(&header, packet, self.mtu, seal).is_err())
-            {
+                core.handle_inner(frame, now, bulk);
+            } else if !Header::parse(frame).is_some_and(|(header, packet)| {
+                let mtu = self.mtu.min(core.room_for(packet));
+                let seal = |packet: &[u8]| core.handle_inner(packet, now, bulk);
+                split(&header, packet, mtu, seal).is_ok()
+            }) {
                 tracing::debug!("the interface gave a frame that makes no sense; it is dropped");
             }
             if self.bulk.bytes() >= BATCH {
@@ -106,12 +107,14 @@ impl Traffic {
     }
 
     /// Sends what the core has to say, then what was sealed. If the socket is full, waits: the device's queue then
-    /// slows its senders.
-    pub(crate) async fn send(&mut self, udp: &impl Udp, core: &mut Tunnels) {
+    /// slows its senders. What the own link does not take whole is told to the core.
+    pub(crate) async fn send(&mut self, udp: &impl Udp, core: &mut Tunnels, now: Now) {
         core.poll_transmits(&mut self.control);
         for batch in [&mut self.control, &mut self.bulk] {
             for run in batch.runs(udp.max_segments().max(1)) {
-                transmit(udp, run).await;
+                if transmit(udp, run).await == Sent::TooLong {
+                    core.refused(run.to, run.bytes.len(), now);
+                }
             }
             batch.clear();
         }
@@ -132,21 +135,32 @@ fn write(tun: &impl Tun, frame: &[IoSlice<'_>]) {
     }
 }
 
-async fn transmit(udp: &impl Udp, mut run: Run<'_>) {
+/// What became of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sent {
+    /// It is out, or was dropped as a full link drops.
+    Done,
+    /// It is to stay whole, and too long for that.
+    TooLong,
+}
+
+async fn transmit(udp: &impl Udp, mut run: Run<'_>) -> Sent {
     while !run.bytes.is_empty() {
         match udp.try_send(run) {
             Ok(sent) => run.bytes = run.bytes.get(sent.max(1)..).unwrap_or_default(),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 let room = tokio::time::timeout(SEND_PATIENCE, udp.writable()).await;
                 if !matches!(room, Ok(Ok(()))) {
-                    return;
+                    return Sent::Done;
                 }
             }
+            Err(error) if run.whole && is_too_long(&error) => return Sent::TooLong,
             // No route, for example: the path agent finds out by itself.
             Err(error) => {
                 tracing::trace!(%error, to = %run.to, "send");
-                return;
+                return Sent::Done;
             }
         }
     }
+    Sent::Done
 }

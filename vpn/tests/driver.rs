@@ -117,6 +117,65 @@ async fn a_super_packet_crosses_and_a_plain_device_gets_its_packets() {
     }
 }
 
+/// Waits until a node knows how long a packet may be that goes whole to its only peer.
+async fn found(node: &Handle) -> usize {
+    let search = async {
+        loop {
+            if let Some(mtu) = node.peers().await.first().and_then(|peer| peer.mtu) {
+                return mtu;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), search)
+        .await
+        .unwrap()
+}
+
+/// The path loses what is long, or the host's own link refuses it.
+#[tokio::test]
+async fn a_path_that_takes_less_cuts_streams_and_tells_the_others() {
+    for near in [false, true] {
+        let crossing = cross_a_narrow_path(near);
+        tokio::time::timeout(Duration::from_secs(10), crossing)
+            .await
+            .unwrap();
+    }
+}
+
+async fn cross_a_narrow_path(near: bool) {
+    let net = Net::new();
+    net.net.set_longest(1372, near);
+    let (a, tun_a) = net.node_with(1, MemoryTun::with_offloads());
+    let (_b, tun_b) = net.node(2);
+    a.ping(addr(2)).await.unwrap();
+    assert_eq!(found(&a).await, 1340);
+    // A TCP super-packet in segments of 1,380 bytes, and one UDP segment as long.
+    let payload: Vec<u8> = (0..6900u32).map(|n| (n * 7) as u8).collect();
+    let mut tcp = vec![
+        0x13, 0x88, 0x13, 0x89, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 0x10, 0, 0, 0, 0, 0, 0,
+    ];
+    tcp.extend(&payload);
+    let mut tcp = packet(1, 2, &tcp);
+    tcp[9] = 6;
+    tun_a.host_sends(framed([u16::from_ne_bytes([1, 1]), 40, 1380, 20, 16], &tcp));
+    let mut got: Vec<u8> = Vec::new();
+    while got.len() < payload.len() {
+        let segment = tun_b.host_receives().await;
+        assert!(segment.len() <= 1340, "{}", segment.len());
+        got.extend(&segment[40..]);
+    }
+    assert_eq!(got, payload);
+    let mut datagrams = udp(1, 2, &payload[..2760]);
+    datagrams[6] = 0x40;
+    tun_a.host_sends(framed([u16::from_ne_bytes([1, 5]), 28, 1380, 20, 6], &datagrams));
+    for _ in 0..2 {
+        let told = tun_a.host_receives().await;
+        assert_eq!(told[10..][20..28][..2], [3, 4], "fragmentation needed");
+        assert_eq!(told[10..][24..28], 1340u32.to_be_bytes());
+    }
+}
+
 #[tokio::test]
 async fn a_frame_that_makes_no_sense_does_no_harm() {
     let net = Net::new();

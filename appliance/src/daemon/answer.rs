@@ -157,6 +157,7 @@ async fn peers(node: &Node) -> Vec<PeerReport> {
                     .map(|suite| suite.to_string())
                     .unwrap_or_default(),
                 rtt_ms: rtt.map(|rtt| rtt.as_secs_f64() * 1000.0),
+                mtu: tunnel.and_then(|tunnel| tunnel.mtu),
                 why: tunnel.and_then(|tunnel| tunnel.why.clone()).unwrap_or_default(),
                 tx_bytes: tunnel.map_or(0, |tunnel| tunnel.tx_bytes),
                 rx_bytes: tunnel.map_or(0, |tunnel| tunnel.rx_bytes),

@@ -34,7 +34,7 @@
 //!
 //! [vpn]
 //! port = 4242                     # UDP; 0 takes any free port
-//! mtu = 1280                      # optional: found by measuring otherwise
+//! mtu = 1280                      # optional: 1420 otherwise; each path's own is measured
 //! ipv6 = true                     # false: IPv4 alone inside the grid
 //! offload = true                  # false: packet by packet, where the kernel's offloads are broken
 //! cipher = "chacha20-poly1305"    # or "aes-256-gcm"; optional: what suits the processor

@@ -2,20 +2,23 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-const V4_HEADER: usize = 20;
-const V6_HEADER: usize = 40;
+pub(crate) const V4_HEADER: usize = 20;
+pub(crate) const V6_HEADER: usize = 40;
 /// Of both ICMPs: type, code, checksum, and four bytes that an unreachable destination leaves unused.
 const ICMP_HEADER: usize = 8;
 const PROTOCOL_ICMP: u8 = 1;
 const PROTOCOL_ICMPV6: u8 = 58;
-/// The longest ICMPv6 error: what every link takes (RFC 4443, 2.4 c).
-const V6_MIN_MTU: usize = 1280;
+/// What every link of IPv6 takes, and so the longest ICMPv6 error (RFC 4443, 2.4 c).
+pub(crate) const V6_MIN_MTU: usize = 1280;
+
+/// IPv4's flag that forbids to cut a packet, in the sixth byte of its header.
+const DONT_FRAGMENT: u8 = 0x40;
 
 /// Extension headers of IPv6 behind which the upper layer is looked for.
-const HOP_BY_HOP: u8 = 0;
-const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
-const DESTINATION: u8 = 60;
+pub(crate) const HOP_BY_HOP: u8 = 0;
+pub(crate) const ROUTING: u8 = 43;
+pub(crate) const FRAGMENT: u8 = 44;
+pub(crate) const DESTINATION: u8 = 60;
 
 /// Source and destination of an inner packet, both of one family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +39,27 @@ pub(crate) fn addresses(packet: &[u8]) -> Option<Addresses> {
         addresses_v6(packet)
     } else {
         addresses_v4(packet)
+    }
+}
+
+/// The destination alone, of a packet whose length is not looked at.
+pub(crate) fn destination(packet: &[u8]) -> Option<IpAddr> {
+    if is_v6(packet) {
+        let octets = packet.get(24..)?.first_chunk::<16>()?;
+        Some(Ipv6Addr::from(*octets).into())
+    } else {
+        let octets = packet.get(16..)?.first_chunk::<4>()?;
+        Some(Ipv4Addr::from(*octets).into())
+    }
+}
+
+/// Whether a packet that does not fit is to be cut rather than answered: IPv4 without the flag, and IPv6 so short that
+/// its source cannot be asked for less (RFC 8200, 5).
+pub(crate) fn may_be_cut(packet: &[u8]) -> bool {
+    if is_v6(packet) {
+        packet.len() <= V6_MIN_MTU
+    } else {
+        packet.get(6).is_some_and(|flags| flags & DONT_FRAGMENT == 0)
     }
 }
 
@@ -69,15 +93,29 @@ fn addresses_v6(packet: &[u8]) -> Option<Addresses> {
 /// An ICMP or ICMPv6 error for a packet that cannot be delivered, as if its destination said so. `None` where there
 /// must be none (RFC 1122, 3.2.2; RFC 4443, 2.4 e): for ICMP errors, fragments behind the first, groups.
 pub(crate) fn unreachable(packet: &[u8]) -> Option<Vec<u8>> {
+    // Destination unreachable: of IPv4 the host, of IPv6 the address.
+    error_about(packet, [3, 1, 0, 0, 0, 0], [1, 3, 0, 0, 0, 0])
+}
+
+/// The same for a packet that is too long: it says that `room` bytes fit (RFC 1191, 4; RFC 4443, 3.2). IPv6 is never
+/// told less than every link has to take.
+pub(crate) fn too_long(packet: &[u8], room: usize) -> Option<Vec<u8>> {
+    let [high, low] = u16::try_from(room).ok()?.to_be_bytes();
+    let [high6, low6] = u16::try_from(room.max(V6_MIN_MTU)).ok()?.to_be_bytes();
+    error_about(packet, [3, 4, 0, 0, high, low], [2, 0, 0, 0, high6, low6])
+}
+
+/// An error whose message has this type and code, and these four bytes behind its checksum, in ICMP or in ICMPv6.
+fn error_about(packet: &[u8], v4: [u8; 6], v6: [u8; 6]) -> Option<Vec<u8>> {
     let Addresses { source, destination } = addresses(packet)?;
     match (source, destination) {
-        (IpAddr::V4(source), IpAddr::V4(destination)) => host_unreachable(packet, source, destination),
-        (IpAddr::V6(source), IpAddr::V6(destination)) => address_unreachable(packet, source, destination),
+        (IpAddr::V4(source), IpAddr::V4(destination)) => error_v4(packet, source, destination, v4),
+        (IpAddr::V6(source), IpAddr::V6(destination)) => error_v6(packet, source, destination, v6),
         _ => None,
     }
 }
 
-fn host_unreachable(packet: &[u8], source: Ipv4Addr, destination: Ipv4Addr) -> Option<Vec<u8>> {
+fn error_v4(packet: &[u8], source: Ipv4Addr, destination: Ipv4Addr, message: [u8; 6]) -> Option<Vec<u8>> {
     let header_len = usize::from(packet[0] & 0xf) * 4;
     let fragment = u16::from_be_bytes([packet[6], packet[7]]) & 0x1fff != 0;
     let icmp_error = packet[9] == PROTOCOL_ICMP && !matches!(packet.get(header_len), Some(0 | 8));
@@ -96,14 +134,13 @@ fn host_unreachable(packet: &[u8], source: Ipv4Addr, destination: Ipv4Addr) -> O
     answer[16..20].copy_from_slice(&source.octets());
     let sum = checksum(&answer[..V4_HEADER]);
     answer[10..12].copy_from_slice(&sum.to_be_bytes());
-    // Destination unreachable, host unreachable.
-    answer[V4_HEADER..V4_HEADER + 2].copy_from_slice(&[3, 1]);
+    put_message(&mut answer[V4_HEADER..], message);
     let sum = checksum(&answer[V4_HEADER..]);
     answer[V4_HEADER + 2..V4_HEADER + 4].copy_from_slice(&sum.to_be_bytes());
     Some(answer)
 }
 
-fn address_unreachable(packet: &[u8], source: Ipv6Addr, destination: Ipv6Addr) -> Option<Vec<u8>> {
+fn error_v6(packet: &[u8], source: Ipv6Addr, destination: Ipv6Addr, message: [u8; 6]) -> Option<Vec<u8>> {
     let (protocol, at) = upper_layer(packet)?;
     // The types below 128 are errors; one that was cut off may be one.
     let icmp_error = protocol == PROTOCOL_ICMPV6 && packet.get(at).is_none_or(|kind| *kind < 128);
@@ -120,11 +157,16 @@ fn address_unreachable(packet: &[u8], source: Ipv6Addr, destination: Ipv6Addr) -
     answer[7] = 64;
     answer[8..24].copy_from_slice(&destination.octets());
     answer[24..40].copy_from_slice(&source.octets());
-    // Destination unreachable, address unreachable.
-    answer[V6_HEADER..V6_HEADER + 2].copy_from_slice(&[1, 3]);
+    put_message(&mut answer[V6_HEADER..], message);
     let sum = checksum_v6(&answer);
     answer[V6_HEADER + 2..V6_HEADER + 4].copy_from_slice(&sum.to_be_bytes());
     Some(answer)
+}
+
+/// Type and code before the checksum, and what stands behind it.
+fn put_message(icmp: &mut [u8], [kind, code, rest @ ..]: [u8; 6]) {
+    icmp[..2].copy_from_slice(&[kind, code]);
+    icmp[4..ICMP_HEADER].copy_from_slice(&rest);
 }
 
 /// The protocol behind IPv6's extension headers, and where it begins. `None` for what is cut short and for fragments
@@ -264,6 +306,43 @@ mod tests {
     }
 
     #[test]
+    fn a_packet_that_is_too_long_is_told_the_length_that_fits() {
+        let whole = packet(addr(1), addr(2), &[7; 1400]);
+        let answer = too_long(&whole, 1340).unwrap();
+        assert_eq!(answer[20..22], [3, 4], "fragmentation needed");
+        assert_eq!(answer[24..28], [0, 0, 5, 60], "1,340 bytes");
+        assert_eq!(answer[28..], whole[..28], "the header and eight bytes");
+        assert_eq!((checksum(&answer[..20]), checksum(&answer[20..])), (0, 0));
+        let back = Addresses {
+            source: addr(2),
+            destination: addr(1),
+        };
+        assert_eq!(addresses(&answer), Some(back));
+        let whole = packet(addr6(1), addr6(2), &[7; 1400]);
+        for (room, told) in [(1340u32, 1340u32), (1240, 1280)] {
+            let answer = too_long(&whole, room as usize).unwrap();
+            assert_eq!(answer[40..42], [2, 0], "packet too big");
+            assert_eq!(answer[44..48], told.to_be_bytes());
+            assert_eq!(answer.len(), 1280);
+            assert_eq!(answer[48..], whole[..1232]);
+            assert_eq!(checksum_v6(&answer), 0);
+            assert_eq!(too_long(&answer, room as usize), None, "no error about an error");
+        }
+        let answer = too_long(&packet(addr(1), addr(2), &[7; 1400]), 1340).unwrap();
+        assert_eq!(too_long(&answer, 100), None, "no error about an error");
+    }
+
+    #[test]
+    fn what_no_source_can_be_told_to_make_shorter_is_cut() {
+        let mut plain = packet(addr(1), addr(2), &[7; 1400]);
+        assert!(may_be_cut(&plain));
+        plain[6] |= DONT_FRAGMENT;
+        assert!(!may_be_cut(&plain));
+        assert!(may_be_cut(&packet(addr6(1), addr6(2), &[7; 1240])));
+        assert!(!may_be_cut(&packet(addr6(1), addr6(2), &[7; 1241])));
+    }
+
+    #[test]
     fn a_packet_whose_length_lies_is_refused() {
         for (a, b, cut) in [(addr(1), addr(2), 22), (addr6(1), addr6(2), 42)] {
             let mut bytes = packet(a, b, b"hello");
@@ -280,6 +359,8 @@ mod tests {
         fn whatever_comes_is_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..80)) {
             let _ = addresses(&bytes);
             let _ = unreachable(&bytes);
+            let _ = too_long(&bytes, 1200);
+            let _ = (destination(&bytes), may_be_cut(&bytes));
         }
 
         #[test]
@@ -296,7 +377,8 @@ mod tests {
         ) {
             let mut bytes = packet(addr6(1), addr6(2), &payload);
             bytes[6] = first;
-            if let Some(answer) = unreachable(&bytes) {
+            prop_assert_eq!(unreachable(&bytes).is_some(), too_long(&bytes, 1280).is_some());
+            for answer in [unreachable(&bytes), too_long(&bytes, 1280)].into_iter().flatten() {
                 prop_assert!(answer.len() <= V6_MIN_MTU);
                 prop_assert_eq!(checksum_v6(&answer), 0);
                 prop_assert!(bytes.starts_with(&answer[48..]));

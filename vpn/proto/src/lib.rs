@@ -18,11 +18,17 @@
 //! behind bulk data), then [`Tunnels::poll_inner`] and [`Tunnels::poll_event`] until they are empty, and ask
 //! [`Tunnels::poll_timeout`] again: it can have become due at once.
 //!
+//! A packet that does not fit its peer's path is cut or answered, once the path's MTU is known: see `path::mtu` and
+//! `tunnels::lengths`. Whoever can cut better, as TCP's segments are, asks [`Tunnels::room_for`] before.
+//!
 //! - `wire`: the datagrams; `handshake`, `session`, `replay`, `suite`: Noise and bulk sealing
-//! - `path`: which way to a peer; `reflexive`: how this host looks from outside; `relay`: tickets and frames
+//! - `path`: which way to a peer, and how long a datagram may be on it; `relay`: tickets and frames
+//! - `reflexive`: how this host looks from outside
 //! - `peer`: one peer's sessions and timers; `tunnels`: all of them together
+//! - `inner`: the packets inside and the ICMP errors about them; `fragments`: cutting them
 
 mod error;
+mod fragments;
 mod handshake;
 mod inner;
 mod limits;

@@ -22,7 +22,7 @@ use crate::handshake::{Context, Finished, Initiated};
 use crate::limits::{
     FAST_TRIES, FIRST_RETRY, KEEPALIVE, MAX_QUEUED, REJECT_AFTER, REKEY_JITTER, REKEY_TIMEOUT, SOURCE_LOOKUPS,
 };
-use crate::path::Agent;
+use crate::path::{Agent, Mtu};
 use crate::rate::TokenBucket;
 use crate::session::Session;
 
@@ -43,6 +43,8 @@ pub(crate) struct Peer {
     pub(crate) name: Option<NodeName>,
     pub(crate) addrs: Vec<VirtualAddr>,
     pub(crate) agent: Agent,
+    /// How long a datagram may be on the way in use.
+    pub(crate) mtu: Mtu,
     pub(crate) attempt: Option<Attempt>,
     pub(crate) next: Option<Session>,
     pub(crate) current: Option<Session>,
@@ -84,6 +86,7 @@ impl Peer {
             name: None,
             addrs: Vec::new(),
             agent,
+            mtu: Mtu::new(now),
             attempt: None,
             next: None,
             current: None,
@@ -202,6 +205,7 @@ impl Peer {
     /// Notes that a packet was opened. Returns when the peer has to be looked at again.
     pub(crate) fn opened(&mut self, data: bool, now: Instant) -> Option<Instant> {
         self.silence_at = None;
+        self.mtu.heard();
         let session = self.current.as_ref()?;
         let age = now.saturating_duration_since(session.created);
         if session.initiator && !self.wants_session && age >= REJECT_AFTER - KEEPALIVE - REKEY_TIMEOUT {
@@ -235,6 +239,7 @@ impl Peer {
             self.keepalive_at,
             self.silence_at,
             self.agent.poll_timeout(),
+            self.mtu.poll_timeout().filter(|_| self.agent.is_awake()),
         ]
         .into_iter()
         .flatten()

@@ -47,6 +47,9 @@ pub struct PeerStatus {
     pub path: PathKind,
     /// Round trip over that way, smoothed.
     pub rtt: Option<Duration>,
+    /// The longest inner packet in bytes that was found to go to it in one datagram without fragments; `None` while
+    /// that is not known.
+    pub mtu: Option<usize>,
     /// Since the last handshake.
     pub handshake_age: Option<Duration>,
     /// The cipher of the session.
@@ -106,6 +109,10 @@ counters! {
     queue_full,
     /// Packets dropped because their peer could not be reached, or because this host takes no IPv6.
     undeliverable,
+    /// Inner packets of this host that are too long for their peer's path, and may not be cut.
+    too_long,
+    /// Inner packets that were cut into fragments to fit their peer's path.
+    cut,
     /// Frames forwarded as a relay.
     relayed,
     /// Frames not forwarded: no session, a stranger, or over the rate.

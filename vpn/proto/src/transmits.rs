@@ -3,6 +3,9 @@
 //! Packets are sealed straight into the batch. Datagrams to one address stand side by side, so that an engine
 //! with segmentation offload can hand a whole run of equal length to the kernel at once ([`Transmits::runs`]).
 //! The caller owns the batch and keeps its memory from one wake-up to the next.
+//!
+//! A datagram may be one that has to stay whole ([`Transmits::push_whole`]): no host and no router may cut it into
+//! fragments. Such a one is a run of its own.
 
 use aerie_types::UnderlayAddr;
 
@@ -20,6 +23,7 @@ struct Segment {
     to: UnderlayAddr,
     start: usize,
     len: usize,
+    whole: bool,
 }
 
 /// Datagrams to one address that lie side by side: all as long as the first, but that the last may be shorter.
@@ -31,6 +35,9 @@ pub struct Run<'a> {
     pub bytes: &'a [u8],
     /// Length of each but the last.
     pub segment: usize,
+    /// Whether it is one datagram that must not be cut into fragments. What the host's own link does not take is to
+    /// be told by [`Tunnels::refused`](crate::Tunnels::refused).
+    pub whole: bool,
 }
 
 /// What the kernel takes in one send with UDP_SEGMENT: 64 segments and an IPv4 datagram's length.
@@ -80,6 +87,26 @@ impl Transmits {
     /// Adds a datagram of `len` bytes that `fill` writes, all of them; what lies there before is of no meaning.
     /// Nothing is added where `fill` says `false`.
     pub fn push_with(&mut self, to: UnderlayAddr, len: usize, fill: impl FnOnce(&mut [u8]) -> bool) -> bool {
+        self.add(to, len, false, fill)
+    }
+
+    /// Adds a datagram as [`Transmits::push_with`] does, which must not be cut into fragments.
+    pub(crate) fn push_whole(
+        &mut self,
+        to: UnderlayAddr,
+        len: usize,
+        fill: impl FnOnce(&mut [u8]) -> bool,
+    ) -> bool {
+        self.add(to, len, true, fill)
+    }
+
+    fn add(
+        &mut self,
+        to: UnderlayAddr,
+        len: usize,
+        whole: bool,
+        fill: impl FnOnce(&mut [u8]) -> bool,
+    ) -> bool {
         let start = self.used;
         let end = start + len;
         if self.bytes.len() < end {
@@ -87,7 +114,12 @@ impl Transmits {
         }
         let filled = fill(&mut self.bytes[start..end]);
         if filled {
-            self.segments.push(Segment { to, start, len });
+            self.segments.push(Segment {
+                to,
+                start,
+                len,
+                whole,
+            });
             self.used = end;
         }
         filled
@@ -98,8 +130,12 @@ impl Transmits {
         if self.is_empty() {
             std::mem::swap(self, other);
         }
-        for (to, datagram) in other.iter() {
-            self.push(to, datagram);
+        for segment in &other.segments {
+            let datagram = &other.bytes[segment.start..segment.start + segment.len];
+            self.add(segment.to, segment.len, segment.whole, |slot| {
+                slot.copy_from_slice(datagram);
+                true
+            });
         }
         other.clear();
     }
@@ -125,6 +161,8 @@ impl Transmits {
             let mut closed = false;
             while let Some(next) = self.segments.get(at) {
                 let fits = next.to == first.to
+                    && !first.whole
+                    && !next.whole
                     && !closed
                     && count < max
                     && next.len <= first.len
@@ -142,6 +180,7 @@ impl Transmits {
                 to: first.to,
                 bytes: &self.bytes[first.start..end],
                 segment: first.len,
+                whole: first.whole,
             })
         })
     }
@@ -167,6 +206,21 @@ mod tests {
             .collect();
         assert_eq!(runs, [(1, 24, 10), (1, 10, 10), (2, 10, 10), (2, 12, 12)]);
         assert_eq!(batch.runs(1).count(), 6);
+    }
+
+    #[test]
+    fn a_datagram_that_must_stay_whole_is_a_run_of_its_own() {
+        let mut batch = Transmits::new();
+        let mut other = Transmits::new();
+        batch.push(addr(1), b"one");
+        other.push_whole(addr(1), 3, |slot| {
+            slot.copy_from_slice(b"two");
+            true
+        });
+        other.push(addr(1), b"six");
+        batch.append(&mut other);
+        let runs: Vec<_> = batch.runs(64).map(|run| (run.bytes, run.whole)).collect();
+        assert_eq!(runs, [(&b"one"[..], false), (b"two", true), (b"six", false)]);
     }
 
     #[test]

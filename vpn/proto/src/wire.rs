@@ -7,7 +7,7 @@
 //!  1 handshake init    handshake  sender index 4, receiver's tag 8, timestamp 8, Noise message, MAC 16
 //!  2 handshake reply   handshake  sender index 4, receiver index 4, Noise message, MAC 16
 //!  3 data              bulk       receiver index 4, counter 8, sealed packet and tag
-//!  4 probe             -          receiver's tag 8, transaction 8, zeros 18, MAC 16
+//!  4 probe             -          receiver's tag 8, transaction 8, zeros 18 or more, MAC 16
 //!  5 probe reply       -          receiver's tag 8, transaction 8, observed address 18, MAC 16
 //!  6 reflexive query   -          transaction 8, zeros 18
 //!  7 reflexive answer  -          transaction 8, observed address 18
@@ -20,6 +20,10 @@
 //! answer is never longer than its question, so that a spoofed source gains nothing. The tag in probes and in
 //! handshake inits is the number by which their receiver asked, over the authenticated overlay, to be addressed;
 //! the MAC's key was agreed there too. So nothing but data and relay frames is looked at before a MAC.
+//!
+//! A probe with more zeros than it needs is padded: it asks whether a datagram of its length gets through. The MAC
+//! covers the zeros, and so their number: a probe that was cut short on its way proves nothing. Its answer is that
+//! of any other probe, as short.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -40,6 +44,8 @@ pub const RELAY_OVERHEAD: usize = 16;
 pub(crate) const MAC: usize = 16;
 const OBSERVED: usize = 18;
 const PROBE_LEN: usize = 4 + 8 + 8 + OBSERVED + MAC;
+/// The longest probe: what the largest inner MTU needs through a relay.
+const MAX_PROBE: usize = 9000 + DATA_OVERHEAD + RELAY_OVERHEAD;
 const REFLEXIVE_LEN: usize = 4 + 8 + OBSERVED;
 const BIND_LEN: usize = 4 + 8 + 1 + 8 + MAC;
 const FAR_BOUND: u8 = 1;
@@ -159,8 +165,9 @@ pub(crate) fn parse(bytes: &[u8]) -> Option<Packet<'_>> {
             receiver: u32_at(bytes, 4)?,
             counter: u64_at(bytes, 8)?,
         }),
-        4 => {
-            let (tag, transaction, mac) = tagged(12, PROBE_LEN)?;
+        4 if bytes.len() <= MAX_PROBE => {
+            // Shorter than one without padding it is refused by the length that is asked for.
+            let (tag, transaction, mac) = tagged(12, bytes.len().max(PROBE_LEN))?;
             Some(Packet::Probe {
                 tag,
                 transaction,
@@ -214,6 +221,11 @@ pub(crate) fn may_be_relayed(bytes: &[u8]) -> bool {
     matches!(bytes, [VERSION, 1..=5, ..])
 }
 
+/// Whether a datagram is a probe of a length: it must not be cut into fragments, on no part of its way.
+pub(crate) fn is_padded_probe(bytes: &[u8]) -> bool {
+    bytes.len() > PROBE_LEN && bytes.starts_with(&[VERSION, Kind::Probe as u8])
+}
+
 pub(crate) fn init(sender: u32, tag: u64, timestamp: u64, noise: &[u8], key: &hmac::Key) -> Vec<u8> {
     let mut bytes = header(Kind::Init, HANDSHAKE_SUITE, 0);
     bytes.extend(sender.to_be_bytes());
@@ -240,10 +252,15 @@ pub(crate) fn data_header(suite: u8, receiver: u32, counter: u64) -> [u8; DATA_H
 }
 
 pub(crate) fn probe(tag: u64, transaction: u64, key: &hmac::Key) -> Vec<u8> {
+    padded_probe(tag, transaction, PROBE_LEN, key)
+}
+
+/// A probe that is `len` bytes long, or as long as it has to be.
+pub(crate) fn padded_probe(tag: u64, transaction: u64, len: usize, key: &hmac::Key) -> Vec<u8> {
     let mut bytes = header(Kind::Probe, 0, 0);
     bytes.extend(tag.to_be_bytes());
     bytes.extend(transaction.to_be_bytes());
-    bytes.extend([0; OBSERVED]);
+    bytes.resize(len.clamp(PROBE_LEN, MAX_PROBE) - MAC, 0);
     sealed_by(bytes, key)
 }
 
@@ -374,9 +391,14 @@ mod tests {
 
     #[test]
     fn every_bit_of_a_probe_is_under_its_mac() {
-        let good = probe(1, 2, &key());
+        for good in [probe(1, 2, &key()), padded_probe(1, 2, 200, &key())] {
+            flip_each_bit(&good);
+        }
+    }
+
+    fn flip_each_bit(good: &[u8]) {
         for bit in 0..good.len() * 8 {
-            let mut bad = good.clone();
+            let mut bad = good.to_vec();
             bad[bit / 8] ^= 1 << (bit % 8);
             let accepted = match parse(&bad) {
                 Some(Packet::Probe { mac, .. } | Packet::ProbeReply { mac, .. }) => mac.verify(&key()),
@@ -384,6 +406,38 @@ mod tests {
             };
             assert!(!accepted, "bit {bit}");
         }
+    }
+
+    #[test]
+    fn a_padded_probe_that_lost_or_won_a_byte_on_its_way_proves_nothing() {
+        let good = padded_probe(1, 2, 1452, &key());
+        assert_eq!(good.len(), 1452);
+        let accepted = |bytes: &[u8]| match parse(bytes) {
+            Some(Packet::Probe { mac, .. }) => mac.verify(&key()),
+            _ => false,
+        };
+        assert!(accepted(&good));
+        for len in 0..good.len() {
+            // From the front, from the end, and of the padding alone.
+            assert!(
+                !accepted(&good[..len]) && !accepted(&good[good.len() - len..]),
+                "{len}"
+            );
+            let shorter = [&good[..len / 2], &good[good.len() - len / 2..]].concat();
+            assert!(!accepted(&shorter), "{len}");
+        }
+        let longer = [&good[..100], &[0], &good[100..]].concat();
+        assert!(!accepted(&longer));
+    }
+
+    #[test]
+    fn a_probe_is_never_longer_than_the_largest_mtu_asks_for() {
+        assert_eq!(padded_probe(1, 2, 0, &key()), probe(1, 2, &key()));
+        assert!(!is_padded_probe(&probe(1, 2, &key())));
+        let longest = padded_probe(1, 2, 70_000, &key());
+        assert_eq!(longest.len(), MAX_PROBE);
+        assert!(is_padded_probe(&longest) && parse(&longest).is_some());
+        assert!(parse(&[&longest[..], &[0]].concat()).is_none());
     }
 
     #[test]
@@ -401,13 +455,25 @@ mod tests {
 
         #[test]
         fn whatever_follows_a_good_header_is_read_or_refused(
-            kind in 0u8..12, suite in 0u8..3, rest in prop::collection::vec(any::<u8>(), 0..120),
+            kind in 0u8..12, suite in 0u8..3,
+            rest in prop_oneof![prop::collection::vec(any::<u8>(), 0..120), prop::collection::vec(any::<u8>(), 0..9100)],
         ) {
             let mut bytes = vec![VERSION, kind, suite, 0];
             bytes.extend(rest);
             if let Some(Packet::Init { mac, .. } | Packet::Probe { mac, .. }) = parse(&bytes) {
                 prop_assert!(!mac.verify(&key()));
             }
+        }
+
+        #[test]
+        fn an_answer_is_shorter_than_any_padded_probe(len in 0..70_000usize, tag: u64, transaction: u64) {
+            let asked = padded_probe(tag, transaction, len, &key());
+            let observed = UnderlayAddr("[2001:db8::1]:4242".parse().unwrap());
+            prop_assert!(probe_reply(tag, transaction, observed, &key()).len() <= asked.len());
+            let Some(Packet::Probe { tag: read, transaction: number, mac }) = parse(&asked) else {
+                panic!("{len}")
+            };
+            prop_assert!((read, number) == (tag, transaction) && mac.verify(&key()));
         }
     }
 }

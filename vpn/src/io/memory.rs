@@ -171,13 +171,26 @@ impl Tun for MemoryTun {
 
 type Inbox = Arc<Queue<(UnderlayAddr, Vec<u8>)>>;
 
-/// A network in memory that carries datagrams at once and loses none.
+/// A network in memory that carries datagrams at once and loses none, but for those that are too long.
 #[derive(Clone, Default)]
 pub struct MemoryNet {
     sockets: Arc<Mutex<BTreeMap<UnderlayAddr, Inbox>>>,
+    link: Arc<Mutex<Option<usize>>>,
+    near: Arc<AtomicBool>,
 }
 
 impl MemoryNet {
+    /// Longer datagrams vanish from now on, as they do on a path whose fragments are filtered. Where the link is `near`,
+    /// those that are to stay whole are refused at once, as by a host's own link.
+    pub fn set_longest(&self, datagram: usize, near: bool) {
+        *lock(&self.link) = Some(datagram);
+        self.near.store(near, Ordering::Relaxed);
+    }
+
+    fn takes(&self, len: usize) -> bool {
+        lock(&self.link).is_none_or(|longest| len <= longest)
+    }
+
     /// A socket with this address.
     #[must_use]
     pub fn bind(&self, addr: UnderlayAddr) -> MemoryUdp {
@@ -229,8 +242,12 @@ impl Udp for MemoryUdp {
     }
 
     fn try_send(&self, run: Run<'_>) -> io::Result<usize> {
+        if run.whole && !self.net.takes(run.bytes.len()) && self.net.near.load(Ordering::Relaxed) {
+            return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
+        }
         if let Some(inbox) = lock(&self.net.sockets).get(&run.to) {
-            for datagram in run.bytes.chunks(run.segment.max(1)) {
+            let datagrams = run.bytes.chunks(run.segment.max(1));
+            for datagram in datagrams.filter(|datagram| self.net.takes(datagram.len())) {
                 inbox.push((self.addr, datagram.to_vec()));
             }
         }

@@ -60,10 +60,12 @@ pub trait Udp: Send + Sync + 'static {
     /// # Errors
     /// The kernel's.
     fn try_recv(&self, batch: &mut Received) -> io::Result<()>;
-    /// Sends a run of datagrams, or the first of them. How many bytes of the run that was.
+    /// Sends a run of datagrams, or the first of them. How many bytes of the run that was. A run that is to stay
+    /// whole is sent so that nobody on its way may cut it.
     ///
     /// # Errors
-    /// The kernel's, for the first datagram; `WouldBlock` when its buffer is full.
+    /// The kernel's, for the first datagram; `WouldBlock` when its buffer is full. [`is_too_long`] tells whether the
+    /// own link does not take a datagram that is to stay whole.
     fn try_send(&self, run: Run<'_>) -> io::Result<usize>;
     /// How many datagrams a run may have at most.
     fn max_segments(&self) -> usize;
@@ -79,6 +81,12 @@ pub trait Udp: Send + Sync + 'static {
     /// # Errors
     /// [`crate::Error::Interfaces`].
     fn hosts(&self, net: VirtualNet, own_interface: &str) -> Result<Vec<UnderlayAddr>, crate::Error>;
+}
+
+/// Whether a datagram was not sent because it is too long for the own link and may not be cut.
+#[must_use]
+pub fn is_too_long(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EMSGSIZE)
 }
 
 /// Reads of one wake-up: each may hold a run of datagrams that the kernel has put together.

@@ -6,6 +6,9 @@
 //! The kernel refuses a run whose datagrams do not fit the route's MTU, or whose device cannot make checksums.
 //! That is one route's matter: datagrams to that address then go one by one for a while (and are cut into
 //! fragments if they must be), and all others go on in runs.
+//!
+//! A datagram longer than a link of its way may be cut into fragments, unless it is to stay whole: around that one
+//! send the socket is told to forbid it. Nobody else uses the socket at that time, so that nothing else is concerned.
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -29,6 +32,9 @@ const RECEIVE_BUFFER: libc::c_int = 8 << 20;
 /// Some batches of the driver, as the kernel counts them. What waits here cannot be overtaken by a probe, so it is
 /// no more than that: on a full link of 100 Mb/s about 150 ms.
 const SEND_BUFFER: libc::c_int = 2 << 20;
+
+/// Of linux/in6.h; libc has no name for it on every architecture.
+const IPV6_DONTFRAG: libc::c_int = 62;
 
 /// How long an address gets its datagrams one by one after the kernel has refused a run to it. Routes change.
 const SINGLE_FOR: Duration = Duration::from_secs(60);
@@ -68,7 +74,12 @@ impl UdpSocket {
         socket.set_nonblocking(true)?;
         let socket = tokio::net::UdpSocket::from_std(socket.into())?;
         let state = UdpSocketState::new((&socket).into())?;
-        allow_fragments(&socket);
+        for v4 in [true, false] {
+            // Refused for the family that the socket is not of.
+            let _ = fragments_are(Fragments::Allowed, v4, &socket);
+        }
+        // quinn-udp has set it; over IPv6 it would forbid fragments whatever else is set. An IPv4 socket has it not.
+        let _ = set_option(socket.as_raw_fd(), libc::IPPROTO_IPV6, IPV6_DONTFRAG, 0);
         if !offload {
             set_option(socket.as_raw_fd(), libc::SOL_UDP, libc::UDP_GRO, 0)?;
         }
@@ -102,6 +113,15 @@ impl UdpSocket {
             )?;
             Ok(())
         })
+    }
+
+    /// A datagram that nobody may cut.
+    fn send_whole(&self, to: UnderlayAddr, datagram: &[u8]) -> io::Result<usize> {
+        let v4 = to.0.is_ipv4();
+        fragments_are(Fragments::Forbidden, v4, &self.socket)?;
+        let sent = self.send(to, datagram, None);
+        fragments_are(Fragments::Allowed, v4, &self.socket)?;
+        sent.map(|()| datagram.len())
     }
 
     /// One by one, until the socket is full.
@@ -158,19 +178,42 @@ fn enlarge(socket: &Socket) {
     }
 }
 
-/// A datagram longer than a link of the path allows is cut into fragments rather than lost.
-fn allow_fragments(socket: &tokio::net::UdpSocket) {
+/// Whether datagrams may be cut on their way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fragments {
+    Allowed,
+    /// Nor are they held to a path MTU that the kernel believes in: only the own link counts.
+    Forbidden,
+}
+
+/// Sets it for the datagrams of one family.
+fn fragments_are(wanted: Fragments, v4: bool, socket: &tokio::net::UdpSocket) -> io::Result<()> {
     let fd = socket.as_raw_fd();
-    for (level, option, value) in [
-        (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT),
-        (
+    match (v4, wanted) {
+        (true, Fragments::Allowed) => set_option(
+            fd,
+            libc::IPPROTO_IP,
+            libc::IP_MTU_DISCOVER,
+            libc::IP_PMTUDISC_DONT,
+        ),
+        (true, Fragments::Forbidden) => set_option(
+            fd,
+            libc::IPPROTO_IP,
+            libc::IP_MTU_DISCOVER,
+            libc::IP_PMTUDISC_PROBE,
+        ),
+        (false, Fragments::Allowed) => set_option(
+            fd,
             libc::IPPROTO_IPV6,
             libc::IPV6_MTU_DISCOVER,
             libc::IPV6_PMTUDISC_DONT,
         ),
-    ] {
-        // Refused for the family that the socket is not of.
-        let _ = set_option(fd, level, option, value);
+        (false, Fragments::Forbidden) => set_option(
+            fd,
+            libc::IPPROTO_IPV6,
+            libc::IPV6_MTU_DISCOVER,
+            libc::IPV6_PMTUDISC_PROBE,
+        ),
     }
 }
 
@@ -222,6 +265,9 @@ impl Udp for UdpSocket {
     }
 
     fn try_send(&self, run: Run<'_>) -> io::Result<usize> {
+        if run.whole {
+            return self.send_whole(run.to, run.bytes);
+        }
         let segment = u16::try_from(run.segment).ok();
         let one = run.bytes.len() <= run.segment;
         let Some(segment) = segment.filter(|_| !one && self.takes_runs(run.to)) else {
@@ -288,6 +334,7 @@ mod tests {
                 to,
                 bytes: &bytes,
                 segment: 100,
+                whole: false,
             })
             .unwrap();
         } else {
@@ -296,6 +343,7 @@ mod tests {
                     to,
                     bytes,
                     segment: bytes.len(),
+                    whole: false,
                 })
                 .unwrap();
             }
@@ -312,6 +360,52 @@ mod tests {
         assert!(got.iter().all(|(source, _)| *source == from), "{got:?}");
         let joined: Vec<u8> = got.into_iter().flat_map(|(_, bytes)| bytes).collect();
         assert_eq!(joined, bytes);
+    }
+
+    #[tokio::test]
+    async fn what_is_to_stay_whole_is_refused_by_a_link_that_would_cut_it() {
+        for to in [
+            Ipv4Addr::LOCALHOST.into(),
+            std::net::IpAddr::from(Ipv6Addr::LOCALHOST),
+        ] {
+            let (a, b) = (
+                UdpSocket::bind(0, true).unwrap(),
+                UdpSocket::bind(0, true).unwrap(),
+            );
+            if to.is_ipv6() && !a.v6 {
+                continue;
+            }
+            let to = UnderlayAddr((to, b.port().unwrap()).into());
+            let mtu: usize = std::fs::read_to_string("/sys/class/net/lo/mtu")
+                .unwrap()
+                .trim()
+                .parse()
+                .unwrap();
+            let headers = if to.0.is_ipv6() { 48 } else { 28 };
+            let longest = (mtu - headers).min(65_507);
+            let send = |len: usize, whole: bool| {
+                let bytes = vec![0; len];
+                let segment = len;
+                a.try_send(Run {
+                    to,
+                    bytes: &bytes,
+                    segment,
+                    whole,
+                })
+            };
+            a.writable().await.unwrap();
+            assert_eq!(send(longest, true).unwrap(), longest);
+            // The loopback interface takes all that IPv4 can say, and less than IPv6 can.
+            if longest < 65_507 {
+                let error = send(longest + 1, true).unwrap_err();
+                assert!(super::super::is_too_long(&error), "{error}");
+                assert_eq!(
+                    send(longest + 1, false).unwrap(),
+                    longest + 1,
+                    "it may be cut again"
+                );
+            }
+        }
     }
 
     #[tokio::test]

@@ -16,7 +16,8 @@ const MAX_HEADERS: usize = 256;
 pub(crate) struct Malformed;
 
 /// Hands each packet of a frame to `take`, complete and with its checksum, in order; the memory is scratch
-/// afterwards. TCP is cut so that no packet is longer than `mtu`, whatever the header says.
+/// afterwards. TCP is cut so that no packet is longer than `mtu`, whatever the header says: the path to its destination
+/// may take less than the host believes.
 pub(crate) fn split(
     header: &Header,
     packet: &mut [u8],

@@ -14,6 +14,9 @@ use nix::sys::time::TimeValLike;
 
 use super::{Switchboard, addr, check, config, identity, peer};
 
+/// A stream that stands still for so long has failed.
+const STALL: Duration = Duration::from_secs(20);
+
 /// A network namespace, held by a process that ends when the test does.
 pub(crate) struct Namespace {
     holder: Child,
@@ -69,7 +72,9 @@ impl Namespace {
             other.holder.id()
         ));
         for (side, name, net) in [(self, name, net), (other, other_name, other_net)] {
-            side.run(&format!("ip addr add {net} dev {name}"));
+            // An IPv6 address is not waited for: nobody else is on the link.
+            let now = if net.contains(':') { "nodad" } else { "" };
+            side.run(&format!("ip addr add {net} dev {name} {now}"));
             side.run(&format!("ip link set {name} up"));
         }
     }
@@ -155,6 +160,7 @@ pub(crate) fn transfer(
         let listener = TcpListener::bind(SocketAddr::from((to_addr, 5001))).unwrap();
         send.send(()).unwrap();
         let (mut stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(STALL)).unwrap();
         let pattern = pattern();
         let mut buffer = vec![0; pattern.len()];
         for block in 0..megabytes {
@@ -166,6 +172,7 @@ pub(crate) fn transfer(
     let began = Instant::now();
     let sender = from.spawn(move || {
         let mut stream = TcpStream::connect((to_addr, 5001)).unwrap();
+        stream.set_write_timeout(Some(STALL)).unwrap();
         let pattern = pattern();
         for _ in 0..megabytes {
             stream.write_all(&pattern).unwrap();

@@ -29,10 +29,14 @@
 //! over another way; then it is probed at once, so that its death is known within about four seconds. A datagram
 //! of the session that comes from a new address makes that address a candidate: it is used only after it has
 //! answered a probe, so that a replayed or redirected datagram moves nothing.
+//!
+//! How long a datagram may be on the way in use is a matter of its own: see `mtu`.
 
+mod candidates;
 mod class;
 mod explain;
 mod key;
+mod mtu;
 mod pair;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -46,12 +50,11 @@ use crate::signal::{Candidate, CandidateKind, Offer};
 use crate::wire;
 
 use class::class;
+pub(crate) use mtu::{Mtu, Way};
 use pair::{Failure, KEEPALIVE_OTHERS, KEEPALIVE_SELECTED, Pair, State};
 
 /// Ways to one peer that are tried: its announced candidates, some unannounced, a relay or two.
 const MAX_PAIRS: usize = 16;
-/// Unannounced addresses among them: a peer that moves, or sits behind an odd NAT.
-const MAX_PEER_REFLEXIVE: usize = 4;
 /// Packets out and nothing in for this long: the way is suspected.
 const SUSPECT: Duration = Duration::from_millis(1500);
 /// Two bursts asked for by offers are at least so far apart.
@@ -553,48 +556,5 @@ impl Agent {
             pair.next = self.awake.then_some(now + KEEPALIVE_SELECTED);
         }
         self.actions.push_back(Action::Selected { to });
-    }
-
-    /// Makes the source of an authenticated datagram a candidate, within bounds.
-    fn learn(&mut self, route: Route, now: Instant) {
-        if self.pairs.contains_key(&route) || self.remote.is_none() || matches!(route, Route::Relayed(_)) {
-            return;
-        }
-        let unannounced = self
-            .pairs
-            .iter()
-            .filter(|(_, pair)| pair.kind == CandidateKind::PeerReflexive);
-        if unannounced.clone().count() >= MAX_PEER_REFLEXIVE || self.pairs.len() >= MAX_PAIRS {
-            let stale = unannounced
-                .filter(|(_, pair)| !pair.is_alive())
-                .map(|(route, _)| *route)
-                .next();
-            let Some(stale) = stale else { return };
-            self.pairs.remove(&stale);
-        }
-        self.pairs
-            .insert(route, Pair::new(CandidateKind::PeerReflexive, now));
-    }
-
-    fn take_candidates(&mut self, candidates: &[Candidate], now: Instant) {
-        let announced = |route: &Route| {
-            candidates
-                .iter()
-                .any(|candidate| *route == Route::Direct(candidate.addr))
-        };
-        self.pairs.retain(|route, pair| {
-            pair.is_alive()
-                || matches!(pair.kind, CandidateKind::Relayed | CandidateKind::PeerReflexive)
-                || announced(route)
-        });
-        for candidate in candidates {
-            let route = Route::Direct(candidate.addr);
-            if let Some(pair) = self.pairs.get_mut(&route) {
-                pair.kind = candidate.kind;
-            } else if self.pairs.len() < MAX_PAIRS {
-                self.pairs.insert(route, Pair::new(candidate.kind, now));
-            }
-        }
-        self.reselect(now);
     }
 }

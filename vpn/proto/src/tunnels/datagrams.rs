@@ -153,7 +153,15 @@ impl Tunnels {
         match to {
             Some(to) => {
                 self.counters.relayed += 1;
-                self.outbox.push(to, bytes);
+                if bytes.get(RELAY_OVERHEAD..).is_some_and(wire::is_padded_probe) {
+                    // It asks for the whole way: the second half of it must not cut it either.
+                    self.outbox.push_whole(to, bytes.len(), |slot| {
+                        slot.copy_from_slice(bytes);
+                        true
+                    });
+                } else {
+                    self.outbox.push(to, bytes);
+                }
             }
             None => self.counters.relay_refused += 1,
         }
@@ -242,7 +250,8 @@ impl Tunnels {
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
         };
-        if !peer.agent.handle_reply(route, transaction, now) {
+        let of_length = peer.mtu.answered(route, transaction, now);
+        if !of_length && !peer.agent.handle_reply(route, transaction, now) {
             self.counters.replayed += 1;
         }
     }

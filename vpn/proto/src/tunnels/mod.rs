@@ -2,6 +2,7 @@
 
 mod datagrams;
 mod handshakes;
+mod lengths;
 mod packets;
 mod relays;
 mod signals;
@@ -39,6 +40,8 @@ pub struct Config {
     pub range: VirtualRange,
     /// This node's own address in it.
     pub addr: VirtualAddr,
+    /// The MTU of this host's interface in bytes: the longest packet that is ever to be sent.
+    pub mtu: u16,
     /// Ciphers, the preferred one first ([`Suite::preferred`]).
     pub suites: Vec<Suite>,
     /// Whether this node carries datagrams for others, and how much.
@@ -265,9 +268,10 @@ impl Tunnels {
         self.hosts = hosts;
         if !first {
             self.reflexive.reset(now.instant);
-            self.peers
-                .values_mut()
-                .for_each(|peer| peer.agent.network_changed(now.instant));
+            for peer in self.peers.values_mut() {
+                peer.agent.network_changed(now.instant);
+                peer.mtu.recheck(now.instant);
+            }
         }
         self.wake_at(now.instant);
     }
@@ -331,6 +335,7 @@ impl Tunnels {
                 addrs: peer.addrs.clone(),
                 path: self.path_of(peer),
                 rtt: peer.agent.rtt(),
+                mtu: peer.mtu.proved(),
                 handshake_age: peer
                     .handshaken
                     .map(|at| now.instant.saturating_duration_since(at)),
@@ -485,12 +490,24 @@ impl Hop {
         let Some(session) = self.session else {
             return out.push_with(self.to, len, fill);
         };
-        let header = crate::wire::relay_header(session);
-        out.push_with(self.to, header.len() + len, |slot| {
-            let (head, rest) = slot.split_at_mut(header.len());
-            head.copy_from_slice(&header);
-            fill(rest)
-        })
+        out.push_with(self.to, self.frame() + len, |slot| wrap(session, slot, fill))
+    }
+
+    /// The same for a datagram that must not be cut into fragments.
+    fn push_whole(self, out: &mut Transmits, bytes: &[u8]) {
+        let fill = |slot: &mut [u8]| {
+            slot.copy_from_slice(bytes);
+            true
+        };
+        out.push_whole(self.to, self.frame() + bytes.len(), |slot| match self.session {
+            Some(session) => wrap(session, slot, fill),
+            None => fill(slot),
+        });
+    }
+
+    /// The bytes of the relay's frame, where there is one.
+    fn frame(self) -> usize {
+        self.session.map_or(0, |_| crate::wire::RELAY_OVERHEAD)
     }
 
     fn push_bytes(self, out: &mut Transmits, bytes: &[u8]) {
@@ -499,4 +516,12 @@ impl Hop {
             true
         });
     }
+}
+
+/// Writes a relay's frame, and by `fill` what is in it.
+fn wrap(session: u64, slot: &mut [u8], fill: impl FnOnce(&mut [u8]) -> bool) -> bool {
+    let header = crate::wire::relay_header(session);
+    let (head, rest) = slot.split_at_mut(header.len());
+    head.copy_from_slice(&header);
+    fill(rest)
 }

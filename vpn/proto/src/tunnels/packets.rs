@@ -469,9 +469,15 @@ impl Tunnels {
     }
 
     /// Seals a packet to a peer, or keeps it until that can be done.
-    fn send_to(&mut self, id: PeerId, packet: &[u8], now: Instant, out: &mut Transmits) {
+    pub(super) fn send_to(&mut self, id: PeerId, packet: &[u8], now: Instant, out: &mut Transmits) {
         let Some(peer) = self.peers.get_mut(&id) else {
             self.counters.undeliverable += 1;
+            return;
+        };
+        if packet.len() > peer.mtu.inner() && self.send_shorter(id, packet, now, out) {
+            return;
+        }
+        let Some(peer) = self.peers.get_mut(&id) else {
             return;
         };
         peer.active = now;
@@ -486,6 +492,7 @@ impl Tunnels {
         {
             self.counters.sent += 1;
             peer.tx_bytes += packet.len() as u64;
+            peer.mtu.sent(packet.len() + DATA_OVERHEAD, now);
             if peer
                 .current
                 .as_ref()

@@ -11,6 +11,7 @@ use crate::signal::{Candidate, CandidateKind, MAX_CANDIDATES, Offer, Signal, is_
 use crate::{Error, Event, Now, PathKind};
 
 use super::Hop;
+use super::lengths::way_of;
 
 impl Tunnels {
     /// Takes a signal that a member has sent over the authenticated overlay.
@@ -78,6 +79,8 @@ impl Tunnels {
                 }
                 Action::NeedRelay => self.request_relay(id, at),
                 Action::Selected { to } => {
+                    let way = to.and_then(|route| way_of(route, self.config.mtu, &self.links));
+                    peer.mtu.set_way(way, at);
                     peer.pathless_since = if to.is_some() { None } else { Some(at) };
                     if to.is_some() && !peer.queue.is_empty() {
                         // With a session only the way was missing.

@@ -36,6 +36,7 @@ fn node(now: Now) -> Tunnels {
     let config = Config {
         range: "100.96.0.0/11".parse().unwrap(),
         addr: addr(2),
+        mtu: 1420,
         suites: vec![Suite::Aes256Gcm],
         relay: None,
         loopback: false,

@@ -114,6 +114,7 @@ impl Tunnels {
             self.drop_links_older_than(STANDBY, id, at);
         }
         self.drive_agent(id, now);
+        self.drive_lengths(id, at);
     }
 
     fn drive_pings(&mut self, now: Instant) -> Option<Instant> {

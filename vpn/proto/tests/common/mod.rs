@@ -123,6 +123,8 @@ pub(crate) struct Seen {
     pub(crate) from: SocketAddr,
     pub(crate) to: SocketAddr,
     pub(crate) bytes: Vec<u8>,
+    /// Whether it must not be cut into fragments.
+    pub(crate) whole: bool,
 }
 
 type Filter = Box<dyn FnMut(&Seen) -> bool>;
@@ -215,6 +217,7 @@ impl World {
         let config = Config {
             range: "100.96.0.0/11".parse().unwrap(),
             addr: virt(tag),
+            mtu: 1420,
             suites: Suite::preferred(true),
             relay,
             loopback: false,
@@ -388,8 +391,8 @@ impl World {
             return;
         }
         let (host, nat) = (self.nodes[n].host, self.nodes[n].nat);
-        for (to, bytes) in out.iter() {
-            let to = to.0;
+        for run in out.runs(1) {
+            let (to, bytes) = (run.to.0, run.bytes);
             let inside = self.nodes.iter().any(|node| node.host == to && node.nat == nat);
             let (from, via) = match nat {
                 Some(nat) if !inside => (self.nats[nat].outbound(host, to), None),
@@ -400,6 +403,7 @@ impl World {
                 from,
                 to,
                 bytes: bytes.to_vec(),
+                whole: run.whole,
             };
             let dropped = self.drop_if.as_mut().is_some_and(|filter| filter(&seen));
             self.wire.push(seen);
