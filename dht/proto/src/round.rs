@@ -152,6 +152,11 @@ impl Round {
         self.candidates.is_some()
     }
 
+    /// Asks those that another round for the same key has just located.
+    pub(crate) fn locate_as(&mut self, other: &Self) {
+        self.candidates.clone_from(&other.candidates);
+    }
+
     pub(crate) fn locate(&mut self, candidates: Vec<PeerId>) {
         self.candidates.get_or_insert(candidates);
     }

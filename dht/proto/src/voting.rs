@@ -20,6 +20,9 @@ const TRIES: u8 = 3;
 
 impl<S: Store, K: Keys> Register<S, K> {
     pub(crate) fn locate_round(&mut self, id: u64, key: Key, now: Now) {
+        if self.round_mut(id).is_some_and(|round| round.is_located()) {
+            return self.pump_with(id, now);
+        }
         if self.members.any_connected() && !self.named.is_on() {
             self.locate(key, Wanted::Round(id), now);
         } else {
@@ -46,7 +49,7 @@ impl<S: Store, K: Keys> Register<S, K> {
 
     /// Asks whom the round wants asked, and looks whether it is decided.
     pub(crate) fn pump_round(&mut self, round: &mut Round, now: Now) {
-        if !round.is_located() {
+        if !round.is_located() || round.is_held_back() {
             return;
         }
         let position = round.key().position();

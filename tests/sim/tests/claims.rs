@@ -30,8 +30,8 @@ fn a_claim_that_nobody_contends_takes_two_round_trips() {
         world.start(newcomer);
         world.run(SECOND * 10);
         world.acquire(newcomer, None);
-        // Witnesses are located by one round trip before each of those of the votes.
-        let end = world.now() + ONE_WAY * 8 + ONE_WAY / 2;
+        // Beside those of the votes there is one for the locating of the witnesses.
+        let end = world.now() + ONE_WAY * 6 + ONE_WAY / 2;
         let held = world.run_until(end, |world| world.nodes[newcomer].addr().is_some());
         assert!(held, "seed {seed}: {:?}", world.nodes[newcomer].told);
     }

@@ -127,6 +127,7 @@ impl<S: Store, K: Keys> Register<S, K> {
         let mut own = self.round_of_own(leased, name, ttl, own, now);
         let won = before.and_then(|before| {
             own.before = before.own.asked().collect();
+            own.locate_as(&before.own);
             before.name
         });
         let name = won.unwrap_or_else(|| self.round_of_name(leased, name, ttl, home, now));
