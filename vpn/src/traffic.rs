@@ -93,7 +93,10 @@ impl Traffic {
             if !self.framed {
                 core.handle_inner(frame, now, bulk);
             } else if !Header::parse(frame).is_some_and(|(header, packet)| {
-                let mtu = self.mtu.min(core.room_for(packet));
+                let mtu = match header.segments {
+                    Some(_) => self.mtu.min(core.room_for(packet)),
+                    None => self.mtu,
+                };
                 let seal = |packet: &[u8]| core.handle_inner(packet, now, bulk);
                 split(&header, packet, mtu, seal).is_ok()
             }) {

@@ -195,6 +195,16 @@ fn a_path_that_turns_narrow_under_its_streams_is_followed() {
 }
 
 #[test]
+fn a_path_mtu_that_the_kernel_was_told_falsely_cuts_nothing() {
+    let narrow = Narrow::new(1500, 1500, false);
+    for (n, host) in (1..).zip(&narrow.hosts) {
+        host.run(&format!("ip route replace default via 10.1.{n}.1 mtu 700"));
+    }
+    let _nodes = narrow.start(1420);
+    narrow.move_data(false);
+}
+
+#[test]
 fn a_large_mtu_is_used_where_it_passes_and_does_no_harm_where_it_does_not() {
     for (edge, middle, inner) in [(9000, 9000, 8900), (9000, 1500, 1440), (1500, 1500, 1440)] {
         let narrow = Narrow::new(edge, middle, false);

@@ -73,3 +73,8 @@ pub(crate) const MAX_EVENTS: usize = 4096;
 pub(crate) const IDLE_AFTER: Duration = Duration::from_secs(180);
 /// Without inner packets for this long a peer is forgotten.
 pub(crate) const FORGET_AFTER: Duration = Duration::from_secs(900);
+
+/// What is assumed to pass everywhere, as payload of UDP: the least that QUIC demands of a path (RFC 9000, 14), for
+/// the same reason. It fits an IPv6 link of the least MTU, and an IPv4 one with room for a tunnel or two. An inner
+/// packet of 1,280 bytes does not fit it whole, no more than it fits that link; then it is cut inside the tunnel.
+pub(crate) const FLOOR: usize = 1200;

@@ -30,6 +30,8 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use aerie_types::UnderlayAddr;
 use aws_lc_rs::hmac;
 
+use crate::limits::FLOOR;
+
 /// The version of everything on the data socket.
 pub const VERSION: u8 = 1;
 /// The handshake's suite: Noise_IK_25519_ChaChaPoly_BLAKE2s.
@@ -223,7 +225,8 @@ pub(crate) fn may_be_relayed(bytes: &[u8]) -> bool {
 
 /// Whether a datagram is a probe of a length: it must not be cut into fragments, on no part of its way.
 pub(crate) fn is_padded_probe(bytes: &[u8]) -> bool {
-    bytes.len() > PROBE_LEN && bytes.starts_with(&[VERSION, Kind::Probe as u8])
+    (FLOOR - RELAY_OVERHEAD..=MAX_PROBE).contains(&bytes.len())
+        && bytes.starts_with(&[VERSION, Kind::Probe as u8])
 }
 
 pub(crate) fn init(sender: u32, tag: u64, timestamp: u64, noise: &[u8], key: &hmac::Key) -> Vec<u8> {

@@ -178,11 +178,11 @@ fn enlarge(socket: &Socket) {
     }
 }
 
-/// Whether datagrams may be cut on their way.
+/// Whether datagrams may be cut on their way. Either way only the own link counts, and no path MTU that the kernel was
+/// told of by ICMP, which anybody can forge: what is asked for and what is sent fare alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fragments {
     Allowed,
-    /// Nor are they held to a path MTU that the kernel believes in: only the own link counts.
     Forbidden,
 }
 
@@ -194,7 +194,7 @@ fn fragments_are(wanted: Fragments, v4: bool, socket: &tokio::net::UdpSocket) ->
             fd,
             libc::IPPROTO_IP,
             libc::IP_MTU_DISCOVER,
-            libc::IP_PMTUDISC_DONT,
+            libc::IP_PMTUDISC_OMIT,
         ),
         (true, Fragments::Forbidden) => set_option(
             fd,
@@ -206,7 +206,7 @@ fn fragments_are(wanted: Fragments, v4: bool, socket: &tokio::net::UdpSocket) ->
             fd,
             libc::IPPROTO_IPV6,
             libc::IPV6_MTU_DISCOVER,
-            libc::IPV6_PMTUDISC_DONT,
+            libc::IPV6_PMTUDISC_OMIT,
         ),
         (false, Fragments::Forbidden) => set_option(
             fd,

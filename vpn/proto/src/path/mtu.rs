@@ -23,7 +23,8 @@
 //! two more rounds make sure of the longer ones: a length counts as too long only after three probes of it were lost.
 //!
 //! Before anything is known, and while nothing is answered at all (a peer that answers no padded probe, or a way
-//! narrower than the floor), there is no limit: datagrams go as long as they are and may be cut.
+//! narrower than the floor), there is no limit: datagrams go as long as they are and may be cut. Where something was
+//! answered before, the floor stays in force for some seconds of silence.
 //!
 //! What was found is confirmed: soon after long datagrams went out and nothing came back, else every half minute
 //! while long ones go out, else every ten minutes. After three probes in vain the way has become a black hole: the
@@ -40,12 +41,9 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::Route;
+use crate::limits::FLOOR;
 use crate::wire::DATA_OVERHEAD;
 
-/// What is assumed to pass everywhere, as payload of UDP: the least that QUIC demands of a path (RFC 9000, 14), for
-/// the same reason. It fits an IPv6 link of the least MTU, and an IPv4 one with room for a tunnel or two. An inner
-/// packet of 1,280 bytes does not fit it whole, no more than it fits that link; then it is cut inside the tunnel.
-const FLOOR: usize = 1200;
 /// MTUs of links that are met with, each with the headers of IP: jumbo frames, Google's and InfiniBand's, Ethernet,
 /// PPPoE, 6in4 and IPIP, GRE, VXLAN and cloud networks, WireGuard, other tunnels, and the least of IPv6. Between two
 /// of them the shorter is found, which costs a hundredth or two of the rate.
@@ -66,6 +64,10 @@ const RAISE: Duration = Duration::from_secs(600);
 const SUSPECT: Duration = Duration::from_millis(1500);
 /// For doubt it is confirmed at most so often: a flow without answers is usual.
 const SUSPECT_GAP: Duration = Duration::from_secs(10);
+/// So many searches in vain keep the floor in force on a way on which a length was found before.
+const KEPT: u32 = 4;
+/// Between them.
+const SOON: Duration = Duration::from_secs(1);
 /// The first search after one in which nothing was answered; each further one waits twice as long.
 const AGAIN: Duration = Duration::from_secs(10);
 /// Up to this.
@@ -125,6 +127,8 @@ pub(crate) struct Mtu {
     unheard: Option<Instant>,
     /// Searches in a row in which nothing was answered.
     vain: u32,
+    /// Whether a length was found on this way before.
+    found: bool,
 }
 
 impl Mtu {
@@ -146,6 +150,7 @@ impl Mtu {
             long_sent: false,
             unheard: None,
             vain: 0,
+            found: false,
         }
     }
 
@@ -380,6 +385,7 @@ impl Mtu {
         self.recheck = false;
         self.long_sent = false;
         self.vain = 0;
+        self.found = true;
     }
 
     /// A black hole: the floor is in force while the lengths are asked for again.
@@ -395,9 +401,15 @@ impl Mtu {
     }
 
     fn give_up(&mut self, now: Instant) {
-        self.limit_to(None, false);
         self.state = State::Unknown;
-        self.next = now + (AGAIN * (1 << self.vain.min(6))).min(AGAIN_MAX);
+        let kept = if self.found { KEPT } else { 0 };
+        if self.vain < kept {
+            // What answered before is rather away for a moment than deaf to probes: the floor stays in force.
+            self.next = now + SOON;
+        } else {
+            self.limit_to(None, false);
+            self.next = now + (AGAIN * (1 << (self.vain - kept).min(6))).min(AGAIN_MAX);
+        }
         self.vain += 1;
     }
 

@@ -231,6 +231,20 @@ fn a_black_hole_is_noticed_within_seconds_while_packets_vanish_in_it() {
 }
 
 #[test]
+fn an_outage_does_not_let_long_packets_loose_on_a_way_that_was_found_narrow() {
+    let mut bench = Bench::new(1372);
+    let every = Some(SECOND / 10);
+    bench.run(MINUTE, every, true);
+    assert_eq!(bench.limit(), Some(1372));
+    bench.link = 0;
+    bench.run(SECOND * 4, every, true);
+    assert!(bench.mtu.inner() + DATA_OVERHEAD <= 1372, "{}", bench.mtu.inner());
+    bench.link = 1372;
+    bench.run(SECOND * 3, every, true);
+    assert_eq!(bench.limit(), Some(1372));
+}
+
+#[test]
 fn a_black_hole_behind_a_flow_that_hears_something_is_noticed_within_a_minute() {
     let mut bench = Bench::new(1472);
     bench.run(MINUTE, Some(SECOND), true);
