@@ -210,8 +210,9 @@ impl Record {
         first.filter(|_| others().count() >= MAX_LEASES_PER_HOLDER)
     }
 
-    /// This holder has leased the name with this.
-    pub(crate) fn lives_at(&mut self, holder: PeerId, leased: Leased, until: Instant) {
+    /// This holder has leased the name with this, for `ttl`, until `end`.
+    pub(crate) fn lives_at(&mut self, holder: PeerId, leased: Leased, end: Instant, ttl: Duration) {
+        let until = end + counted_after(ttl);
         let same = |home: &Home| home.holder == holder && home.leased == leased;
         let until = self
             .homes
@@ -238,6 +239,12 @@ impl Record {
         remember(&mut self.clones, instance);
         self.probation = None;
     }
+}
+
+/// How long after the end of a certificate of the name, leased for `ttl`, what it names is counted: it can be leased
+/// until then, as clocks are tolerated to be wrong, and for no longer than the name was.
+pub(crate) fn counted_after(ttl: Duration) -> Duration {
+    CLOCK_SKEW + ttl
 }
 
 /// Homes remembered of one name: of a few members that had it one after the other.

@@ -143,6 +143,14 @@ impl Round {
         self.terms.key
     }
 
+    /// The certificate that it won.
+    pub(crate) fn won(&self) -> Option<&Certificate> {
+        match &self.outcome {
+            Some(Outcome::Won(certificate)) => Some(certificate),
+            _ => None,
+        }
+    }
+
     /// Whether it waits for the certificate of the name.
     pub(crate) fn is_held_back(&self) -> bool {
         self.new_home && self.home.is_none()
@@ -298,12 +306,9 @@ impl Round {
                     holder, remaining, ..
                 }) => {
                     loss.split = true;
-                    let longer = loss.promised.is_none_or(|(_, longest)| longest < *remaining);
-                    loss.promised = if longer {
-                        Some((*holder, *remaining))
-                    } else {
-                        loss.promised
-                    };
+                    if loss.promised.is_none_or(|(_, longest)| longest < *remaining) {
+                        loss.promised = Some((*holder, *remaining));
+                    }
                 }
                 Vote::Refused(Refused::Cloned) => cloned += 1,
                 Vote::Refused(Refused::Restarting(wait)) => {

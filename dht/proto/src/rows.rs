@@ -7,7 +7,7 @@ use crate::limits::REMEMBERED;
 use crate::record::{GrantRow, Record, Seen, SeenRow};
 use crate::register::{PURGE_EVERY, SAVE_EVERY};
 use crate::store::{Change, Rows, Store, Table};
-use crate::witness::{counted, put, remove};
+use crate::witness::{put, remove};
 use crate::{Error, Keys, Now, Register, StoreError};
 
 impl<S: Store, K: Keys> Register<S, K> {
@@ -30,8 +30,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             let home = key == grant.leased.home_key(self.config.grid, &grant.name);
             let record = self.records.entry(key).or_default();
             if home && grant.ttl > self.config.timings.first_ttl {
-                let rest = grant.until.saturating_duration_since(now.instant);
-                record.lives_at(grant.holder, grant.leased, now.instant + counted(rest, grant.ttl));
+                record.lives_at(grant.holder, grant.leased, grant.until, grant.ttl);
             }
             record.grant = Some(grant);
         }
@@ -41,18 +40,14 @@ impl<S: Store, K: Keys> Register<S, K> {
             for credential in &row.proof.credentials {
                 self.learn(credential, now);
             }
-            let rest = row.rest(now.wall);
+            let until = now.instant + row.rest(now.wall);
             let certificate = row.proof.certificate;
             let terms = &certificate.terms;
             let record = self.records.entry(key).or_default();
             if terms.is_home() && certificate.ttl() > self.config.timings.first_ttl {
-                let counted = counted(rest, certificate.ttl());
-                record.lives_at(terms.holder, terms.leased, now.instant + counted);
+                record.lives_at(terms.holder, terms.leased, until, certificate.ttl());
             }
-            record.seen = Some(Seen {
-                until: now.instant + rest,
-                certificate,
-            });
+            record.seen = Some(Seen { certificate, until });
         }
         Ok(())
     }

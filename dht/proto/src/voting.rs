@@ -8,11 +8,11 @@ use crate::Keys;
 use crate::SendError;
 use crate::lease::{Proof, Receipt, millis};
 use crate::members::sorted;
+use crate::record::counted_after;
 use crate::register::{Purpose, Wanted};
 use crate::round::{Refused, Round, Vote};
 use crate::store::Store;
 use crate::wire::{Answer, Claim, Refusal, Request};
-use crate::witness::counted;
 use crate::{Now, Register};
 
 /// How often a witness is asked in one round before it counts as absent.
@@ -193,7 +193,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             }
             Refusal::Moved { wait_ms } => {
                 let ttl = self.config.timings.ttl;
-                let most = counted(ttl, ttl);
+                let most = ttl + counted_after(ttl);
                 Refused::Moved(Duration::from_millis(wait_ms.into()).min(most))
             }
             Refusal::BadProof => Refused::BadProof,

@@ -26,8 +26,9 @@
 //! own member, and is granted for long at once. The witnesses of a name remember with which addresses it was leased
 //! until those leases end, whether they are given back or not, and grant it with no more than
 //! [`crate::limits::MAX_LEASES_PER_HOLDER`]: nobody can collect addresses. (A witness that restarts remembers only those
-//! of which it still has a grant or a certificate. In grants of ten seconds, which it has to ask for again and again, a member may block up to [`MAX_KEYS_PER_HOLDER`] keys at each witness, of which
-//! [`MAX_PREFIX_KEYS_PER_HOLDER`] of prefixes.) Prefixes are granted in the same way, and counted by the witnesses of
+//! of which it still has a grant or a certificate. In grants of ten seconds, which it has to ask for again and again, a
+//! member may block up to [`MAX_KEYS_PER_HOLDER`] keys at each witness, of which [`MAX_PREFIX_KEYS_PER_HOLDER`] of
+//! prefixes.) Prefixes are granted in the same way, and counted by the witnesses of
 //! their holder as a router.
 //!
 //! A *clone* is told from a *restart* by asking the earlier instance whether it lives: the witness sends it a
@@ -43,7 +44,7 @@ use std::time::Duration;
 use aerie_types::{Instance, Key, PeerId};
 
 use crate::lease::{Certificate, Receipt, encode, millis};
-use crate::limits::{CLOCK_SKEW, MAX_KEYS, MAX_KEYS_PER_HOLDER, MAX_PREFIX_KEYS_PER_HOLDER};
+use crate::limits::{MAX_KEYS, MAX_KEYS_PER_HOLDER, MAX_PREFIX_KEYS_PER_HOLDER};
 use crate::proof::Flaw;
 use crate::record::{Grant, GrantRow, Record, Released, Seen, SeenRow, Standing};
 use crate::register::Purpose;
@@ -137,7 +138,7 @@ impl<S: Store, K: Keys> Register<S, K> {
         };
         let ttl = asked.min(most);
         if leases_home {
-            record.lives_at(from, terms.leased, now.instant + counted(ttl, ttl));
+            record.lives_at(from, terms.leased, now.instant + ttl, ttl);
         }
         self.grant(record, claim, ttl, certified, clone, now)
     }
@@ -446,12 +447,7 @@ impl<S: Store, K: Keys> Register<S, K> {
         }
         let terms = &certificate.terms;
         if terms.is_home() && certificate.ttl() > self.config.timings.first_ttl {
-            let rest = until.saturating_duration_since(now.instant);
-            record.lives_at(
-                terms.holder,
-                terms.leased,
-                now.instant + counted(rest, certificate.ttl()),
-            );
+            record.lives_at(terms.holder, terms.leased, until, certificate.ttl());
         }
         let seen = Seen { certificate, until };
         let proof = self.proof_of(seen.certificate.clone());
@@ -496,12 +492,6 @@ impl<S: Store, K: Keys> Register<S, K> {
             self.records.insert(key, record);
         }
     }
-}
-
-/// How long a name is counted as leased with something, `life` before the end of a certificate of the name: until then
-/// what it names can be leased, as long as clocks are tolerated to be wrong, and for no longer than the name was.
-pub(crate) fn counted(life: Duration, ttl: Duration) -> Duration {
-    life + CLOCK_SKEW + ttl
 }
 
 pub(crate) fn put(table: Table, key: &[u8], value: Vec<u8>) -> Change {

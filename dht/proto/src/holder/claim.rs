@@ -107,8 +107,10 @@ impl<S: Store, K: Keys> Register<S, K> {
     ) {
         let kind = leased.kind();
         let Timings { ttl, first_ttl, .. } = self.config.timings;
-        let own = self.round_of_own(leased, name, first_ttl, own, now);
-        let name = bets.then(|| self.round_of_name(leased, name, ttl, home, now));
+        let own_key = leased.key(self.config.grid);
+        let home_key = leased.home_key(self.config.grid, name);
+        let own = self.round_of(own_key, leased, name, first_ttl, own, now);
+        let name = bets.then(|| self.round_of(home_key, leased, name, ttl, home, now));
         self.holdings[kind].phase = Phase::Claiming(Stage::First);
         self.begin(kind, Rounds { own, name }, now);
     }
@@ -124,13 +126,15 @@ impl<S: Store, K: Keys> Register<S, K> {
     ) {
         let kind = leased.kind();
         let ttl = self.config.timings.ttl;
-        let mut own = self.round_of_own(leased, name, ttl, own, now);
+        let own_key = leased.key(self.config.grid);
+        let home_key = leased.home_key(self.config.grid, name);
+        let mut own = self.round_of(own_key, leased, name, ttl, own, now);
         let won = before.and_then(|before| {
             own.before = before.own.asked().collect();
             own.locate_as(&before.own);
             before.name
         });
-        let name = won.unwrap_or_else(|| self.round_of_name(leased, name, ttl, home, now));
+        let name = won.unwrap_or_else(|| self.round_of(home_key, leased, name, ttl, home, now));
         self.show_home(&mut own, &name);
         self.holdings[kind].phase = Phase::Claiming(Stage::Long);
         let name = Some(name);
@@ -138,29 +142,21 @@ impl<S: Store, K: Keys> Register<S, K> {
     }
 
     pub(super) fn claimed(&mut self, kind: Kind, stage: Stage, rounds: Rounds, now: Now) {
-        let won = |round: &Round| match &round.outcome {
-            Some(Outcome::Won(certificate)) => Some(certificate.clone()),
-            _ => None,
-        };
-        let own = won(&rounds.own);
-        let name = rounds.name.as_ref().map(won);
-        let (Some(own), None | Some(Some(_))) = (own, &name) else {
+        let named = rounds.name.as_ref().is_none_or(|name| name.won().is_some());
+        let Some(own) = rounds.own.won().filter(|_| named).cloned() else {
             return self.claim_lost(kind, rounds, now);
         };
         let terms = &rounds.own.terms;
-        let (leased, named) = (terms.leased, terms.name.clone());
-        let (Stage::Long, Some(Some(name))) = (stage, name) else {
+        let (leased, name) = (terms.leased, terms.name.clone());
+        let certified = rounds.name.as_ref().filter(|_| stage == Stage::Long);
+        let Some((home, started)) = certified.and_then(|round| Some((round.won()?.clone(), round.started)))
+        else {
             let proofs = [Some(self.proof_of(own)), None];
-            return self.start_long(leased, &named, proofs, Some(rounds), now);
+            return self.start_long(leased, &name, proofs, Some(rounds), now);
         };
         self.holdings[kind].note_asked(&rounds);
-        let started = rounds
-            .name
-            .as_ref()
-            .map_or(rounds.own.started, |name| name.started);
-        let until = [valid_until(rounds.own.started, &own), valid_until(started, &name)];
-        let certificates = [own, name];
-        let name = named;
+        let until = [valid_until(rounds.own.started, &own), valid_until(started, &home)];
+        let certificates = [own, home];
         self.holdings[kind].lease = Some(Lease {
             leased,
             name,

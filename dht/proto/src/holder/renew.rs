@@ -61,8 +61,9 @@ impl<S: Store, K: Keys> Register<S, K> {
         };
         let long = ttl > timings.first_ttl;
         let [own, home] = proofs;
-        let mut own = self.round_of_own(lease.leased, &lease.name, ttl, own, now);
-        let name = self.round_of_name(lease.leased, &lease.name, ttl, home, now);
+        let [own_key, home_key] = lease.certificates.map(|certificate| certificate.terms.key);
+        let mut own = self.round_of(own_key, lease.leased, &lease.name, ttl, own, now);
+        let name = self.round_of(home_key, lease.leased, &lease.name, ttl, home, now);
         if long {
             self.show_home(&mut own, &name);
         }

@@ -31,31 +31,8 @@ impl Rounds {
 }
 
 impl<S: Store, K: Keys> Register<S, K> {
-    pub(super) fn round_of_own(
-        &mut self,
-        leased: Leased,
-        name: &NodeName,
-        ttl: Duration,
-        proof: Option<Proof>,
-        now: Now,
-    ) -> Round {
-        let key = leased.key(self.config.grid);
-        self.round_of(key, leased, name, ttl, proof, now)
-    }
-
-    pub(super) fn round_of_name(
-        &mut self,
-        leased: Leased,
-        name: &NodeName,
-        ttl: Duration,
-        proof: Option<Proof>,
-        now: Now,
-    ) -> Round {
-        let key = leased.home_key(self.config.grid, name);
-        self.round_of(key, leased, name, ttl, proof, now)
-    }
-
-    fn round_of(
+    /// A round for the key of what is leased, or for that of the name.
+    pub(super) fn round_of(
         &mut self,
         key: Key,
         leased: Leased,
@@ -88,10 +65,8 @@ impl<S: Store, K: Keys> Register<S, K> {
         let long = |proof: &&Proof| proof.certificate.ttl() > self.config.timings.first_ttl;
         let before = name.proof.as_ref().filter(long);
         own.new_home = before.is_none();
-        own.home = match &name.outcome {
-            Some(Outcome::Won(certificate)) => Some(self.proof_of(certificate.clone())),
-            _ => before.cloned(),
-        };
+        let won = name.won().map(|certificate| self.proof_of(certificate.clone()));
+        own.home = won.or_else(|| before.cloned());
     }
 
     /// Begins what is not held back and not decided yet.

@@ -470,16 +470,19 @@ impl Tunnels {
 
     /// Seals a packet to a peer, or keeps it until that can be done.
     pub(super) fn send_to(&mut self, id: PeerId, packet: &[u8], now: Instant, out: &mut Transmits) {
-        let Some(peer) = self.peers.get_mut(&id) else {
+        let Some(mut peer) = self.peers.get_mut(&id) else {
             self.counters.undeliverable += 1;
             return;
         };
-        if packet.len() > peer.mtu.inner() && self.send_shorter(id, packet, now, out) {
-            return;
+        if packet.len() > peer.mtu.inner() {
+            if self.send_shorter(id, packet, now, out) {
+                return;
+            }
+            let Some(still) = self.peers.get_mut(&id) else {
+                return;
+            };
+            peer = still;
         }
-        let Some(peer) = self.peers.get_mut(&id) else {
-            return;
-        };
         peer.active = now;
         if !peer.agent.is_awake() {
             peer.agent.wake(now);
