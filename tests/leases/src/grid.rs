@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use futures::future::{BoxFuture, join_all};
 use tokio::sync::{mpsc, watch};
 
-/// How long newcomers may take to be connected with everybody and to get their addresses.
+/// How long newcomers may take to be connected with everybody.
 const ASSEMBLY: Duration = Duration::from_secs(60);
 
 /// Members that join at the same time: all of them share the cores of this machine.
@@ -26,12 +26,12 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Members that keep a key's certificate, and answer for it without asking.
 const WITNESSES: usize = 9;
 
-/// A grid whose members are all connected and hold an address each.
+/// A grid whose members are all connected. Of them only the founder holds an address at first.
 pub(crate) struct Grid {
     id: GridId,
     range: VirtualRange,
     members: Vec<Member>,
-    /// From the start of all until every one held its address.
+    /// From the start of the first until all were connected.
     pub(crate) assembled: Duration,
 }
 
@@ -46,8 +46,8 @@ struct Member {
 
 /// What became of one address that several claimed at once.
 pub(crate) struct Contest {
-    /// Those that were told that they hold it.
-    pub(crate) winners: usize,
+    /// The numbers of those that were told that they hold it.
+    pub(crate) winners: Vec<usize>,
     /// Until the first of them was told.
     pub(crate) first: Option<Duration>,
 }
@@ -71,17 +71,11 @@ impl Grid {
         };
         for number in 1..count {
             let member = start(&ca, &verifier, number, &entries, stores)?;
-            member.dht.acquire().await;
             grid.members.push(member);
             if number % AT_ONCE == 0 || number + 1 == count {
                 tokio::time::timeout(ASSEMBLY, grid.assembled())
                     .await
-                    .with_context(|| {
-                        format!(
-                            "{} members did not all find each other and get an address",
-                            number + 1
-                        )
-                    })??;
+                    .with_context(|| format!("{} members did not all find each other", number + 1))??;
             }
         }
         grid.assembled = begun.elapsed();
@@ -89,11 +83,11 @@ impl Grid {
     }
 
     async fn assembled(&self) -> Result<()> {
+        let mut founded = self.member(0)?.dht.lease();
+        founded
+            .wait_for(|state| matches!(state, LeaseState::Held { .. }))
+            .await?;
         for member in &self.members {
-            let mut lease = member.dht.lease();
-            lease
-                .wait_for(|state| matches!(state, LeaseState::Held { .. }))
-                .await?;
             while member.overlay.members().await?.len() + 1 < self.members.len() {
                 tokio::time::sleep(LOOK).await;
             }
@@ -106,13 +100,21 @@ impl Grid {
         self.members.get(wrapped).context("a grid has a member")
     }
 
-    /// Lets a member give its address back, as if it had just come.
+    /// The time in which a member that has just come gets an address, as a daemon does at its first start.
+    pub(crate) async fn newcomer(&self, number: usize) -> Result<Duration> {
+        let member = self.member(number)?;
+        let begun = Instant::now();
+        member.dht.acquire_as(member.name.clone(), None).await?;
+        Ok(begun.elapsed())
+    }
+
+    /// Lets a member give its address back.
     pub(crate) async fn release(&self, number: usize) -> Result<()> {
         self.member(number)?.dht.release(Kind::Addr).await;
         Ok(())
     }
 
-    /// The time in which a member gets an address that nobody else wants.
+    /// The time in which a member that has had an address gets another one, which nobody else wants.
     pub(crate) async fn claim(&self, number: usize, addr: u32) -> Result<Duration> {
         let member = self.member(number)?;
         let begun = Instant::now();
@@ -120,18 +122,19 @@ impl Grid {
         Ok(begun.elapsed())
     }
 
-    /// Lets the first so many members claim one address at once.
-    pub(crate) async fn contest(&self, claimants: usize, addr: u32) -> Contest {
+    /// Lets the members of these numbers claim one address at once.
+    pub(crate) async fn contest(&self, claimants: &[usize], addr: u32) -> Result<Contest> {
         let begun = Instant::now();
-        let claims = self.members.iter().take(claimants).map(|member| async move {
-            let claimed = self.acquire(member, addr).await;
-            claimed.is_ok().then(|| begun.elapsed())
+        let claims = claimants.iter().map(|number| async move {
+            let claimed = self.acquire(self.member(*number)?, addr).await;
+            Ok(claimed.is_ok().then(|| (*number, begun.elapsed())))
         });
-        let won: Vec<_> = join_all(claims).await.into_iter().flatten().collect();
-        Contest {
-            winners: won.len(),
-            first: won.into_iter().min(),
-        }
+        let told: Vec<_> = join_all(claims).await.into_iter().collect::<Result<_>>()?;
+        let won = || told.iter().flatten();
+        Ok(Contest {
+            winners: won().map(|(number, _)| *number).collect(),
+            first: won().map(|(_, took)| *took).min(),
+        })
     }
 
     /// The time in which a member finds the holder of another one's address, which it does not keep a certificate of.
