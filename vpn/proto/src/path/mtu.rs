@@ -200,12 +200,14 @@ impl Mtu {
         }
     }
 
-    /// A datagram of this length was sealed to the peer.
-    pub(crate) fn sent(&mut self, len: usize, now: Instant) {
-        if len > FLOOR {
-            self.long_sent = true;
-            self.unheard.get_or_insert(now);
+    /// A datagram of this length was sealed to the peer. Says when to look again, if that is news.
+    pub(crate) fn sent(&mut self, len: usize, now: Instant) -> Option<Instant> {
+        if len <= FLOOR {
+            return None;
         }
+        let news = !std::mem::replace(&mut self.long_sent, true) || self.unheard.is_none();
+        self.unheard.get_or_insert(now);
+        if news { self.poll_timeout() } else { None }
     }
 
     /// Something has come from the peer.

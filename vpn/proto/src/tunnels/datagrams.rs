@@ -89,10 +89,10 @@ impl Tunnels {
                 observed,
             } => {
                 if self.reflexive.answered(origin.from, transaction, observed, at) {
-                    self.peers
-                        .values_mut()
-                        .for_each(|peer| peer.agent.local_changed(at));
-                    self.wake_at(at);
+                    self.peers.change(at, |peer| {
+                        peer.agent.local_changed(at);
+                        true
+                    });
                 }
             }
             Packet::RelayBind {
@@ -206,7 +206,7 @@ impl Tunnels {
             self.counters.handshakes += 1;
             self.free(freed);
             self.flush_queue(id, now);
-            self.wake_at(now);
+            self.peers.look_at(id, now);
         }
         let peer = self.peers.get_mut(&id)?;
         let elsewhere = peer.agent.route() != Some(origin.route);
@@ -214,7 +214,7 @@ impl Tunnels {
         peer.agent.heard(origin.route, now);
         let due = peer.opened(len > 0, now);
         if let Some(at) = due.or(elsewhere.then_some(now)) {
-            self.wake_at(at);
+            self.peers.look_at(id, at);
         }
         let packet = bytes.get(DATA_HEADER..DATA_HEADER + len)?;
         if packet.first()? >> 4 == 0 {
@@ -268,7 +268,7 @@ impl Tunnels {
         };
         if mac.verify(key) {
             // Only what is genuine makes work for the timers.
-            self.wake_at(now);
+            self.peers.look_at(id, now);
             Some(id)
         } else {
             self.counters.forged += 1;

@@ -176,7 +176,7 @@ impl Tunnels {
         peer.agent.heard(route, now.instant);
         self.counters.handshakes += 1;
         self.free(freed);
-        self.wake_at(now.instant);
+        self.peers.look_at(id, now.instant);
         if self.flush_queue(id, now.instant) == 0 {
             // The responder may send only after it has heard something in the session.
             self.send_keepalive(id, now.instant);

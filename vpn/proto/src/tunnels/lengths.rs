@@ -41,13 +41,14 @@ impl Tunnels {
     /// This host's own link did not take a datagram that was to stay [whole](crate::Run::whole): it is too long.
     pub fn refused(&mut self, to: UnderlayAddr, len: usize, now: Now) {
         let links = &self.links;
-        for peer in self.peers.values_mut() {
+        self.peers.change(now.instant, |peer| {
             let hop = peer.agent.route().and_then(|route| Hop::of(route, links));
-            if hop.is_some_and(|hop| hop.to == to) {
+            let refused = hop.is_some_and(|hop| hop.to == to);
+            if refused {
                 peer.mtu.refused(len, now.instant);
             }
-        }
-        self.wake_at(now.instant);
+            refused
+        });
     }
 
     /// Sends the probes of lengths that are due to a peer.

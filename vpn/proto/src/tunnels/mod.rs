@@ -4,6 +4,7 @@ mod datagrams;
 mod handshakes;
 mod lengths;
 mod packets;
+mod peers;
 mod relays;
 mod signals;
 #[cfg(test)]
@@ -15,6 +16,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use aerie_types::{NodeName, PeerId, UnderlayAddr, VirtualAddr, VirtualNet, VirtualRange, WallMillis};
+use indexmap::IndexMap;
 use rand::rngs::StdRng;
 use rand::{CryptoRng, Rng, SeedableRng};
 
@@ -32,6 +34,8 @@ use crate::relay::server::{RelayLimits, RelayServer};
 use crate::signal::{MAX_CANDIDATES, Signal};
 use crate::status::{Counters, PathKind, PeerStatus};
 use crate::{Error, Now, Suite, Transmits};
+
+use peers::Peers;
 
 /// How a node takes part.
 #[derive(Debug, Clone)]
@@ -136,11 +140,12 @@ pub struct Tunnels {
     identity: Identity,
     check: Box<dyn CredentialCheck>,
     rng: StdRng,
-    peers: BTreeMap<PeerId, Peer>,
+    peers: Peers,
     /// Session and handshake indices; never iterated.
     indices: HashMap<u32, PeerId>,
-    tags: BTreeMap<u64, PeerId>,
-    bindings: BTreeMap<VirtualAddr, packets::Binding>,
+    /// Never iterated.
+    tags: HashMap<u64, PeerId>,
+    bindings: IndexMap<VirtualAddr, packets::Binding>,
     lookups: BTreeMap<VirtualAddr, packets::Lookup>,
     unreachable: BTreeMap<VirtualAddr, Instant>,
     queued: usize,
@@ -160,6 +165,7 @@ pub struct Tunnels {
     inbox: VecDeque<Vec<u8>>,
     events: VecDeque<Event>,
     counters: Counters,
+    /// When something is due that is no peer's.
     wake: Option<Instant>,
 }
 
@@ -203,10 +209,10 @@ impl Tunnels {
             identity,
             check,
             rng: StdRng::from_seed(seed),
-            peers: BTreeMap::new(),
+            peers: Peers::default(),
             indices: HashMap::new(),
-            tags: BTreeMap::new(),
-            bindings: BTreeMap::new(),
+            tags: HashMap::new(),
+            bindings: IndexMap::new(),
             lookups: BTreeMap::new(),
             unreachable: BTreeMap::new(),
             queued: 0,
@@ -247,7 +253,7 @@ impl Tunnels {
     /// When [`Tunnels::handle_timeout`] wants to be called.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.wake
+        [self.wake, self.peers.next()].into_iter().flatten().min()
     }
 
     /// This host's own addresses with the data socket's port: candidates for members of the same network.
@@ -268,10 +274,11 @@ impl Tunnels {
         self.hosts = hosts;
         if !first {
             self.reflexive.reset(now.instant);
-            for peer in self.peers.values_mut() {
+            self.peers.change(now.instant, |peer| {
                 peer.agent.network_changed(now.instant);
                 peer.mtu.recheck(now.instant);
-            }
+                true
+            });
         }
         self.wake_at(now.instant);
     }
@@ -391,7 +398,7 @@ impl Tunnels {
         if id == self.identity.peer {
             return None;
         }
-        if !self.peers.contains_key(&id) {
+        if !self.peers.contains(id) {
             if self.peers.len() >= MAX_PEERS {
                 let asleep = self.peers.values().filter(|peer| !peer.agent.is_awake());
                 let oldest = asleep.min_by_key(|peer| peer.active).map(|peer| peer.id)?;
@@ -402,7 +409,8 @@ impl Tunnels {
             self.rng.fill_bytes(&mut secret);
             let agent = Agent::new(self.identity.peer, id, tag, secret, self.rng.next_u64());
             self.tags.insert(tag, id);
-            self.peers.insert(id, Peer::new(id, agent, now));
+            self.peers.insert(Peer::new(id, agent, now));
+            self.peers.look_at(id, now);
         }
         self.peers.get_mut(&id)
     }
@@ -422,11 +430,11 @@ impl Tunnels {
     }
 
     fn remove_peer(&mut self, id: PeerId) -> Option<Peer> {
-        let mut peer = self.peers.remove(&id)?;
+        let mut peer = self.peers.remove(id)?;
         self.tags.remove(&peer.agent.tag());
         self.free(peer.end_sessions());
         for addr in &peer.addrs {
-            self.bindings.remove(addr);
+            self.bindings.swap_remove(addr);
         }
         self.queued = self.queued.saturating_sub(peer.queue.len());
         self.drop_links(id);

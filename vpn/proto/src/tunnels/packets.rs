@@ -160,15 +160,18 @@ impl Tunnels {
                 continue;
             };
             peer.active = now;
+            let asleep = !peer.agent.is_awake();
             peer.agent.wake(now);
             let Some(route) = peer.agent.route().filter(|_| peer.current.is_some()) else {
-                if !std::mem::replace(&mut peer.wants_session, true) {
-                    self.wake_at(now);
-                }
+                peer.wants_session = true;
+                self.peers.look_at(peer_id, now);
                 continue;
             };
             let mut message = vec![PING];
             message.extend(id.to_be_bytes());
+            if asleep {
+                self.peers.look_at(peer_id, now);
+            }
             if self.send_control(peer_id, route, &message, now)
                 && let Some(ping) = self.pings.get_mut(&id)
             {
@@ -223,7 +226,7 @@ impl Tunnels {
             peer.rx_bytes += packet.len() as u64;
             if !peer.agent.is_awake() {
                 peer.agent.wake(now);
-                self.wake = Some(now);
+                self.peers.look_at(from, now);
             }
         }
         let Some(source) = self.net.leased(addresses.source) else {
@@ -318,7 +321,7 @@ impl Tunnels {
     }
 
     pub(super) fn unbind(&mut self, addr: VirtualAddr) {
-        if let Some(old) = self.bindings.remove(&addr)
+        if let Some(old) = self.bindings.swap_remove(&addr)
             && let Some(peer) = self.peers.get_mut(&old.peer)
         {
             peer.addrs.retain(|bound| *bound != addr);
@@ -484,10 +487,12 @@ impl Tunnels {
             peer = still;
         }
         peer.active = now;
+        let mut look = None;
         if !peer.agent.is_awake() {
             peer.agent.wake(now);
             self.reflexive.refresh(now);
             self.wake = Some(now);
+            look = Some(now);
         }
         let hop = peer.agent.route().and_then(|route| Hop::of(route, &self.links));
         if let Some(hop) = hop
@@ -495,7 +500,7 @@ impl Tunnels {
         {
             self.counters.sent += 1;
             peer.tx_bytes += packet.len() as u64;
-            peer.mtu.sent(packet.len() + DATA_OVERHEAD, now);
+            let doubt = peer.mtu.sent(packet.len() + DATA_OVERHEAD, now);
             if peer
                 .current
                 .as_ref()
@@ -503,10 +508,11 @@ impl Tunnels {
                 && !peer.wants_session
             {
                 peer.wants_session = true;
-                self.wake = Some(now);
+                look = Some(now);
             }
-            if let Some(at) = peer.sealed(true, now) {
-                self.wake_at(at);
+            let due = [look, doubt, peer.sealed(true, now)];
+            if let Some(at) = due.into_iter().flatten().min() {
+                self.peers.look_at(id, at);
             }
             return;
         }
@@ -515,7 +521,7 @@ impl Tunnels {
         } else {
             self.counters.queue_full += 1;
         }
-        self.wake_at(now);
+        self.peers.look_at(id, now);
     }
 
     fn send_control(&mut self, id: PeerId, route: Route, message: &[u8], now: Instant) -> bool {
@@ -527,7 +533,7 @@ impl Tunnels {
         };
         let sent = seal(peer, hop, message, now, &mut self.outbox);
         if sent && let Some(at) = peer.sealed(true, now) {
-            self.wake_at(at);
+            self.peers.look_at(id, at);
         }
         sent
     }

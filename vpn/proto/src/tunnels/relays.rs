@@ -169,7 +169,7 @@ impl Tunnels {
         let far = link.far;
         if opened && let Some(peer) = self.peers.get_mut(&far) {
             peer.agent.add_relay(session, now);
-            self.wake_at(now);
+            self.peers.look_at(far, now);
         }
     }
 
@@ -215,6 +215,7 @@ impl Tunnels {
             && let Some(peer) = self.peers.get_mut(&link.far)
         {
             peer.agent.remove_relay(session, now);
+            self.peers.look_at(link.far, now);
         }
     }
 

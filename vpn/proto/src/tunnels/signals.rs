@@ -48,7 +48,7 @@ impl Tunnels {
                 }
             }
         }
-        self.wake_at(at);
+        self.peers.look_at(from, at);
         Ok(())
     }
 

@@ -8,6 +8,7 @@ use rand::Rng;
 use super::{Event, Tunnels};
 use crate::Now;
 use crate::limits::{FORGET_AFTER, IDLE_AFTER, PING_TIMEOUT};
+use crate::peer::Peer;
 
 /// A relayed way is kept beside a direct one for so long, in case the direct one is short-lived.
 const STANDBY: Duration = Duration::from_secs(60);
@@ -23,9 +24,13 @@ impl Tunnels {
         self.wake = None;
         // Before the peers: a ping may want a session of one.
         let pings = self.drive_pings(at);
-        let ids: Vec<PeerId> = self.peers.keys().copied().collect();
-        for id in ids {
+        let due = self.peers.take_due(at);
+        self.peers.look_no_earlier(Some(at + GRAIN));
+        for id in due {
             self.drive_peer(id, now);
+            if let Some(next) = self.peers.get(&id).and_then(next_look) {
+                self.peers.look_at(id, next);
+            }
         }
         let rng = &mut self.rng;
         for (to, query) in self.reflexive.poll(at, || rng.next_u64()) {
@@ -36,21 +41,6 @@ impl Tunnels {
         }
         let lookups = self.drive_lookups(at);
         let links = self.drive_links(at);
-        let peers = self.peers.values().filter_map(|peer| {
-            let idle = if peer.agent.is_awake() {
-                IDLE_AFTER
-            } else {
-                FORGET_AFTER
-            };
-            let pathless = peer
-                .pathless_since
-                .filter(|_| !peer.queue.is_empty())
-                .map(|since| since + PATHLESS);
-            [peer.poll_timeout(), pathless, Some(peer.active + idle)]
-                .into_iter()
-                .flatten()
-                .min()
-        });
         let relay = self.relay.as_ref().and_then(|relay| relay.poll_timeout());
         self.wake = [
             self.wake,
@@ -59,12 +49,12 @@ impl Tunnels {
             pings,
             relay,
             self.reflexive.poll_timeout(),
-            peers.min(),
         ]
         .into_iter()
         .flatten()
         .min()
         .map(|next| next.max(at + GRAIN));
+        self.peers.look_no_earlier(None);
     }
 
     fn drive_peer(&mut self, id: PeerId, now: Now) {
@@ -143,4 +133,21 @@ impl Tunnels {
         self.send_pings(now);
         self.pings.values().map(super::packets::Ping::next).min()
     }
+}
+
+/// When something is due for a peer, if nothing happens meanwhile.
+fn next_look(peer: &Peer) -> Option<Instant> {
+    let idle = if peer.agent.is_awake() {
+        IDLE_AFTER
+    } else {
+        FORGET_AFTER
+    };
+    let pathless = peer
+        .pathless_since
+        .filter(|_| !peer.queue.is_empty())
+        .map(|since| since + PATHLESS);
+    [peer.poll_timeout(), pathless, Some(peer.active + idle)]
+        .into_iter()
+        .flatten()
+        .min()
 }

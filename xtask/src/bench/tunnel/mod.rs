@@ -189,7 +189,11 @@ fn one_round(
     figures: &mut Figures,
 ) -> Result<String> {
     let mut tunnel = contestant.start()?;
-    let result = tunnel.wait();
+    let result = tunnel.wait().and_then(|()| {
+        let cipher = &tunnel.cipher;
+        ensure!(kind.may_use(cipher), "its ends agreed on {cipher}");
+        Ok(())
+    });
     if result.is_ok() {
         measure::all(&tunnel, seconds, dir, |measure, value| match value {
             Ok(value) => {
