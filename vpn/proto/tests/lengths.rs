@@ -224,3 +224,23 @@ fn a_padded_probe_from_elsewhere_is_answered_with_less_than_it_has() {
     assert_eq!(world.nodes[b].core.counters().forged, 1, "the shorter one");
     let _ = a;
 }
+
+#[test]
+fn a_scan_of_empty_addresses_does_not_silence_what_tells_lengths() {
+    let (mut world, a, _) = connected(2, 1372);
+    let empty = udp(virt(1), virt(200), b"anybody?");
+    world.send_raw(a, &empty);
+    world.run(Duration::from_secs(1));
+    for _ in 0..1000 {
+        world.send_raw(a, &empty);
+    }
+    world.nodes[a].delivered.clear();
+    world.send_raw(a, &empty);
+    assert!(
+        world.nodes[a].delivered.is_empty(),
+        "no more is answered of these"
+    );
+    world.send_raw(a, &uncut(1400));
+    let told = world.nodes[a].delivered.pop().unwrap();
+    assert_eq!(told[20..22], [3, 4], "fragmentation needed");
+}

@@ -251,3 +251,24 @@ fn a_restarted_peer_is_reached_again_within_seconds() {
         );
     }
 }
+
+#[test]
+fn the_number_of_a_probe_says_nothing_of_the_next() {
+    const PROBE: u8 = 4;
+    let (mut world, a, b) = talk(NatKind::PortRestricted, NatKind::PortRestricted);
+    for _ in 0..20 {
+        world.send(a, b, b"on");
+        world.run(Duration::from_secs(5));
+    }
+    let mut numbers: Vec<u64> = world
+        .wire
+        .iter()
+        .filter(|seen| seen.bytes[1] == PROBE)
+        .map(|seen| u64::from_be_bytes(seen.bytes[12..20].try_into().unwrap()))
+        .collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    assert!(numbers.len() > 10, "{}", numbers.len());
+    let nearest = numbers.windows(2).map(|pair| pair[1] - pair[0]).min().unwrap();
+    assert!(nearest > 1 << 32, "two are only {nearest} apart");
+}

@@ -44,6 +44,8 @@ use std::time::{Duration, Instant};
 
 use aerie_types::{PeerId, UnderlayAddr};
 use aws_lc_rs::hmac;
+use rand::Rng;
+use rand::rngs::StdRng;
 use zeroize::Zeroizing;
 
 use crate::signal::{Candidate, CandidateKind, Offer};
@@ -110,7 +112,9 @@ pub(crate) struct Agent {
     last_round: Option<Instant>,
     /// Since when packets go out with nothing coming back.
     sent_at: Option<Instant>,
-    transaction: u64,
+    /// Numbers probes. A peer may name the address of somebody else as its own, and must not be able to answer in
+    /// its stead for probes that it has not seen.
+    rng: StdRng,
     actions: VecDeque<Action>,
 }
 
@@ -126,7 +130,7 @@ pub(crate) enum Exchange {
 }
 
 impl Agent {
-    pub(crate) fn new(own: PeerId, peer: PeerId, tag: u64, secret: [u8; 32], transaction: u64) -> Self {
+    pub(crate) fn new(own: PeerId, peer: PeerId, tag: u64, secret: [u8; 32], rng: StdRng) -> Self {
         Self {
             own,
             peer,
@@ -142,7 +146,7 @@ impl Agent {
             relay_at: None,
             last_round: None,
             sent_at: None,
-            transaction,
+            rng,
             actions: VecDeque::new(),
         }
     }
@@ -468,9 +472,9 @@ impl Agent {
             if pair.next.is_none_or(|next| next > now) {
                 continue;
             }
-            self.transaction = self.transaction.wrapping_add(1);
-            let datagram = wire::probe(remote.tag, self.transaction, &remote.key);
-            pair.probed(self.transaction, slow, now);
+            let transaction = self.rng.next_u64();
+            let datagram = wire::probe(remote.tag, transaction, &remote.key);
+            pair.probed(transaction, slow, now);
             if self.selected == Some(*route) {
                 doubt |= pair.tries >= 2;
                 lost |= matches!(pair.state, State::Failed(Failure::Lost))

@@ -196,7 +196,14 @@ impl Mtu {
                 self.vain = 0;
                 self.next = now;
             }
-            State::Off | State::First { .. } | State::Ladder { .. } => {}
+            // What was answered before may not be true any more.
+            State::First { .. } | State::Ladder { .. } => {
+                self.state = State::First { sent: false };
+                self.inflight.clear();
+                self.ceiling = usize::MAX;
+                self.next = now;
+            }
+            State::Off => {}
         }
     }
 

@@ -96,7 +96,7 @@ impl Tunnels {
             return false;
         };
         self.counters.too_long += 1;
-        if self.icmp_rate.take(1, now)
+        if self.too_long_rate.take(1, now)
             && let Some(answer) = inner::too_long(packet, room)
         {
             self.inbox.push_back(answer);

@@ -159,6 +159,8 @@ pub struct Tunnels {
     handshake_rate: SourceLimiter,
     query_rate: SourceLimiter,
     icmp_rate: TokenBucket,
+    /// Of what tells hosts to send shorter packets, which must not be drowned by a scan of empty addresses.
+    too_long_rate: TokenBucket,
     pings: BTreeMap<u64, packets::Ping>,
     last_timestamp: u64,
     outbox: Transmits,
@@ -225,6 +227,7 @@ impl Tunnels {
             handshake_rate: SourceLimiter::new(HANDSHAKES_PER_SOURCE, HANDSHAKES_TOTAL, at),
             query_rate: SourceLimiter::new(QUERIES_PER_SOURCE, QUERIES_TOTAL, at),
             icmp_rate: TokenBucket::new(ICMP_PER_SECOND.into(), ICMP_PER_SECOND.into(), at),
+            too_long_rate: TokenBucket::new(ICMP_PER_SECOND.into(), ICMP_PER_SECOND.into(), at),
             pings: BTreeMap::new(),
             last_timestamp: 0,
             outbox: Transmits::new(),
@@ -407,7 +410,8 @@ impl Tunnels {
             let tag = self.rng.next_u64();
             let mut secret = [0; 32];
             self.rng.fill_bytes(&mut secret);
-            let agent = Agent::new(self.identity.peer, id, tag, secret, self.rng.next_u64());
+            let rng = StdRng::from_rng(&mut self.rng);
+            let agent = Agent::new(self.identity.peer, id, tag, secret, rng);
             self.tags.insert(tag, id);
             self.peers.insert(Peer::new(id, agent, now));
             self.peers.look_at(id, now);

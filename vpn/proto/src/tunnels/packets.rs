@@ -500,7 +500,7 @@ impl Tunnels {
         {
             self.counters.sent += 1;
             peer.tx_bytes += packet.len() as u64;
-            let doubt = peer.mtu.sent(packet.len() + DATA_OVERHEAD, now);
+            let doubt = peer.mtu.sent(hop.frame() + packet.len() + DATA_OVERHEAD, now);
             if peer
                 .current
                 .as_ref()

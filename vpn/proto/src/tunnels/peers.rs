@@ -119,6 +119,9 @@ impl Peers {
 mod tests {
     use std::time::Duration;
 
+    use rand::SeedableRng;
+    use rand::rngs::StdRng;
+
     use super::*;
     use crate::path::Agent;
 
@@ -131,7 +134,7 @@ mod tests {
         for n in 1..=3 {
             peers.insert(Peer::new(
                 id(n),
-                Agent::new(id(0), id(n), n.into(), [n; 32], 0),
+                Agent::new(id(0), id(n), n.into(), [n; 32], StdRng::from_seed([n; 32])),
                 now,
             ));
         }

@@ -395,3 +395,15 @@ proptest! {
         prop_assert!(bench.probes < most, "{} of {most}", bench.probes);
     }
 }
+
+#[test]
+fn a_network_that_changes_while_lengths_are_asked_is_asked_from_the_beginning() {
+    let mut bench = Bench::new(0);
+    bench.run(MINUTE / 100, None, false);
+    assert_eq!(bench.limit(), None);
+    assert!(matches!(bench.mtu.state, State::Ladder { .. }));
+    bench.link = DIRECT;
+    bench.mtu.recheck(bench.now);
+    bench.run(bench.rtt * 2, None, false);
+    assert_eq!(bench.limit(), Some(DIRECT));
+}

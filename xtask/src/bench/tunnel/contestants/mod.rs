@@ -29,6 +29,9 @@ const STOP_LIMIT: Duration = Duration::from_secs(20);
 /// The addresses inside of a tunnel that has to be given some.
 const INSIDE: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 99, 0, 1), Ipv4Addr::new(10, 99, 0, 2)];
 
+/// The one cipher of WireGuard, as everybody here writes it.
+const WIREGUARD_CIPHER: &str = "ChaCha20-Poly1305";
+
 /// A contestant by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub(super) enum Kind {
@@ -67,6 +70,11 @@ impl Kind {
     /// Whether it is Aerie, in one form or another.
     pub(super) fn is_aerie(self) -> bool {
         matches!(self, Self::Aerie | Self::AerieRelayed | Self::AerieChaCha20)
+    }
+
+    /// Whether what is measured with this cipher may be shown under the contestant's name.
+    pub(super) fn may_use(self, cipher: &str) -> bool {
+        self != Self::AerieChaCha20 || cipher == WIREGUARD_CIPHER
     }
 
     pub(super) fn name(self) -> &'static str {

@@ -118,6 +118,6 @@ impl Contestant for WireGuard<'_> {
 
     fn start(&self) -> Result<Tunnel<'_>> {
         let daemons = vec![self.start_end(0)?, self.start_end(1)?];
-        Ok(Tunnel::staged(self.stage, daemons, "ChaCha20-Poly1305"))
+        Ok(Tunnel::staged(self.stage, daemons, super::WIREGUARD_CIPHER))
     }
 }
