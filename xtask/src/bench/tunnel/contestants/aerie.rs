@@ -41,11 +41,9 @@ impl<'a> Network<'a> {
         let near = grid.join_node(node, &client("near", Place::Internet))?;
         let network = Self::stopped(grid, vec![near])?;
         for member in network.members.iter().filter(|_| !vpn.is_empty()) {
-            // Only one file has a table [vpn], or none: a second one would be refused.
-            let script = format!(
-                "cd /var/lib/aerie/grids/* && {{ grep -q '^\\[vpn\\]' aerie.toml || echo '[vpn]' >> aerie.toml; }} && \
-                 sed -i '/^\\[vpn\\]/a {vpn}' aerie.toml"
-            );
+            // The blob goes before what the daemon has kept of its last start.
+            let script =
+                format!("sed -i '/^\\[vpn\\]/a {vpn}' /etc/aerie/blob && grep -qF '{vpn}' /etc/aerie/blob");
             member.node.run("root", &["sh", "-c", &script])?;
         }
         Ok(network)
