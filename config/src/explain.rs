@@ -59,6 +59,8 @@ pub struct Summary {
     pub offload: bool,
     /// The preferred cipher, where it is given.
     pub cipher: Option<String>,
+    /// What a relay carries for one pair of members in Mbit/s, where it is bounded.
+    pub relay_limit: Option<u16>,
     /// See [`Condor`](crate::Condor).
     pub prefer_group: bool,
     /// See [`Condor`](crate::Condor).
@@ -113,6 +115,7 @@ impl Spec {
             ipv6: self.vpn.ipv6,
             offload: self.vpn.offload,
             cipher: self.vpn.cipher.map(|cipher| cipher.to_string()),
+            relay_limit: self.vpn.relay_limit,
             prefer_group: self.condor.prefer_group,
             allow_election: self.condor.allow_election,
             warnings: self.warnings(),
@@ -271,9 +274,15 @@ pub fn explain(spec: &Spec, bundle: Option<&Bundle>) -> String {
         .vpn
         .cipher
         .map_or(String::new(), |cipher| format!(", {cipher} preferred"));
+    let relays = spec.vpn.relay_limit.map_or(String::new(), |limit| {
+        format!(", relays at most {limit} Mbit/s a pair")
+    });
     line(
         "Tunnel",
-        &format!("{}, {mtu}{family}{offload}{cipher}", port(spec.vpn.port, "UDP")),
+        &format!(
+            "{}, {mtu}{family}{offload}{cipher}{relays}",
+            port(spec.vpn.port, "UDP")
+        ),
     );
     let prefer = if spec.condor.prefer_group {
         "a manager of its own group first"

@@ -171,7 +171,11 @@ async fn tunnel(node: &Arc<Node>, member: &Member, addr: VirtualAddr) -> Result<
         None => Vec::new(),
         Some(cipher) => Suite::preferred(cipher == Cipher::Aes),
     };
-    config.relay = credential.roles.contains(Role::Relay).then(RelayLimits::default);
+    let limits = RelayLimits {
+        bytes_per_second: node.spec.vpn.relay_limit.map(|mbit| u64::from(mbit) * 125_000),
+        ..RelayLimits::default()
+    };
+    config.relay = credential.roles.contains(Role::Relay).then_some(limits);
     let identity = Identity {
         grid: node.spec.grid.id(),
         peer: credential.peer,

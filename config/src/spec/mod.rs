@@ -38,6 +38,7 @@
 //! ipv6 = true                     # false: IPv4 alone inside the grid
 //! offload = true                  # false: packet by packet, where the kernel's offloads are broken
 //! cipher = "chacha20-poly1305"    # or "aes-256-gcm"; optional: what suits the processor
+//! relay_limit = 100               # Mbit/s of each pair that a relay carries for; optional: no limit
 //!
 //! [condor]
 //! prefer_group = true
@@ -163,6 +164,9 @@ pub struct Vpn {
     pub offload: bool,
     /// The preferred cipher, where it is not to follow from the processor. AES is used where both sides prefer it.
     pub cipher: Option<Cipher>,
+    /// What a relay carries for one pair of members, both directions together, in Mbit/s. No limit where it is not
+    /// given.
+    pub relay_limit: Option<u16>,
 }
 
 impl Default for Vpn {
@@ -173,6 +177,7 @@ impl Default for Vpn {
             ipv6: true,
             offload: true,
             cipher: None,
+            relay_limit: None,
         }
     }
 }

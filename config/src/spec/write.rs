@@ -82,6 +82,8 @@ struct RawVpn {
     offload: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cipher: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    relay_limit: Option<u16>,
 }
 
 #[derive(Serialize)]
@@ -145,6 +147,7 @@ pub(super) fn to_toml(spec: &Spec) -> Zeroizing<String> {
             ipv6: (!spec.vpn.ipv6).then_some(false),
             offload: (!spec.vpn.offload).then_some(false),
             cipher: spec.vpn.cipher.map(|cipher| cipher.to_string()),
+            relay_limit: spec.vpn.relay_limit,
         },
         condor: RawCondor {
             prefer_group: spec.condor.prefer_group,

@@ -97,10 +97,27 @@ fn offloads_and_a_cipher_are_written_only_where_they_differ_from_the_usual() {
 }
 
 #[test]
+fn what_a_relay_carries_is_bounded_only_where_that_is_said() {
+    let spec = Spec::parse(&changed("mtu = 1280", "relay_limit = 100")).unwrap();
+    assert_eq!(spec.vpn.relay_limit, Some(100));
+    assert!(spec.to_toml().contains("relay_limit = 100"));
+    let usual = Spec::parse(&changed("mtu = 1280", "")).unwrap();
+    assert_eq!(usual.vpn.relay_limit, None);
+    assert!(!usual.to_toml().contains("relay_limit"));
+    let message = refusal(&changed("mtu = 1280", "relay_limit = 0"));
+    assert!(
+        message.contains("vpn.relay_limit must be a number from 1 to 65535"),
+        "{message}"
+    );
+}
+
+#[test]
 fn a_key_like_no_known_one_is_told_what_there_is() {
     let message = refusal(&changed("[vpn]\n", "[vpn]\nxyzzyplugh = 1\n"));
     assert!(
-        message.contains("vpn.xyzzyplugh is not a known key: known are port, mtu, ipv6, offload, cipher"),
+        message.contains(
+            "vpn.xyzzyplugh is not a known key: known are port, mtu, ipv6, offload, cipher, relay_limit"
+        ),
         "{message}"
     );
 }
@@ -492,6 +509,7 @@ fn any_spec() -> impl Strategy<Value = Spec> {
         any::<bool>(),
         any::<bool>(),
         prop::option::of(prop::sample::select(vec![Cipher::Aes, Cipher::ChaCha20])),
+        prop::option::of(1_u16..),
     );
     let rest = (prop::option::of("[!-~]{1,80}"), any::<bool>(), any::<bool>());
     let parts = (
@@ -539,6 +557,7 @@ fn any_spec() -> impl Strategy<Value = Spec> {
                 ipv6: numbers.3,
                 offload: numbers.4,
                 cipher: numbers.5,
+                relay_limit: numbers.6,
             },
             condor: Condor {
                 prefer_group: rest.1,

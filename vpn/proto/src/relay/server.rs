@@ -23,16 +23,16 @@ const MAX_PER_MEMBER: usize = 64;
 pub struct RelayLimits {
     /// Sessions at once.
     pub sessions: usize,
-    /// Bytes a second of each session, both directions together.
-    pub bytes_per_second: u64,
+    /// Bytes a second of each session, both directions together; no limit where there is none.
+    pub bytes_per_second: Option<u64>,
 }
 
 impl Default for RelayLimits {
-    /// 512 sessions of 12.5 MB/s each: a gigabit port is shared by ten busy ones.
+    /// 512 sessions, each as fast as the relay can: it serves the members of its own grid alone.
     fn default() -> Self {
         Self {
             sessions: 512,
-            bytes_per_second: 12_500_000,
+            bytes_per_second: None,
         }
     }
 }
@@ -44,7 +44,7 @@ pub(crate) struct RelayServer {
 
 struct Session {
     ends: [End; 2],
-    bucket: TokenBucket,
+    bucket: Option<TokenBucket>,
     expires: Instant,
 }
 
@@ -94,13 +94,13 @@ impl RelayServer {
             addr: None,
             sequence: 0,
         };
-        let rate = self.limits.bytes_per_second;
+        // A quarter of a second at once, but at least a full socket buffer.
+        let bucket = |rate: u64| TokenBucket::new(rate, (rate / 4).max(1 << 20), now);
         self.sessions.insert(
             session,
             Session {
                 ends: [end(near, &tickets[0]), end(far, &tickets[1])],
-                // A quarter of a second at once, but at least a full socket buffer.
-                bucket: TokenBucket::new(rate, (rate / 4).max(1 << 20), now),
+                bucket: self.limits.bytes_per_second.map(bucket),
                 expires: now + UNBOUND,
             },
         );
@@ -164,7 +164,10 @@ impl RelayServer {
         } else {
             return None;
         };
-        session.bucket.take(len as u64, now).then_some(to)
+        let bucket = session.bucket.as_mut();
+        bucket
+            .is_none_or(|bucket| bucket.take(len as u64, now))
+            .then_some(to)
     }
 
     /// Ends every session of a member.
@@ -295,7 +298,7 @@ mod tests {
     fn a_session_has_a_rate_and_an_end() {
         let mut bench = Bench::new(RelayLimits {
             sessions: 1,
-            bytes_per_second: 1 << 20,
+            bytes_per_second: Some(1 << 20),
         });
         bench.open();
         let session = bench.grant.session;
