@@ -1,4 +1,4 @@
-//! What is measured, and what is promised of it in relation to wireguard-go.
+//! What is measured, and what is promised of it in relation to wireguard-go, or to the direct path.
 
 use std::collections::BTreeMap;
 
@@ -71,7 +71,7 @@ impl Measure {
     }
 }
 
-/// A promise: Aerie's figure divided by wireguard-go's is at least or at most this.
+/// A promise: a figure of Aerie's divided by that of whom it is held beside is at least or at most this.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Bound {
     AtLeast(f64),
@@ -98,7 +98,7 @@ impl std::fmt::Display for Bound {
 
 type Promise = (Kind, Measure, Bound);
 
-const PROMISES: [Promise; 9] = [
+const PROMISES: [Promise; 10] = [
     (Kind::Aerie, Measure::TcpOne, Bound::AtLeast(2.4)),
     (Kind::Aerie, Measure::TcpFour, Bound::AtLeast(2.4)),
     (Kind::Aerie, Measure::TcpReverse, Bound::AtLeast(2.4)),
@@ -108,7 +108,16 @@ const PROMISES: [Promise; 9] = [
     (Kind::Aerie, Measure::PingIdle, Bound::AtMost(1.0)),
     (Kind::Aerie, Measure::PingLoaded, Bound::AtMost(0.4)),
     (Kind::AerieChaCha20, Measure::TcpOne, Bound::AtLeast(1.5)),
+    (Kind::AerieRelayed, Measure::TcpOne, Bound::AtLeast(0.5)),
 ];
+
+/// Whom a contestant is held beside: a relayed path beside the direct one.
+fn beside(kind: Kind) -> Kind {
+    match kind {
+        Kind::AerieRelayed => Kind::Aerie,
+        _ => Kind::WireguardGo,
+    }
+}
 
 /// Where the wire cuts super-packets into datagrams and loses none, and where it loses up to one in a hundred.
 const CUT: [Promise; 1] = [(Kind::Aerie, Measure::TcpOne, Bound::AtLeast(1.8))];
@@ -129,8 +138,10 @@ pub(super) fn promises(loss: Option<f64>) -> &'static [Promise] {
 pub(super) struct Verdict {
     pub(super) kind: Kind,
     pub(super) measure: Measure,
+    /// Whom it is held beside.
+    pub(super) beside: Kind,
     pub(super) bound: Bound,
-    /// Its median divided by wireguard-go's; none where one of them has no figure.
+    /// Its median divided by the other's; none where one of them has no figure.
     pub(super) ratio: Option<f64>,
 }
 
@@ -166,11 +177,13 @@ impl Figures {
             .filter(|(kind, ..)| *kind == Kind::Aerie || took_part(*kind))
             .map(|&(kind, measure, bound)| {
                 let own = self.median(kind, measure);
-                let other = self.median(Kind::WireguardGo, measure);
+                let beside = beside(kind);
+                let other = self.median(beside, measure);
                 let ratio = own.zip(other).map(|(own, other)| own / other);
                 Verdict {
                     kind,
                     measure,
+                    beside,
                     bound,
                     ratio,
                 }
@@ -243,6 +256,21 @@ mod tests {
         assert!(!of_chacha(&figures));
         figures.add(Kind::AerieChaCha20, Measure::TcpOne, 1.6);
         assert!(of_chacha(&figures));
+    }
+
+    #[test]
+    fn a_relayed_path_is_held_beside_the_direct_one() {
+        let mut figures = Figures::default();
+        figures.add(Kind::Aerie, Measure::TcpOne, 5.0);
+        figures.add(Kind::WireguardGo, Measure::TcpOne, 2.0);
+        figures.add(Kind::AerieRelayed, Measure::TcpOne, 2.4);
+        let verdicts = figures.verdicts(promises(None));
+        let relayed = verdicts
+            .iter()
+            .find(|verdict| verdict.kind == Kind::AerieRelayed)
+            .unwrap();
+        assert_eq!((relayed.beside, relayed.ratio), (Kind::Aerie, Some(0.48)));
+        assert!(!relayed.met());
     }
 
     #[test]

@@ -191,6 +191,7 @@ impl Report {
             json!({
                 "name": verdict.kind.name(),
                 "measure": verdict.measure.key(),
+                "beside": verdict.beside.name(),
                 "ratio": verdict.ratio,
                 "promised": verdict.bound.to_string(),
                 "met": verdict.met(),
@@ -227,7 +228,7 @@ impl Report {
         }
         let promises = self.promises();
         if promises.row_count() > 0 {
-            println!("Aerie in relation to wireguard-go:\n{promises}");
+            println!("Aerie in relation to others:\n{promises}");
         }
     }
 
@@ -262,7 +263,7 @@ impl Report {
         table.load_style(presets::NOTHING);
         for verdict in self.verdicts() {
             let ratio = match verdict.ratio {
-                Some(ratio) => format!("{ratio:.2} x"),
+                Some(ratio) => format!("{ratio:.2} x {}", verdict.beside.name()),
                 None => "not measured".to_owned(),
             };
             table.add_row([
