@@ -44,6 +44,7 @@ fn iperf3_between_two_hosts() {
         ("reverse", "-R"),
         ("one stream", ""),
         ("UDP of 1,200 bytes", "-u -b 0 -l 1200"),
+        ("UDP of 64 bytes", "-u -b 0 -l 64"),
     ] {
         let before = cpu_time();
         let output = a
