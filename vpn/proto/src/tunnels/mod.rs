@@ -16,6 +16,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use aerie_types::{NodeName, PeerId, UnderlayAddr, VirtualAddr, VirtualNet, VirtualRange, WallMillis};
+use foldhash::fast::RandomState;
 use indexmap::IndexMap;
 use rand::rngs::StdRng;
 use rand::{CryptoRng, Rng, SeedableRng};
@@ -142,10 +143,10 @@ pub struct Tunnels {
     rng: StdRng,
     peers: Peers,
     /// Session and handshake indices; never iterated.
-    indices: HashMap<u32, PeerId>,
+    indices: HashMap<u32, PeerId, RandomState>,
     /// Never iterated.
     tags: HashMap<u64, PeerId>,
-    bindings: IndexMap<VirtualAddr, packets::Binding>,
+    bindings: IndexMap<VirtualAddr, packets::Binding, RandomState>,
     lookups: BTreeMap<VirtualAddr, packets::Lookup>,
     unreachable: BTreeMap<VirtualAddr, Instant>,
     queued: usize,
@@ -212,9 +213,9 @@ impl Tunnels {
             check,
             rng: StdRng::from_seed(seed),
             peers: Peers::default(),
-            indices: HashMap::new(),
+            indices: HashMap::default(),
             tags: HashMap::new(),
-            bindings: IndexMap::new(),
+            bindings: IndexMap::default(),
             lookups: BTreeMap::new(),
             unreachable: BTreeMap::new(),
             queued: 0,

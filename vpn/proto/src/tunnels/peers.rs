@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use aerie_types::PeerId;
+use foldhash::fast::RandomState;
 use indexmap::IndexMap;
 
 use crate::peer::Peer;
@@ -15,7 +16,7 @@ use crate::peer::Peer;
 #[derive(Default)]
 pub(super) struct Peers {
     /// Its order is that of their coming and going, the same in every run.
-    by_id: IndexMap<PeerId, Entry>,
+    by_id: IndexMap<PeerId, Entry, RandomState>,
     agenda: BTreeSet<(Instant, PeerId)>,
     /// What is said now to be due is due then at the earliest.
     no_earlier: Option<Instant>,
