@@ -189,6 +189,10 @@ struct Driver<T, U> {
     offloads: Offloads,
     /// The device has failed and is not asked again before then.
     tun_rests_until: Option<Instant>,
+    /// The same of the socket, which has failed more than once in a row.
+    udp_rests_until: Option<Instant>,
+    /// Whether the last read of the socket failed.
+    udp_failed: bool,
 }
 
 /// What woke the driver.
@@ -252,6 +256,8 @@ impl<T: Tun, U: Udp> Driver<T, U> {
             waiting_event: None,
             offloads,
             tun_rests_until: None,
+            udp_rests_until: None,
+            udp_failed: false,
         };
         driver.give_ipv6();
         Ok((driver, Handle::new(commands), receive_events))
@@ -281,8 +287,10 @@ impl<T: Tun, U: Udp> Driver<T, U> {
     }
 
     async fn wait(&mut self) -> Wake {
-        let timer = [self.core.poll_timeout(), self.tun_rests_until]
+        let rests = [self.tun_rests_until, self.udp_rests_until];
+        let timer = rests
             .into_iter()
+            .chain([self.core.poll_timeout()])
             .flatten()
             .fold(self.next_hosts, Instant::min);
         let room = async {
@@ -297,14 +305,16 @@ impl<T: Tun, U: Udp> Driver<T, U> {
             command = self.commands.recv() => Wake::Command(command),
             () = tokio::time::sleep_until(timer.into()) => Wake::Timer,
             () = room => Wake::EventRoom,
-            () = ready(self.udp.readable()) => Wake::Edge,
+            () = ready(self.udp.readable()), if self.udp_rests_until.is_none() => Wake::Edge,
             () = ready(self.tun.readable()), if self.tun_rests_until.is_none() => Wake::Edge,
         }
     }
 
     fn look_at_clock(&mut self) {
         let moment = now();
-        self.tun_rests_until = self.tun_rests_until.filter(|until| *until > moment.instant);
+        for rests_until in [&mut self.tun_rests_until, &mut self.udp_rests_until] {
+            *rests_until = rests_until.filter(|until| *until > moment.instant);
+        }
         if moment.instant >= self.next_hosts {
             self.next_hosts = moment.instant + HOSTS_EVERY;
             match self.udp.hosts(self.net, &self.config.interface) {
@@ -328,13 +338,21 @@ impl<T: Tun, U: Udp> Driver<T, U> {
             ..
         } = self;
         let moment = now();
-        traffic.take_datagrams(udp, tun, core, moment);
-        if self.tun_rests_until.is_some() {
-            return;
+        let pause = Some(moment.instant + FAILURE_PAUSE);
+        if self.udp_rests_until.is_none() {
+            let result = traffic.take_datagrams(udp, tun, core, moment);
+            if let Err(error) = &result {
+                tracing::debug!(%error, "the socket cannot be read");
+                // A single error is news of an earlier datagram, which others can provoke.
+                self.udp_rests_until = pause.filter(|_| self.udp_failed);
+            }
+            self.udp_failed = result.is_err();
         }
-        if let Err(error) = traffic.take_frames(tun, core, moment) {
+        if self.tun_rests_until.is_none()
+            && let Err(error) = traffic.take_frames(tun, core, moment)
+        {
             tracing::debug!(%error, "the interface cannot be read; was it removed?");
-            self.tun_rests_until = Some(moment.instant + FAILURE_PAUSE);
+            self.tun_rests_until = pause;
         }
     }
 

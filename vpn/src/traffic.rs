@@ -53,15 +53,21 @@ impl Traffic {
     }
 
     /// Opens a batch of datagrams, if there is one, and delivers what is inside.
-    pub(crate) fn take_datagrams(&mut self, udp: &impl Udp, tun: &impl Tun, core: &mut Tunnels, now: Now) {
+    ///
+    /// # Errors
+    /// The socket gave an error: an ICMP error of some earlier datagram, for example, which the path agent finds out by
+    /// itself; or it cannot be read at all.
+    pub(crate) fn take_datagrams(
+        &mut self,
+        udp: &impl Udp,
+        tun: &impl Tun,
+        core: &mut Tunnels,
+        now: Now,
+    ) -> io::Result<()> {
         match udp.try_recv(&mut self.received) {
             Ok(()) => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return,
-            // An ICMP error of some earlier datagram, for example; the path agent finds out by itself.
-            Err(error) => {
-                tracing::trace!(%error, "receive");
-                return;
-            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+            Err(error) => return Err(error),
         }
         let Received { memory, runs } = &mut self.received;
         for (from, at) in Received::places(runs) {
@@ -76,6 +82,7 @@ impl Traffic {
             }
         }
         self.coalescer.flush(memory, |frame| write(tun, frame));
+        Ok(())
     }
 
     /// Reads a batch of frames, if there are any, and seals what is inside.
@@ -158,6 +165,11 @@ async fn transmit(udp: &impl Udp, mut run: Run<'_>) -> Sent {
                 }
             }
             Err(error) if run.whole && is_too_long(&error) => return Sent::TooLong,
+            // The kernel has no memory at this moment: that costs one datagram, and the next is tried.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::ENOMEM)) => {
+                tracing::trace!(%error, to = %run.to, "send");
+                run.bytes = run.bytes.get(run.segment.max(1)..).unwrap_or_default();
+            }
             // No route, for example: the path agent finds out by itself.
             Err(error) => {
                 tracing::trace!(%error, to = %run.to, "send");

@@ -6,51 +6,10 @@ mod common;
 
 use std::time::Duration;
 
-use aerie_types::UnderlayAddr;
-use aerie_vpn::io::memory::{MemoryNet, MemoryTun};
-use aerie_vpn::{Handle, NoIpv6, PathKind, PingError, Vpn, VpnConfig};
-use common::{Switchboard, addr, addr6, check, config, identity, peer};
-
-struct Net {
-    board: Switchboard,
-    net: MemoryNet,
-}
-
-impl Net {
-    fn new() -> Self {
-        Self {
-            board: Switchboard::default(),
-            net: MemoryNet::default(),
-        }
-    }
-
-    fn node(&self, n: u8) -> (Handle, MemoryTun) {
-        self.node_with(n, MemoryTun::default())
-    }
-
-    fn node_with(&self, n: u8, tun: MemoryTun) -> (Handle, MemoryTun) {
-        self.node_as(n, tun, config(n))
-    }
-
-    fn node_as(&self, n: u8, tun: MemoryTun, config: VpnConfig) -> (Handle, MemoryTun) {
-        let udp = self.net.bind(UnderlayAddr(([192, 0, 2, n], 4242).into()));
-        let (handle, events, _) =
-            Vpn::start_with(config, identity(n), check(), &mut rand::rng(), tun.clone(), udp).unwrap();
-        self.board.join(peer(n), handle.clone());
-        tokio::spawn(self.board.clone().serve(n, handle.clone(), events));
-        (handle, tun)
-    }
-}
-
-fn packet(from: u8, to: u8, payload: &[u8]) -> Vec<u8> {
-    let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0];
-    packet.extend(addr(from).v4().unwrap().octets());
-    packet.extend(addr(to).v4().unwrap().octets());
-    packet.extend(payload);
-    let total = packet.len() as u16;
-    packet[2..4].copy_from_slice(&total.to_be_bytes());
-    packet
-}
+use aerie_vpn::io::memory::MemoryTun;
+use aerie_vpn::{NoIpv6, PathKind, PingError, VpnConfig};
+use common::memory::{Net, found, framed, packet, udp};
+use common::{addr, addr6, config, peer};
 
 #[tokio::test]
 async fn packets_cross_from_device_to_device_in_order() {
@@ -72,21 +31,6 @@ async fn packets_cross_from_device_to_device_in_order() {
     assert_eq!(status.name.unwrap().as_str(), "node1");
     assert!(matches!(status.path, PathKind::Direct(_)));
     assert!(status.rx_bytes > 500 * 24);
-}
-
-/// A virtio header: flags, kind, length of headers, payload of each segment, where the checksum begins and stands.
-fn framed(head: [u16; 5], packet: &[u8]) -> Vec<u8> {
-    let mut frame: Vec<u8> = head.iter().flat_map(|number| number.to_ne_bytes()).collect();
-    frame.extend(packet);
-    frame
-}
-
-/// A UDP packet whose checksum is absent.
-fn udp(from: u8, to: u8, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = vec![0x13, 0x88, 0x13, 0x89, 0, 0, 0, 0];
-    bytes[4..6].copy_from_slice(&(payload.len() as u16 + 8).to_be_bytes());
-    bytes.extend(payload);
-    packet(from, to, &bytes)
 }
 
 #[tokio::test]
@@ -115,21 +59,6 @@ async fn a_super_packet_crosses_and_a_plain_device_gets_its_packets() {
             assert_eq!(lengths, [100, 100, 50]);
         }
     }
-}
-
-/// Waits until a node knows how long a packet may be that goes whole to its only peer.
-async fn found(node: &Handle) -> usize {
-    let search = async {
-        loop {
-            if let Some(mtu) = node.peers().await.first().and_then(|peer| peer.mtu) {
-                return mtu;
-            }
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(10), search)
-        .await
-        .unwrap()
 }
 
 /// The path loses what is long, or the host's own link refuses it.

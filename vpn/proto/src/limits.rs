@@ -21,11 +21,12 @@ pub(crate) const FAST_TRIES: u32 = 3;
 /// Who has received and has nothing to send answers after this long with an empty packet.
 pub(crate) const KEEPALIVE: Duration = Duration::from_secs(10);
 
-/// Handshakes accepted of one source address a second.
-pub(crate) const HANDSHAKES_PER_SOURCE: u32 = 20;
-/// Handshakes accepted in all a second: each costs four X25519 operations and a credential check, about 1 ms.
-pub(crate) const HANDSHAKES_TOTAL: u32 = 200;
-/// Source addresses whose rates are remembered; beyond it the oldest is forgotten.
+/// Handshake messages of one member looked at a second, its inits and its responses: each costs up to four X25519
+/// operations and a credential check, about 1 ms. An honest member sends one a second at most ([`FIRST_RETRY`]).
+pub(crate) const HANDSHAKES_PER_PEER: u32 = 2;
+/// And at once: all tries that come faster, and two that were under way when the peer was first heard.
+pub(crate) const HANDSHAKES_BURST: u32 = 5;
+/// Source addresses of queries whose rates are remembered; beyond it the oldest is forgotten.
 pub(crate) const MAX_RATED_SOURCES: usize = 1024;
 /// Reflexive queries answered of one source a second.
 pub(crate) const QUERIES_PER_SOURCE: u32 = 10;

@@ -20,7 +20,8 @@ use aerie_types::{NodeName, PeerId, VirtualAddr};
 
 use crate::handshake::{Context, Finished, Initiated};
 use crate::limits::{
-    FAST_TRIES, FIRST_RETRY, KEEPALIVE, MAX_QUEUED, REJECT_AFTER, REKEY_JITTER, REKEY_TIMEOUT, SOURCE_LOOKUPS,
+    FAST_TRIES, FIRST_RETRY, HANDSHAKES_BURST, HANDSHAKES_PER_PEER, KEEPALIVE, MAX_QUEUED, REJECT_AFTER,
+    REKEY_JITTER, REKEY_TIMEOUT, SOURCE_LOOKUPS,
 };
 use crate::path::{Agent, Mtu};
 use crate::rate::TokenBucket;
@@ -53,7 +54,7 @@ pub(crate) struct Peer {
     pub(crate) queue: VecDeque<Vec<u8>>,
     /// A session is wanted: packets wait, or the current one is old.
     pub(crate) wants_session: bool,
-    /// The newest timestamp of an init that was accepted.
+    /// The newest timestamp of a genuine init, whether it was answered or not: none counts twice.
     pub(crate) newest_init: u64,
     pub(crate) keepalive_at: Option<Instant>,
     /// By when something must have come back, else the session is renewed.
@@ -68,6 +69,8 @@ pub(crate) struct Peer {
     /// Why the last handshake failed.
     pub(crate) refusal: Option<String>,
     pub(crate) lookups: TokenBucket,
+    /// Of its handshake messages: what one member floods costs no other member anything.
+    pub(crate) handshakes: TokenBucket,
 }
 
 /// In which of a peer's sessions an index was found.
@@ -103,6 +106,7 @@ impl Peer {
             rx_bytes: 0,
             refusal: None,
             lookups: TokenBucket::new(SOURCE_LOOKUPS.into(), SOURCE_LOOKUPS.into(), now),
+            handshakes: TokenBucket::new(HANDSHAKES_PER_PEER.into(), HANDSHAKES_BURST.into(), now),
         }
     }
 

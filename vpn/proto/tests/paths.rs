@@ -234,12 +234,7 @@ fn a_restarted_peer_is_reached_again_within_seconds() {
     let (a, b) = (world.public(), world.public());
     world.send(a, b, b"1");
     world.run(Duration::from_secs(5));
-    // The same member starts again, with nothing but its keys.
-    let replacement = world.add(None, None, aerie_types::WallMillis(u64::MAX));
-    let _ = replacement;
-    let mut fresh = World::new(99);
-    let (_, again) = (fresh.public(), fresh.public());
-    std::mem::swap(&mut world.nodes[b].core, &mut fresh.nodes[again].core);
+    world.restart(b);
     world.nodes[b].delivered.clear();
     let began = world.now;
     while world.nodes[b].delivered.is_empty() {

@@ -10,6 +10,7 @@ use aerie_types::{UnderlayAddr, VirtualAddr, VirtualNet};
 use aerie_vpn_proto::Run;
 use tokio::sync::Notify;
 
+use super::faults::Faults;
 use super::{RECEIVE_LEN, Received, ReceivedRun, Tun, TunOffloads, Udp, UdpOffloads};
 
 /// Packets or datagrams that a queue holds; more are dropped, as a kernel does.
@@ -66,6 +67,7 @@ pub struct MemoryTun {
     addr6: Arc<Mutex<Option<Ipv6Addr>>>,
     no_ipv6: bool,
     stuck: Arc<AtomicBool>,
+    faults: Faults,
     offloads: TunOffloads,
 }
 
@@ -81,6 +83,20 @@ impl MemoryTun {
             },
             ..Self::default()
         }
+    }
+
+    /// The same on a kernel that has no super-packets of UDP.
+    #[must_use]
+    pub fn without_uso() -> Self {
+        let mut tun = Self::with_offloads();
+        tun.offloads.udp = false;
+        tun
+    }
+
+    /// What makes it fail.
+    #[must_use]
+    pub fn faults(&self) -> &Faults {
+        &self.faults
     }
 
     /// A device of a host on which IPv6 is switched off.
@@ -127,11 +143,14 @@ impl MemoryTun {
 
 impl Tun for MemoryTun {
     async fn readable(&self) -> io::Result<()> {
-        self.to_driver.ready().await;
+        if !self.faults.is_failing().await {
+            self.to_driver.ready().await;
+        }
         Ok(())
     }
 
     fn try_recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.faults.receive()?;
         let packet = self.to_driver.pop().ok_or(io::ErrorKind::WouldBlock)?;
         let len = packet.len().min(buffer.len());
         buffer[..len].copy_from_slice(&packet[..len]);
@@ -139,6 +158,7 @@ impl Tun for MemoryTun {
     }
 
     fn try_send(&self, frame: &[IoSlice<'_>]) -> io::Result<()> {
+        self.faults.send()?;
         self.to_host
             .push(frame.iter().flat_map(|part| part.iter().copied()).collect());
         Ok(())
@@ -200,6 +220,7 @@ impl MemoryNet {
             net: self.clone(),
             addr,
             inbox,
+            faults: Faults::default(),
         }
     }
 }
@@ -209,11 +230,22 @@ pub struct MemoryUdp {
     net: MemoryNet,
     addr: UnderlayAddr,
     inbox: Inbox,
+    faults: Faults,
+}
+
+impl MemoryUdp {
+    /// What makes it fail.
+    #[must_use]
+    pub fn faults(&self) -> &Faults {
+        &self.faults
+    }
 }
 
 impl Udp for MemoryUdp {
     async fn readable(&self) -> io::Result<()> {
-        self.inbox.ready().await;
+        if !self.faults.is_failing().await {
+            self.inbox.ready().await;
+        }
         Ok(())
     }
 
@@ -223,6 +255,7 @@ impl Udp for MemoryUdp {
 
     fn try_recv(&self, batch: &mut Received) -> io::Result<()> {
         batch.runs.clear();
+        self.faults.receive()?;
         for buffer in batch.memory.chunks_mut(RECEIVE_LEN) {
             let Some((from, bytes)) = self.inbox.pop() else {
                 break;
@@ -242,6 +275,7 @@ impl Udp for MemoryUdp {
     }
 
     fn try_send(&self, run: Run<'_>) -> io::Result<usize> {
+        self.faults.send()?;
         if run.whole && !self.net.takes(run.bytes.len()) && self.net.near.load(Ordering::Relaxed) {
             return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
         }

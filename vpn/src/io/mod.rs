@@ -3,6 +3,7 @@
 //! Each is a small trait with a real implementation and a twin in memory. Calls never block; waiting is separate,
 //! so that the driver can drain a whole batch for each time it is woken.
 
+pub mod faults;
 pub mod memory;
 mod offloads;
 mod tun;

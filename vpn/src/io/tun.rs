@@ -49,7 +49,7 @@ impl TunDevice {
                 None => builder,
             };
             let device = builder.offload(offload).enable(false).build_async()?;
-            keep_ipv6_quiet(name);
+            set_up_ipv6(name);
             device.enabled(true)?;
             Ok(device)
         };
@@ -70,14 +70,16 @@ impl TunDevice {
     }
 }
 
-/// Lets the kernel make up no address of its own and ask for no router: nobody on the other side would answer. What
-/// cannot be written, in a container or without IPv6, costs a few packets that the tunnel drops.
-fn keep_ipv6_quiet(name: &str) {
+/// Lets the kernel make up no address of its own and ask for no router: nobody on the other side would answer. And lets
+/// it keep the address that it is given while the interface is down, as it does with IPv4. What cannot be written, in
+/// a container or without IPv6, costs a few packets that the tunnel drops, and IPv6 after an interface was down.
+fn set_up_ipv6(name: &str) {
     // `addr_gen_mode` 1 is "none".
     for (setting, value) in [
         ("addr_gen_mode", "1"),
         ("accept_ra", "0"),
         ("router_solicitations", "0"),
+        ("keep_addr_on_down", "1"),
     ] {
         let path = format!("/proc/sys/net/ipv6/conf/{name}/{setting}");
         if let Err(error) = std::fs::write(&path, value) {

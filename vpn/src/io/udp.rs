@@ -81,7 +81,8 @@ impl UdpSocket {
         // quinn-udp has set it; over IPv6 it would forbid fragments whatever else is set. An IPv4 socket has it not.
         let _ = set_option(socket.as_raw_fd(), libc::IPPROTO_IPV6, IPV6_DONTFRAG, 0);
         if !offload {
-            set_option(socket.as_raw_fd(), libc::SOL_UDP, libc::UDP_GRO, 0)?;
+            // quinn-udp has switched it on. A kernel that does not know it has nothing to switch off.
+            let _ = set_option(socket.as_raw_fd(), libc::SOL_UDP, libc::UDP_GRO, 0);
         }
         Ok(Self {
             socket,

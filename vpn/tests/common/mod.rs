@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
+pub(crate) mod memory;
 pub(crate) mod netns;
 
 use std::collections::BTreeMap;

@@ -100,9 +100,21 @@ impl Namespace {
 
     /// Starts a node that is set up in its own way.
     pub(crate) fn start(&self, n: u8, board: &Switchboard, config: VpnConfig) -> Handle {
+        self.start_on(n, board, config, || ())
+    }
+
+    /// The same, after something was done to the node's threads.
+    pub(crate) fn start_on(
+        &self,
+        n: u8,
+        board: &Switchboard,
+        config: VpnConfig,
+        prepare: impl FnOnce() + Send + 'static,
+    ) -> Handle {
         let (send, receive) = std::sync::mpsc::channel();
         let board = board.clone();
         self.spawn(move || {
+            prepare();
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()

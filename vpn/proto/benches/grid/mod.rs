@@ -13,7 +13,7 @@ use aerie_vpn_proto::{
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// How long a datagram takes, and a signal. One peer comes in each: the hub takes no more than 200 handshakes a second.
+/// How long a datagram takes, and a signal. One peer comes in each.
 const STEP: Duration = Duration::from_millis(5);
 /// Within so many steps cores that reach each other have a session.
 const PATIENCE: u32 = 2_000;

@@ -54,14 +54,7 @@ impl Tunnels {
                 noise,
                 mac,
             } => {
-                self.handle_init(
-                    origin.route,
-                    origin.from,
-                    (sender, tag, timestamp),
-                    noise,
-                    mac,
-                    now,
-                );
+                self.handle_init(origin.route, (sender, tag, timestamp), noise, mac, now);
             }
             Packet::Response {
                 sender,

@@ -1,8 +1,12 @@
 //! Handshakes: beginning, answering and finishing them.
+//!
+//! What is costly, the Noise message, is looked at last: after the MAC, whose key only the one member has; after the
+//! timestamp, which no init has twice; and at that member's own rate. Nothing is shared by members that one of them
+//! could use up for the others, and no source address counts: see `docs/decisions`, "handshakes need no cookies".
 
 use std::time::Instant;
 
-use aerie_types::{PeerId, UnderlayAddr};
+use aerie_types::PeerId;
 use rand::Rng;
 
 use super::{Hop, RemoteIdentity, Tunnels};
@@ -70,7 +74,6 @@ impl Tunnels {
     pub(super) fn handle_init(
         &mut self,
         route: Route,
-        from: UnderlayAddr,
         (sender, tag, timestamp): (u32, u64, u64),
         noise: &[u8],
         mac: Mac<'_>,
@@ -79,16 +82,19 @@ impl Tunnels {
         let Some(id) = self.peer_of_tag(tag, mac, now.instant) else {
             return;
         };
-        let Some(peer) = self.peers.get(&id) else { return };
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
         if timestamp <= peer.newest_init {
             self.counters.replayed += 1;
             return;
         }
-        if !self.handshake_rate.allow(from.0.ip(), now.instant) {
-            self.counters.handshakes_limited += 1;
+        peer.newest_init = timestamp;
+        if peer.keeps_own_attempt(self.identity.peer) {
             return;
         }
-        if peer.keeps_own_attempt(self.identity.peer) {
+        if !peer.handshakes.take(1, now.instant) {
+            self.counters.handshakes_limited += 1;
             return;
         }
         let (Some(initiator_tag), Some(key)) = (peer.agent.remote_tag(), peer.agent.key().cloned()) else {
@@ -120,7 +126,6 @@ impl Tunnels {
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
         };
-        peer.newest_init = timestamp;
         peer.name = Some(remote.node);
         peer.noise_public = Some(remote.noise_public);
         let session = Session::new(index, sender, &keys, false, now.instant);
@@ -156,6 +161,10 @@ impl Tunnels {
             self.counters.unknown += 1;
             return;
         };
+        if !peer.handshakes.take(1, now.instant) {
+            self.counters.handshakes_limited += 1;
+            return;
+        }
         let Ok(finished) = attempt.state.finish(noise, &self.config.suites) else {
             self.counters.forged += 1;
             return;

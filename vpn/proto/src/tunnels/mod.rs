@@ -22,10 +22,7 @@ use rand::rngs::StdRng;
 use rand::{CryptoRng, Rng, SeedableRng};
 
 use crate::handshake::Identity;
-use crate::limits::{
-    HANDSHAKES_PER_SOURCE, HANDSHAKES_TOTAL, ICMP_PER_SECOND, MAX_EVENTS, MAX_PEERS, QUERIES_PER_SOURCE,
-    QUERIES_TOTAL,
-};
+use crate::limits::{ICMP_PER_SECOND, MAX_EVENTS, MAX_PEERS, QUERIES_PER_SOURCE, QUERIES_TOTAL};
 use crate::path::{Agent, Route};
 use crate::peer::Peer;
 use crate::rate::{SourceLimiter, TokenBucket};
@@ -157,7 +154,6 @@ pub struct Tunnels {
     links: BTreeMap<u64, Link>,
     relay: Option<RelayServer>,
     reflexive: Reflexive,
-    handshake_rate: SourceLimiter,
     query_rate: SourceLimiter,
     icmp_rate: TokenBucket,
     /// Of what tells hosts to send shorter packets, which must not be drowned by a scan of empty addresses.
@@ -225,7 +221,6 @@ impl Tunnels {
             relays_avoided: BTreeMap::new(),
             links: BTreeMap::new(),
             reflexive: Reflexive::default(),
-            handshake_rate: SourceLimiter::new(HANDSHAKES_PER_SOURCE, HANDSHAKES_TOTAL, at),
             query_rate: SourceLimiter::new(QUERIES_PER_SOURCE, QUERIES_TOTAL, at),
             icmp_rate: TokenBucket::new(ICMP_PER_SECOND.into(), ICMP_PER_SECOND.into(), at),
             too_long_rate: TokenBucket::new(ICMP_PER_SECOND.into(), ICMP_PER_SECOND.into(), at),

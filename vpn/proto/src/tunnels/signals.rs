@@ -119,9 +119,13 @@ impl Tunnels {
         if !peer.agent.is_awake() {
             peer.active = now;
         }
-        if peer.agent.handle_offer(&offer, now) == Exchange::Restarted {
-            // Keys agreed with the peer's former start are of no use: it no longer has them.
+        let exchange = peer.agent.handle_offer(&offer, now);
+        if exchange != Exchange::Same {
+            // The tag and the MAC's key are new, so that no former init passes; and the peer's clock may be earlier.
             peer.newest_init = 0;
+        }
+        if exchange == Exchange::Restarted {
+            // Keys agreed with the peer's former start are of no use: it no longer has them.
             let freed = peer.end_sessions();
             peer.wants_session |= !peer.queue.is_empty();
             self.free(freed);

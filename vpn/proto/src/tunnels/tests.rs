@@ -1,5 +1,7 @@
 //! What a member may send that runs another program: its packets pass through no checks of its own.
 
+mod floods;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use aerie_types::{GridId, WallMillis};

@@ -66,6 +66,8 @@ pub(crate) struct Node {
     pub(crate) delivered: Vec<Vec<u8>>,
     pub(crate) events: Vec<Event>,
     pub(crate) online: bool,
+    /// How far its wall clock is behind everybody else's.
+    pub(crate) behind: Duration,
 }
 
 /// Who presents which credential is decided by its bytes: `peer 32, noise key 32, expiry 8, name`.
@@ -205,6 +207,33 @@ impl World {
             Some(nat) => (Ipv4Addr::new(10, nat as u8, 0, tag), PORT).into(),
             None => (Ipv4Addr::new(192, 0, 2, tag), PORT).into(),
         };
+        let core = self.core(tag, relay, expiry, self.moment());
+        self.nodes.push(Node {
+            core,
+            peer: PeerId([tag; 32]),
+            virt: virt(tag),
+            host,
+            nat,
+            delivered: Vec::new(),
+            events: Vec::new(),
+            online: true,
+            behind: Duration::ZERO,
+        });
+        let now = self.moment();
+        self.nodes[n].core.set_hosts(vec![UnderlayAddr(host)], now);
+        self.holders.insert(virt(tag), n);
+        n
+    }
+
+    /// A node ends without a word and starts again, with nothing but its keys.
+    pub(crate) fn restart(&mut self, n: usize) {
+        let now = self.moment_of(n);
+        self.nodes[n].core = self.core(n as u8 + 1, None, WallMillis(u64::MAX), now);
+        let host = UnderlayAddr(self.nodes[n].host);
+        self.nodes[n].core.set_hosts(vec![host], now);
+    }
+
+    fn core(&mut self, tag: u8, relay: Option<RelayLimits>, expiry: WallMillis, now: Now) -> Tunnels {
         let peer = PeerId([tag; 32]);
         let secret = [tag ^ 0x55; 32];
         let noise = noise_public(&secret).unwrap();
@@ -222,21 +251,7 @@ impl World {
             relay,
             loopback: false,
         };
-        let now = self.moment();
-        let mut core = Tunnels::new(config, identity, Box::new(Check), &mut self.rng, now).unwrap();
-        core.set_hosts(vec![UnderlayAddr(host)], now);
-        self.nodes.push(Node {
-            core,
-            peer,
-            virt: virt(tag),
-            host,
-            nat,
-            delivered: Vec::new(),
-            events: Vec::new(),
-            online: true,
-        });
-        self.holders.insert(virt(tag), n);
-        n
+        Tunnels::new(config, identity, Box::new(Check), &mut self.rng, now).unwrap()
     }
 
     /// Tells every node of the relays, and lets them find out how they look from outside.
@@ -263,6 +278,16 @@ impl World {
         }
     }
 
+    /// The moment by a node's own clock.
+    pub(crate) fn moment_of(&self, n: usize) -> Now {
+        let now = self.moment();
+        let behind = self.nodes[n].behind.as_millis() as u64;
+        Now {
+            wall: WallMillis(now.wall.0 - behind),
+            ..now
+        }
+    }
+
     /// Gives a node a packet of its own to send.
     pub(crate) fn send(&mut self, from: usize, to: usize, payload: &[u8]) {
         let packet = udp(self.nodes[from].virt, self.nodes[to].virt, payload);
@@ -270,7 +295,7 @@ impl World {
     }
 
     pub(crate) fn send_raw(&mut self, from: usize, packet: &[u8]) {
-        let now = self.moment();
+        let now = self.moment_of(from);
         let mut out = Transmits::new();
         self.nodes[from].core.handle_inner(packet, now, &mut out);
         self.dispatch(from, &out);
@@ -301,7 +326,7 @@ impl World {
                 let item = self.queue.remove(&key).unwrap();
                 self.handle(item);
             } else if let Some((_, n)) = timer {
-                let now = self.moment();
+                let now = self.moment_of(n);
                 self.nodes[n].core.handle_timeout(now);
                 self.settle(n);
             }
@@ -346,7 +371,7 @@ impl World {
     }
 
     pub(crate) fn signal(&mut self, from: PeerId, to: usize, bytes: &[u8]) {
-        let now = self.moment();
+        let now = self.moment_of(to);
         let _ = self.nodes[to].core.signal(from, bytes, now);
         self.settle(to);
     }
@@ -439,7 +464,7 @@ impl World {
                 let Some(n) = self.nodes.iter().position(reachable) else {
                     return;
                 };
-                let now = self.moment();
+                let now = self.moment_of(n);
                 let node = &mut self.nodes[n];
                 if let Some(packet) = node.core.handle_datagram(UnderlayAddr(from), &mut bytes, now) {
                     node.delivered.push(bytes[packet].to_vec());
@@ -450,7 +475,7 @@ impl World {
                 let Some(n) = self.nodes.iter().position(|node| node.peer == to && node.online) else {
                     return;
                 };
-                let now = self.moment();
+                let now = self.moment_of(n);
                 self.nodes[n].core.signal(from, &bytes, now).unwrap();
                 self.settle(n);
             }
@@ -462,7 +487,7 @@ impl World {
                         noise_public: noise_public(&[tag ^ 0x55; 32]).unwrap(),
                     }
                 });
-                let now = self.moment();
+                let now = self.moment_of(node);
                 self.nodes[node].core.resolved(addr, remote, now);
                 self.settle(node);
             }
