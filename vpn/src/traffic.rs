@@ -23,7 +23,8 @@ const FRAMES: usize = 64;
 const BATCH: usize = 4 * 65_536;
 /// A virtio header and the longest packet.
 const FRAME_LEN: usize = header::LEN + 65_535;
-/// The longest wait for a full socket before the rest of a batch is dropped, as a full link drops it.
+/// The longest wait for a full socket that takes nothing. Then the rest of a batch is dropped, as a full link drops it,
+/// but for what the socket takes without a wait.
 const SEND_PATIENCE: Duration = Duration::from_millis(100);
 
 /// The memory of both directions.
@@ -120,9 +121,10 @@ impl Traffic {
     /// slows its senders. What the own link does not take whole is told to the core.
     pub(crate) async fn send(&mut self, udp: &impl Udp, core: &mut Tunnels, now: Now) {
         core.poll_transmits(&mut self.control);
+        let mut patience = Some(SEND_PATIENCE);
         for batch in [&mut self.control, &mut self.bulk] {
             for run in batch.runs(udp.max_segments().max(1)) {
-                if transmit(udp, run).await == Sent::TooLong {
+                if transmit(udp, run, &mut patience).await == Sent::TooLong {
                     core.refused(run.to, run.bytes.len(), now);
                 }
             }
@@ -154,13 +156,17 @@ enum Sent {
     TooLong,
 }
 
-async fn transmit(udp: &impl Udp, mut run: Run<'_>) -> Sent {
+/// Sends a run. A wait that was in vain is the last one: `patience` is none then.
+async fn transmit(udp: &impl Udp, mut run: Run<'_>, patience: &mut Option<Duration>) -> Sent {
     while !run.bytes.is_empty() {
         match udp.try_send(run) {
             Ok(sent) => run.bytes = run.bytes.get(sent.max(1)..).unwrap_or_default(),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                let room = tokio::time::timeout(SEND_PATIENCE, udp.writable()).await;
-                if !matches!(room, Ok(Ok(()))) {
+                let Some(wait) = *patience else {
+                    return Sent::Done;
+                };
+                if !matches!(tokio::time::timeout(wait, udp.writable()).await, Ok(Ok(()))) {
+                    *patience = None;
                     return Sent::Done;
                 }
             }
@@ -178,4 +184,70 @@ async fn transmit(udp: &impl Udp, mut run: Run<'_>) -> Sent {
         }
     }
     Sent::Done
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use aerie_types::{UnderlayAddr, VirtualNet};
+
+    use super::*;
+    use crate::io::UdpOffloads;
+
+    /// A socket that takes so many datagrams and is full from then on.
+    struct Full(AtomicUsize);
+
+    impl Udp for Full {
+        async fn readable(&self) -> io::Result<()> {
+            std::future::pending().await
+        }
+
+        async fn writable(&self) -> io::Result<()> {
+            std::future::pending().await
+        }
+
+        fn try_recv(&self, _batch: &mut Received) -> io::Result<()> {
+            Err(ErrorKind::WouldBlock.into())
+        }
+
+        fn try_send(&self, run: Run<'_>) -> io::Result<usize> {
+            let room = |left: usize| left.checked_sub(1);
+            match self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room) {
+                Ok(_) => Ok(run.bytes.len()),
+                Err(_) => Err(ErrorKind::WouldBlock.into()),
+            }
+        }
+
+        fn max_segments(&self) -> usize {
+            1
+        }
+
+        fn offloads(&self) -> UdpOffloads {
+            UdpOffloads::default()
+        }
+
+        fn port(&self) -> io::Result<u16> {
+            Ok(0)
+        }
+
+        fn hosts(&self, _net: VirtualNet, _own: &str) -> Result<Vec<UnderlayAddr>, crate::Error> {
+            Ok(Vec::new())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_socket_holds_up_a_batch_to_many_only_once() {
+        let mut batch = Transmits::new();
+        for port in 1..=50 {
+            batch.push(UnderlayAddr(([192, 0, 2, 1], port).into()), b"datagram");
+        }
+        let udp = Full(AtomicUsize::new(3));
+        let began = tokio::time::Instant::now();
+        let mut patience = Some(SEND_PATIENCE);
+        for run in batch.runs(1) {
+            assert_eq!(transmit(&udp, run, &mut patience).await, Sent::Done);
+        }
+        assert_eq!(began.elapsed(), SEND_PATIENCE);
+    }
 }
