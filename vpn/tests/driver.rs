@@ -146,7 +146,7 @@ async fn a_revoked_member_is_no_peer_any_more() {
     assert!(b.peers().await.is_empty());
 }
 
-fn packet6(from: u8, to: u8, payload: &[u8]) -> Vec<u8> {
+fn packet6(from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
     let mut packet = vec![0x60, 0, 0, 0, 0, 0, 17, 64];
     packet[4..6].copy_from_slice(&(payload.len() as u16).to_be_bytes());
     packet.extend(addr6(from).octets());

@@ -75,7 +75,7 @@ impl Narrow {
     /// A node on each host, with an interface of this MTU.
     fn start(&self, mtu: u16) -> [Handle; 2] {
         let board = Switchboard::default();
-        [1, 2].map(|n: u8| {
+        [1, 2].map(|n: u16| {
             let mut config = config(n);
             config.mtu = mtu;
             self.hosts[usize::from(n) - 1].start(n, &board, config)
@@ -85,7 +85,7 @@ impl Narrow {
     /// Moves data both ways; each has to be through soon.
     fn move_data(&self, v6: bool) {
         let [a, b] = &self.hosts;
-        let to = |n: u8| -> IpAddr { if v6 { addr6(n).into() } else { addr(n).0 } };
+        let to = |n: u16| -> IpAddr { if v6 { addr6(n).into() } else { addr(n).0 } };
         for (from, into, to) in [(a, b, to(2)), (b, a, to(1))] {
             let began = Instant::now();
             transfer(from, into, to, 5);

@@ -48,7 +48,7 @@ fn offloads_on_or_off_on_either_side_change_no_byte() {
         let [a, b] = &hosts;
         a.link("eth0", "10.1.0.1/24", b, "eth0", "10.1.0.2/24");
         let board = Switchboard::default();
-        let nodes = [1, 2].map(|n: u8| {
+        let nodes = [1, 2].map(|n: u16| {
             let side = usize::from(n) - 1;
             let mut config = config(n);
             config.offload = offload[side];
@@ -196,7 +196,7 @@ impl Internet {
         server.link("eth0", "198.51.9.2/24", &inet, "to9", "198.51.9.1/24");
         server.run("ip route add default via 198.51.9.1");
         let mut routers = Vec::new();
-        let hosts = [1, 2].map(|n: u8| {
+        let hosts = [1, 2].map(|n: u16| {
             let (router, host) = (Namespace::new(), Namespace::new());
             let (wan, lan) = (format!("198.51.{n}"), format!("10.{n}.0"));
             router.link(
@@ -248,11 +248,11 @@ impl Internet {
             .map(|(namespace, n)| namespace.node(n, &board, Some(RelayLimits::default())));
         let [a, b] = [1, 2].map(|n| self.hosts[usize::from(n) - 1].node(n, &board, None));
         for (node, n) in [(&a, 1), (&b, 2)] {
-            let info = |n: u8, addr: Ipv4Addr| RelayInfo {
+            let info = |n: u16, addr: Ipv4Addr| RelayInfo {
                 peer: peer(n),
                 addr: UnderlayAddr((addr, 4242).into()),
             };
-            let near = info(8, Ipv4Addr::new(198, 51, n, 1));
+            let near = info(8, Ipv4Addr::new(198, 51, n as u8, 1));
             block_on(node.set_relays(vec![near, info(9, Ipv4Addr::new(198, 51, 9, 2))]));
             let began = Instant::now();
             while block_on(node.status()).unwrap().nat == Mapping::Unknown {

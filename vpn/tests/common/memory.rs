@@ -14,7 +14,7 @@ use super::{Switchboard, addr, check, config, identity, peer};
 pub(crate) struct Net {
     board: Switchboard,
     pub(crate) net: MemoryNet,
-    sockets: Mutex<BTreeMap<u8, Faults>>,
+    sockets: Mutex<BTreeMap<u16, Faults>>,
 }
 
 impl Net {
@@ -26,15 +26,15 @@ impl Net {
         }
     }
 
-    pub(crate) fn node(&self, n: u8) -> (Handle, MemoryTun) {
+    pub(crate) fn node(&self, n: u16) -> (Handle, MemoryTun) {
         self.node_with(n, MemoryTun::default())
     }
 
-    pub(crate) fn node_with(&self, n: u8, tun: MemoryTun) -> (Handle, MemoryTun) {
+    pub(crate) fn node_with(&self, n: u16, tun: MemoryTun) -> (Handle, MemoryTun) {
         self.node_as(n, tun, config(n))
     }
 
-    pub(crate) fn node_as(&self, n: u8, tun: MemoryTun, config: VpnConfig) -> (Handle, MemoryTun) {
+    pub(crate) fn node_as(&self, n: u16, tun: MemoryTun, config: VpnConfig) -> (Handle, MemoryTun) {
         let udp = self.net.bind(Self::socket(n));
         self.sockets.lock().unwrap().insert(n, udp.faults().clone());
         let (handle, events, _) =
@@ -45,17 +45,17 @@ impl Net {
     }
 
     /// Where a node's socket is.
-    pub(crate) fn socket(n: u8) -> UnderlayAddr {
-        UnderlayAddr(([192, 0, 2, n], 4242).into())
+    pub(crate) fn socket(n: u16) -> UnderlayAddr {
+        UnderlayAddr(([192, 0, 2, n as u8], 4242).into())
     }
 
     /// What makes a node's socket fail.
-    pub(crate) fn faults(&self, n: u8) -> Faults {
+    pub(crate) fn faults(&self, n: u16) -> Faults {
         self.sockets.lock().unwrap().get(&n).unwrap().clone()
     }
 }
 
-pub(crate) fn packet(from: u8, to: u8, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn packet(from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
     let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0];
     packet.extend(addr(from).v4().unwrap().octets());
     packet.extend(addr(to).v4().unwrap().octets());
@@ -73,7 +73,7 @@ pub(crate) fn framed(head: [u16; 5], packet: &[u8]) -> Vec<u8> {
 }
 
 /// A UDP packet whose checksum is absent.
-pub(crate) fn udp(from: u8, to: u8, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn udp(from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
     let mut bytes = vec![0x13, 0x88, 0x13, 0x89, 0, 0, 0, 0];
     bytes[4..6].copy_from_slice(&(payload.len() as u16 + 8).to_be_bytes());
     bytes.extend(payload);

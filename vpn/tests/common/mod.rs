@@ -30,7 +30,7 @@ impl Switchboard {
         self.nodes.lock().unwrap().insert(peer, handle);
     }
 
-    pub(crate) fn handle(&self, n: u8) -> Handle {
+    pub(crate) fn handle(&self, n: u16) -> Handle {
         self.nodes.lock().unwrap().get(&peer(n)).unwrap().clone()
     }
 
@@ -39,11 +39,11 @@ impl Switchboard {
     }
 
     /// Serves one node's events until its driver ends.
-    pub(crate) async fn serve(self, n: u8, handle: Handle, mut events: mpsc::Receiver<Event>) {
+    pub(crate) async fn serve(self, n: u16, handle: Handle, mut events: mpsc::Receiver<Event>) {
         while let Some(event) = events.recv().await {
             match event {
                 Event::Resolve(addr) => {
-                    let number = addr.v4().map_or(0, |v4| v4.octets()[3]);
+                    let number = addr.v4().map_or(0, |v4| (v4.to_bits() & 0xffff) as u16);
                     let remote = self.find(peer(number)).map(|_| RemotePeer {
                         peer: peer(number),
                         noise_public: noise_public(&secret(number)).unwrap(),
@@ -67,12 +67,12 @@ struct Check;
 
 impl CredentialCheck for Check {
     fn check(&self, der: &[u8], _wall: WallMillis) -> Result<RemoteIdentity, String> {
-        let [n] = der else {
+        let Ok(n) = <[u8; 2]>::try_from(der).map(u16::from_be_bytes) else {
             return Err("malformed".to_owned());
         };
         Ok(RemoteIdentity {
-            peer: peer(*n),
-            noise_public: noise_public(&secret(*n)).unwrap(),
+            peer: peer(n),
+            noise_public: noise_public(&secret(n)).unwrap(),
             node: format!("node{n}").parse().unwrap(),
         })
     }
@@ -82,32 +82,34 @@ pub(crate) fn check() -> Box<dyn CredentialCheck> {
     Box::new(Check)
 }
 
-pub(crate) fn peer(n: u8) -> PeerId {
-    PeerId([n; 32])
+pub(crate) fn peer(n: u16) -> PeerId {
+    let mut id = [n as u8; 32];
+    id[1] = (n >> 8) as u8;
+    PeerId(id)
 }
 
-fn secret(n: u8) -> [u8; 32] {
-    [n ^ 0x55; 32]
+fn secret(n: u16) -> [u8; 32] {
+    peer(n).0.map(|byte| byte ^ 0x55)
 }
 
-pub(crate) fn addr(n: u8) -> VirtualAddr {
-    Ipv4Addr::new(100, 96, 0, n).into()
+pub(crate) fn addr(n: u16) -> VirtualAddr {
+    Ipv4Addr::new(100, 96, (n >> 8) as u8, n as u8).into()
 }
 
 /// The IPv6 address that follows from it.
-pub(crate) fn addr6(n: u8) -> Ipv6Addr {
+pub(crate) fn addr6(n: u16) -> Ipv6Addr {
     Ula::of(GRID).addr(addr(n)).unwrap()
 }
 
-pub(crate) fn identity(n: u8) -> Identity {
+pub(crate) fn identity(n: u16) -> Identity {
     Identity {
         grid: GRID,
         peer: peer(n),
         noise_secret: secret(n).into(),
-        credential: vec![n],
+        credential: n.to_be_bytes().to_vec(),
     }
 }
 
-pub(crate) fn config(n: u8) -> VpnConfig {
+pub(crate) fn config(n: u16) -> VpnConfig {
     VpnConfig::new(format!("aerie-t{n}"), addr(n), "100.96.0.0/11".parse().unwrap())
 }

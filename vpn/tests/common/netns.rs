@@ -92,21 +92,21 @@ impl Namespace {
     }
 
     /// Starts a node. Its driver runs on a thread inside the namespace until it is shut down.
-    pub(crate) fn node(&self, n: u8, board: &Switchboard, relay: Option<RelayLimits>) -> Handle {
+    pub(crate) fn node(&self, n: u16, board: &Switchboard, relay: Option<RelayLimits>) -> Handle {
         let mut config = config(n);
         config.relay = relay;
         self.start(n, board, config)
     }
 
     /// Starts a node that is set up in its own way.
-    pub(crate) fn start(&self, n: u8, board: &Switchboard, config: VpnConfig) -> Handle {
+    pub(crate) fn start(&self, n: u16, board: &Switchboard, config: VpnConfig) -> Handle {
         self.start_on(n, board, config, || ())
     }
 
     /// The same, after something was done to the node's threads.
     pub(crate) fn start_on(
         &self,
-        n: u8,
+        n: u16,
         board: &Switchboard,
         config: VpnConfig,
         prepare: impl FnOnce() + Send + 'static,
@@ -129,7 +129,7 @@ impl Namespace {
         receive.recv_timeout(Duration::from_secs(10)).unwrap()
     }
 
-    pub(crate) fn ping(&self, to: u8) {
+    pub(crate) fn ping(&self, to: u16) {
         self.ping_addr(addr(to).0);
     }
 
