@@ -59,7 +59,7 @@ pub struct Summary {
     pub offload: bool,
     /// The preferred cipher, where it is given.
     pub cipher: Option<String>,
-    /// What a relay carries for one pair of members in Mbit/s, where it is bounded.
+    /// What a relay carries in one session, in Mbit/s, where it is bounded.
     pub relay_limit: Option<u16>,
     /// See [`Condor`](crate::Condor).
     pub prefer_group: bool,
@@ -275,7 +275,7 @@ pub fn explain(spec: &Spec, bundle: Option<&Bundle>) -> String {
         .cipher
         .map_or(String::new(), |cipher| format!(", {cipher} preferred"));
     let relays = spec.vpn.relay_limit.map_or(String::new(), |limit| {
-        format!(", relays at most {limit} Mbit/s a pair")
+        format!(", relays at most {limit} Mbit/s a session")
     });
     line(
         "Tunnel",

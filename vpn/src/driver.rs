@@ -7,7 +7,8 @@
 //!    so that neither direction starves the other. What was opened is written to the device before anything else,
 //!    from where it lies
 //! 3. `handle_timeout`, if the core's timer is due
-//! 4. send the core's own datagrams (`poll_transmits`): probes and handshakes never wait behind bulk data
+//! 4. send the core's own datagrams (`poll_transmits`): probes and handshakes never wait behind bulk data, neither
+//!    this node's nor what it forwards as a relay (`poll_forwards`), which goes last
 //! 5. send the sealed batch of step 2; if the socket is full, wait: the host's queue then slows its senders
 //! 6. deliver what the core has kept back (`poll_inner`)
 //! 7. hand out events (`poll_event`) as far as their channel has room

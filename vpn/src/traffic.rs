@@ -23,8 +23,8 @@ const FRAMES: usize = 64;
 const BATCH: usize = 4 * 65_536;
 /// A virtio header and the longest packet.
 const FRAME_LEN: usize = header::LEN + 65_535;
-/// The longest wait for a full socket that takes nothing. Then the rest of a batch is dropped, as a full link drops it,
-/// but for what the socket takes without a wait.
+/// How long what one turn has to send may wait for a full socket, all in all. Then the rest of it is dropped, as a full
+/// link drops it.
 const SEND_PATIENCE: Duration = Duration::from_millis(100);
 
 /// The memory of both directions.
@@ -36,6 +36,7 @@ pub(crate) struct Traffic {
     coalescer: Coalescer,
     control: Transmits,
     bulk: Transmits,
+    forwards: Transmits,
 }
 
 impl Traffic {
@@ -50,6 +51,7 @@ impl Traffic {
             coalescer: Coalescer::new(offloads.tcp, offloads.udp),
             control: Transmits::new(),
             bulk: Transmits::new(),
+            forwards: Transmits::new(),
         }
     }
 
@@ -117,12 +119,13 @@ impl Traffic {
         Ok(())
     }
 
-    /// Sends what the core has to say, then what was sealed. If the socket is full, waits: the device's queue then
-    /// slows its senders. What the own link does not take whole is told to the core.
+    /// Sends what the core has to say, then what was sealed, then what it forwards for others. If the socket is full,
+    /// waits: the device's queue then slows its senders. What the own link does not take whole is told to the core.
     pub(crate) async fn send(&mut self, udp: &impl Udp, core: &mut Tunnels, now: Now) {
         core.poll_transmits(&mut self.control);
-        let mut patience = Some(SEND_PATIENCE);
-        for batch in [&mut self.control, &mut self.bulk] {
+        core.poll_forwards(&mut self.forwards);
+        let mut patience = Patience::default();
+        for batch in [&mut self.control, &mut self.bulk, &mut self.forwards] {
             for run in batch.runs(udp.max_segments().max(1)) {
                 if transmit(udp, run, &mut patience).await == Sent::TooLong {
                     core.refused(run.to, run.bytes.len(), now);
@@ -156,17 +159,26 @@ enum Sent {
     TooLong,
 }
 
-/// Sends a run. A wait that was in vain is the last one: `patience` is none then.
-async fn transmit(udp: &impl Udp, mut run: Run<'_>, patience: &mut Option<Duration>) -> Sent {
+/// Until when a full socket is waited for: set by the first that has to wait.
+#[derive(Debug, Default)]
+struct Patience(Option<tokio::time::Instant>);
+
+impl Patience {
+    /// Waits until the socket takes something. `false`: there is no more time for that.
+    async fn room(&mut self, udp: &impl Udp) -> bool {
+        let end = *self
+            .0
+            .get_or_insert_with(|| tokio::time::Instant::now() + SEND_PATIENCE);
+        matches!(tokio::time::timeout_at(end, udp.writable()).await, Ok(Ok(())))
+    }
+}
+
+async fn transmit(udp: &impl Udp, mut run: Run<'_>, patience: &mut Patience) -> Sent {
     while !run.bytes.is_empty() {
         match udp.try_send(run) {
             Ok(sent) => run.bytes = run.bytes.get(sent.max(1)..).unwrap_or_default(),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                let Some(wait) = *patience else {
-                    return Sent::Done;
-                };
-                if !matches!(tokio::time::timeout(wait, udp.writable()).await, Ok(Ok(()))) {
-                    *patience = None;
+                if !patience.room(udp).await {
                     return Sent::Done;
                 }
             }
@@ -244,7 +256,7 @@ mod tests {
         }
         let udp = Full(AtomicUsize::new(3));
         let began = tokio::time::Instant::now();
-        let mut patience = Some(SEND_PATIENCE);
+        let mut patience = Patience::default();
         for run in batch.runs(1) {
             assert_eq!(transmit(&udp, run, &mut patience).await, Sent::Done);
         }

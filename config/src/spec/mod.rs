@@ -38,7 +38,7 @@
 //! ipv6 = true                     # false: IPv4 alone inside the grid
 //! offload = true                  # false: packet by packet, where the kernel's offloads are broken
 //! cipher = "chacha20-poly1305"    # or "aes-256-gcm"; optional: what suits the processor
-//! relay_limit = 100               # Mbit/s of each pair that a relay carries for; optional: no limit
+//! relay_limit = 100               # Mbit/s of each session of a relay; optional: no limit
 //!
 //! [condor]
 //! prefer_group = true
@@ -164,7 +164,7 @@ pub struct Vpn {
     pub offload: bool,
     /// The preferred cipher, where it is not to follow from the processor. AES is used where both sides prefer it.
     pub cipher: Option<Cipher>,
-    /// What a relay carries for one pair of members, both directions together, in Mbit/s. No limit where it is not
+    /// What a relay carries in one session, of which a pair of members has one or two, both directions together, in Mbit/s. No limit where it is not
     /// given.
     pub relay_limit: Option<u16>,
 }

@@ -21,7 +21,7 @@ use aerie_types::{NodeName, PeerId, VirtualAddr};
 use crate::handshake::{Context, Finished, Initiated};
 use crate::limits::{
     FAST_TRIES, FIRST_RETRY, HANDSHAKES_BURST, HANDSHAKES_PER_PEER, KEEPALIVE, MAX_QUEUED, REJECT_AFTER,
-    REKEY_JITTER, REKEY_TIMEOUT, SOURCE_LOOKUPS,
+    REKEY_ATTEMPT, REKEY_JITTER, REKEY_TIMEOUT, SOURCE_LOOKUPS,
 };
 use crate::path::{Agent, Mtu};
 use crate::rate::TokenBucket;
@@ -230,8 +230,17 @@ impl Peer {
             .is_some_and(|attempt| own < self.id && attempt.tries <= FAST_TRIES)
     }
 
-    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        let attempt = self.attempt.as_ref().map(|attempt| attempt.retry_at);
+    /// When something is due after `now`, or already.
+    pub(crate) fn poll_timeout(&self, now: Instant) -> Option<Instant> {
+        let way = self.agent.route().is_some();
+        // Without a way nothing can be tried; a new way has the peer looked at.
+        let attempt = self.attempt.as_ref().map(|attempt| {
+            let given_up = attempt.began + REKEY_ATTEMPT;
+            if way { attempt.retry_at } else { given_up }
+        });
+        // What was answered is waited for, and then asked for by this side.
+        let confirmed = self.next.as_ref().map(|next| next.created + REKEY_TIMEOUT);
+        let confirmed = confirmed.filter(|at| self.wants_session && self.attempt.is_none() && *at > now);
         let oldest = [&self.next, &self.current, &self.previous]
             .into_iter()
             .flatten()
@@ -239,6 +248,7 @@ impl Peer {
             .min();
         [
             attempt,
+            confirmed,
             oldest,
             self.keepalive_at,
             self.silence_at,

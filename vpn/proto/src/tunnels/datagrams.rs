@@ -148,12 +148,12 @@ impl Tunnels {
                 self.counters.relayed += 1;
                 if bytes.get(RELAY_OVERHEAD..).is_some_and(wire::is_padded_probe) {
                     // It asks for the whole way: the second half of it must not cut it either.
-                    self.outbox.push_whole(to, bytes.len(), |slot| {
+                    self.forwards.push_whole(to, bytes.len(), |slot| {
                         slot.copy_from_slice(bytes);
                         true
                     });
                 } else {
-                    self.outbox.push(to, bytes);
+                    self.forwards.push(to, bytes);
                 }
             }
             None => self.counters.relay_refused += 1,

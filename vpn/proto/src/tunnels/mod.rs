@@ -161,6 +161,7 @@ pub struct Tunnels {
     pings: BTreeMap<u64, packets::Ping>,
     last_timestamp: u64,
     outbox: Transmits,
+    forwards: Transmits,
     inbox: VecDeque<Vec<u8>>,
     events: VecDeque<Event>,
     counters: Counters,
@@ -227,6 +228,7 @@ impl Tunnels {
             pings: BTreeMap::new(),
             last_timestamp: 0,
             outbox: Transmits::new(),
+            forwards: Transmits::new(),
             inbox: VecDeque::new(),
             events: VecDeque::new(),
             counters: Counters::default(),
@@ -237,6 +239,11 @@ impl Tunnels {
     /// Takes the datagrams that are to be sent besides those of [`Tunnels::handle_inner`].
     pub fn poll_transmits(&mut self, out: &mut Transmits) {
         out.append(&mut self.outbox);
+    }
+
+    /// Takes the datagrams that this node forwards as a relay: bulk of others, to be sent after its own.
+    pub fn poll_forwards(&mut self, out: &mut Transmits) {
+        out.append(&mut self.forwards);
     }
 
     /// The next packet to deliver that is no slice of a received batch.
@@ -409,8 +416,7 @@ impl Tunnels {
             let rng = StdRng::from_rng(&mut self.rng);
             let agent = Agent::new(self.identity.peer, id, tag, secret, rng);
             self.tags.insert(tag, id);
-            self.peers.insert(Peer::new(id, agent, now));
-            self.peers.look_at(id, now);
+            self.peers.insert(Peer::new(id, agent, now), now);
         }
         self.peers.get_mut(&id)
     }

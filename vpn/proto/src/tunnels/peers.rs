@@ -49,10 +49,12 @@ impl Peers {
         self.by_id.values().map(|entry| &entry.peer)
     }
 
-    /// Adds a peer, or replaces it.
-    pub(super) fn insert(&mut self, peer: Peer) {
-        self.remove(peer.id);
-        self.by_id.insert(peer.id, Entry { peer, due: None });
+    /// Adds a peer, in place of one of the same id, that is to be looked at then.
+    pub(super) fn insert(&mut self, peer: Peer, at: Instant) {
+        let id = peer.id;
+        self.remove(id);
+        self.by_id.insert(id, Entry { peer, due: None });
+        self.look_at(id, at);
     }
 
     pub(super) fn remove(&mut self, id: PeerId) -> Option<Peer> {
@@ -133,12 +135,10 @@ mod tests {
     fn peers(now: Instant) -> Peers {
         let mut peers = Peers::default();
         for n in 1..=3 {
-            peers.insert(Peer::new(
-                id(n),
-                Agent::new(id(0), id(n), n.into(), [n; 32], StdRng::from_seed([n; 32])),
-                now,
-            ));
+            let agent = Agent::new(id(0), id(n), n.into(), [n; 32], StdRng::from_seed([n; 32]));
+            peers.insert(Peer::new(id(n), agent, now), now);
         }
+        assert_eq!(peers.take_due(now).len(), 3, "each is looked at once");
         peers
     }
 

@@ -49,6 +49,8 @@ impl Tunnels {
             }
         }
         self.peers.look_at(from, at);
+        // Who asks this node as a relay need not be a peer of it.
+        self.wake_at(at);
         Ok(())
     }
 

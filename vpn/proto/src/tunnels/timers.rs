@@ -28,7 +28,7 @@ impl Tunnels {
         self.peers.look_no_earlier(Some(at + GRAIN));
         for id in due {
             self.drive_peer(id, now);
-            if let Some(next) = self.peers.get(&id).and_then(next_look) {
+            if let Some(next) = self.peers.get(&id).and_then(|peer| next_look(peer, at)) {
                 self.peers.look_at(id, next);
             }
         }
@@ -136,7 +136,7 @@ impl Tunnels {
 }
 
 /// When something is due for a peer, if nothing happens meanwhile.
-fn next_look(peer: &Peer) -> Option<Instant> {
+fn next_look(peer: &Peer, now: Instant) -> Option<Instant> {
     let idle = if peer.agent.is_awake() {
         IDLE_AFTER
     } else {
@@ -146,7 +146,7 @@ fn next_look(peer: &Peer) -> Option<Instant> {
         .pathless_since
         .filter(|_| !peer.queue.is_empty())
         .map(|since| since + PATHLESS);
-    [peer.poll_timeout(), pathless, Some(peer.active + idle)]
+    [peer.poll_timeout(now), pathless, Some(peer.active + idle)]
         .into_iter()
         .flatten()
         .min()

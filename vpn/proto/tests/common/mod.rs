@@ -385,6 +385,7 @@ impl World {
     pub(crate) fn settle(&mut self, n: usize) {
         let mut out = Transmits::new();
         self.nodes[n].core.poll_transmits(&mut out);
+        self.nodes[n].core.poll_forwards(&mut out);
         self.dispatch(n, &out);
         while let Some(packet) = self.nodes[n].core.poll_inner() {
             self.nodes[n].delivered.push(packet);

@@ -313,3 +313,80 @@ fn a_session_is_renewed_before_its_counter_ends_and_seals_nothing_beyond() {
         assert_eq!(counters, fresh, "{suite}: what waited goes under new keys");
     }
 }
+
+/// What a core sends of one kind until then, while the member answers its probes.
+fn sent_until(core: &mut Tunnels, member: &Member, kind: u8, from: Now, end: Duration) -> Vec<Vec<u8>> {
+    let mut found = Vec::new();
+    while let Some(at) = core.poll_timeout().filter(|at| *at <= from.instant + end) {
+        let now = later(from, at.saturating_duration_since(from.instant));
+        core.handle_timeout(now);
+        let mut out = Transmits::new();
+        core.poll_transmits(&mut out);
+        for run in out.runs(1) {
+            if run.bytes[1] == kind {
+                found.push(run.bytes.to_vec());
+            }
+            if let Some(Packet::Probe { transaction, .. }) = wire::parse(run.bytes) {
+                let (tag, key) = (member.agent.remote_tag().unwrap(), member.agent.key().unwrap());
+                let mut reply = wire::probe_reply(tag, transaction, Member::addr(2), key);
+                core.handle_datagram(Member::addr(member.n), &mut reply, now);
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn a_peer_that_never_uses_the_session_it_asked_for_is_asked_for_another_in_time() {
+    let now = moment();
+    let mut core = core(Suite::Aes256Gcm, now);
+    let member = Member::join(1, &mut core, now);
+    // A packet waits; the member's own init goes before this node's.
+    initiated(&mut core, &member, now);
+    core.handle_datagram(Member::addr(1), &mut member.init(1), now);
+    assert_eq!(sent(&mut core, RESPONSE).len(), 1);
+    // The first packet of the session was lost, and no other comes.
+    let inits = sent_until(&mut core, &member, INIT, now, Duration::from_secs(6));
+    assert!(!inits.is_empty());
+}
+
+#[test]
+fn a_handshake_without_a_way_keeps_nobody_busy() {
+    let now = moment();
+    let mut core = core(Suite::Aes256Gcm, now);
+    let member = Member::join(3, &mut core, now);
+    initiated(&mut core, &member, now);
+    // The peer is gone: neither its probes nor its init are answered any more.
+    let mut wakes = 0;
+    while let Some(at) = core
+        .poll_timeout()
+        .filter(|at| *at <= now.instant + Duration::from_secs(80))
+    {
+        core.handle_timeout(later(now, at.saturating_duration_since(now.instant)));
+        sent(&mut core, INIT);
+        wakes += 1;
+    }
+    assert!(wakes < 500, "{wakes} in 80 s");
+}
+
+#[test]
+fn sessions_of_a_relay_end_though_their_members_are_no_peers_of_it() {
+    let now = moment();
+    let config = Config {
+        relay: Some(RelayLimits::default()),
+        ..core(Suite::Aes256Gcm, now).config
+    };
+    let mut rng = StdRng::from_seed([7; 32]);
+    let mut core = Tunnels::new(config, identity(2), Box::new(ByNumber), &mut rng, now).unwrap();
+    core.handle_timeout(now);
+    let asks = Signal::RelayRequest { id: 1, far: peer(9) };
+    core.signal(peer(8), &asks.encode(), now).unwrap();
+    assert_eq!(core.relayed_sessions(), 1);
+    while let Some(at) = core
+        .poll_timeout()
+        .filter(|at| *at <= now.instant + Duration::from_secs(35))
+    {
+        core.handle_timeout(later(now, at.saturating_duration_since(now.instant)));
+    }
+    assert_eq!(core.relayed_sessions(), 0, "nobody has bound to it");
+}
