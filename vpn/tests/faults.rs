@@ -40,30 +40,41 @@ async fn fails(faults: &Faults, count: usize) {
     within_ten_seconds(until).await;
 }
 
+/// What waits before an edge that fails is kept, while the edge is asked now and then, what goes the other way passes,
+/// and the node answers. The ends: the number and the device of who sends what waits, and of who gets it.
+async fn asked_now_and_then(
+    node: &Handle,
+    faults: &Faults,
+    (errno, asked): (i32, usize),
+    [(from, sender), (to, receiver)]: [(u16, &MemoryTun); 2],
+) {
+    let began = Instant::now();
+    faults.fail_receive(errno, usize::MAX);
+    sender.host_sends(packet(from, to, b"waits"));
+    fails(faults, asked).await;
+    assert!(
+        began.elapsed() > Duration::from_millis(350),
+        "{:?}",
+        began.elapsed()
+    );
+    node.status().await.unwrap();
+    receiver.host_sends(packet(to, from, b"the other way"));
+    let got = within_ten_seconds(sender.host_receives()).await;
+    assert_eq!(got, packet(to, from, b"the other way"));
+    faults.fail_receive(0, 0);
+    sender.host_sends(packet(from, to, b"later"));
+    for payload in [&b"waits"[..], b"later"] {
+        let got = within_ten_seconds(receiver.host_receives()).await;
+        assert_eq!(got, packet(from, to, payload));
+    }
+}
+
 #[tokio::test]
 async fn a_device_that_cannot_be_read_is_asked_now_and_then_and_keeps_what_waits() {
     for errno in [libc::EIO, libc::ENOBUFS] {
         let net = Net::new();
         let ([a, _b], [tun_a, tun_b]) = pair(&net, MemoryTun::default()).await;
-        let began = Instant::now();
-        tun_a.faults().fail_receive(errno, usize::MAX);
-        tun_a.host_sends(packet(1, 2, b"waits"));
-        fails(tun_a.faults(), 5).await;
-        assert!(
-            began.elapsed() > Duration::from_millis(350),
-            "{:?}",
-            began.elapsed()
-        );
-        a.status().await.unwrap();
-        tun_b.host_sends(packet(2, 1, b"the other way"));
-        let got = within_ten_seconds(tun_a.host_receives()).await;
-        assert_eq!(got, packet(2, 1, b"the other way"));
-        tun_a.faults().fail_receive(0, 0);
-        tun_a.host_sends(packet(1, 2, b"later"));
-        for payload in [&b"waits"[..], b"later"] {
-            let got = within_ten_seconds(tun_b.host_receives()).await;
-            assert_eq!(got, packet(1, 2, payload));
-        }
+        asked_now_and_then(&a, tun_a.faults(), (errno, 5), [(1, &tun_a), (2, &tun_b)]).await;
     }
 }
 
@@ -72,27 +83,8 @@ async fn a_socket_that_cannot_be_read_is_asked_now_and_then_and_keeps_what_waits
     for errno in [libc::EIO, libc::ENOBUFS] {
         let net = Net::new();
         let ([a, _b], [tun_a, tun_b]) = pair(&net, MemoryTun::default()).await;
-        let faults = net.faults(1);
-        let began = Instant::now();
-        faults.fail_receive(errno, usize::MAX);
-        tun_b.host_sends(packet(2, 1, b"waits"));
-        // The second follows the first at once.
-        fails(&faults, 6).await;
-        assert!(
-            began.elapsed() > Duration::from_millis(350),
-            "{:?}",
-            began.elapsed()
-        );
-        a.status().await.unwrap();
-        tun_a.host_sends(packet(1, 2, b"the other way"));
-        let got = within_ten_seconds(tun_b.host_receives()).await;
-        assert_eq!(got, packet(1, 2, b"the other way"));
-        faults.fail_receive(0, 0);
-        tun_b.host_sends(packet(2, 1, b"later"));
-        for payload in [&b"waits"[..], b"later"] {
-            let got = within_ten_seconds(tun_a.host_receives()).await;
-            assert_eq!(got, packet(2, 1, payload));
-        }
+        // The second read follows the first at once.
+        asked_now_and_then(&a, &net.faults(1), (errno, 6), [(2, &tun_b), (1, &tun_a)]).await;
     }
 }
 

@@ -33,13 +33,7 @@ impl Pair {
         let nodes = [a.node(1, &board, None), b.node(2, &board, None)];
         a.ping(2);
         for side in [&a, &b] {
-            side.rules(&format!(
-                "table ip loss {{
-                    chain input {{ type filter hook input priority 0;
-                        udp dport 4242 numgen random mod 1000 < {lost} counter drop
-                    }}
-                }}\n"
-            ));
+            side.lose(lost);
         }
         Self { a, b, nodes }
     }

@@ -103,13 +103,7 @@ fn a_lossy_link_loses_no_byte_of_a_stream() {
     let nodes = [a.node(1, &board, None), b.node(2, &board, None)];
     a.ping(2);
     for side in [&a, &b] {
-        side.rules(
-            "table ip loss {
-                chain input { type filter hook input priority 0;
-                    udp dport 4242 numgen random mod 1000 < 10 drop
-                }
-            }\n",
-        );
+        side.lose(10);
     }
     thread::scope(|scope| {
         scope.spawn(|| transfer(&a, &b, addr(2).v4().unwrap(), 50));

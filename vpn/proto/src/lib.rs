@@ -15,8 +15,9 @@
 //! ```
 //!
 //! Order of calls: after any input, take [`Tunnels::poll_transmits`] first (probes and handshakes must not wait
-//! behind bulk data) and [`Tunnels::poll_forwards`] last of what is sent, then [`Tunnels::poll_inner`] and [`Tunnels::poll_event`] until they are empty, and ask
-//! [`Tunnels::poll_timeout`] again: it can have become due at once.
+//! behind bulk data) and [`Tunnels::poll_forwards`] last of what is sent, then [`Tunnels::poll_inner`] and
+//! [`Tunnels::poll_event`] until they are empty, and ask [`Tunnels::poll_timeout`] again: it can have become due at
+//! once.
 //!
 //! A packet that does not fit its peer's path is cut or answered, once the path's MTU is known: see `path::mtu` and
 //! `tunnels::lengths`. Whoever can cut better, as TCP's segments are, asks [`Tunnels::room_for`] before.

@@ -33,7 +33,8 @@ pub(crate) const QUERIES_PER_SOURCE: u32 = 10;
 /// Reflexive queries answered in all a second.
 pub(crate) const QUERIES_TOTAL: u32 = 500;
 
-/// Members with state in the core. A grid of the papers has hundreds; each costs 6 KiB and two for each of its sessions.
+/// Members with state in the core. A grid of the papers has hundreds; each costs 6 KiB, and one more for each of its
+/// sessions.
 pub(crate) const MAX_PEERS: usize = 4096;
 /// Virtual addresses whose holder is known.
 pub(crate) const MAX_BINDINGS: usize = 8192;

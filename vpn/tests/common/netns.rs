@@ -65,6 +65,17 @@ impl Namespace {
         assert!(child.wait().unwrap().success(), "{rules}");
     }
 
+    /// Loses so many of 1,000 datagrams that come in for a node, and counts them.
+    pub(crate) fn lose(&self, of_1000: u32) {
+        self.rules(&format!(
+            "table ip loss {{
+                chain input {{ type filter hook input priority 0;
+                    udp dport 4242 numgen random mod 1000 < {of_1000} counter drop
+                }}
+            }}\n"
+        ));
+    }
+
     /// Joins two namespaces by a pair of interfaces with addresses.
     pub(crate) fn link(&self, name: &str, net: &str, other: &Self, other_name: &str, other_net: &str) {
         self.run(&format!(

@@ -44,8 +44,6 @@ use std::time::{Duration, Instant};
 
 use aerie_types::{PeerId, UnderlayAddr};
 use aws_lc_rs::hmac;
-use rand::Rng;
-use rand::rngs::StdRng;
 use zeroize::Zeroizing;
 
 use crate::signal::{Candidate, CandidateKind, Offer};
@@ -112,9 +110,6 @@ pub(crate) struct Agent {
     last_round: Option<Instant>,
     /// Since when packets go out with nothing coming back.
     sent_at: Option<Instant>,
-    /// Numbers probes. A peer may name the address of somebody else as its own, and must not be able to answer in
-    /// its stead for probes that it has not seen.
-    rng: StdRng,
     actions: VecDeque<Action>,
 }
 
@@ -130,7 +125,7 @@ pub(crate) enum Exchange {
 }
 
 impl Agent {
-    pub(crate) fn new(own: PeerId, peer: PeerId, tag: u64, secret: [u8; 32], rng: StdRng) -> Self {
+    pub(crate) fn new(own: PeerId, peer: PeerId, tag: u64, secret: [u8; 32]) -> Self {
         Self {
             own,
             peer,
@@ -146,7 +141,6 @@ impl Agent {
             relay_at: None,
             last_round: None,
             sent_at: None,
-            rng,
             actions: VecDeque::new(),
         }
     }
@@ -395,7 +389,9 @@ impl Agent {
         }
     }
 
-    pub(crate) fn handle_timeout(&mut self, now: Instant) {
+    /// Does what is due. Probes are numbered at random: a peer may name the address of somebody else as its own, and
+    /// must not be able to answer in its stead for those that it has not seen.
+    pub(crate) fn handle_timeout(&mut self, now: Instant, mut random: impl FnMut() -> u64) {
         if !self.awake {
             return;
         }
@@ -405,7 +401,7 @@ impl Agent {
                 pair.hurry(now, SUSPECT / 2);
             }
         }
-        self.probe_due(now);
+        self.probe_due(now, &mut random);
         if self.offer_at.is_some_and(|at| now >= at) {
             self.offer_at = Some(now + self.offer_gap());
             self.offers = self.offers.saturating_add(1);
@@ -415,7 +411,7 @@ impl Agent {
                 .filter(|pair| !pair.is_alive())
                 .for_each(|pair| pair.restart(now));
             self.actions.push_back(Action::Offer { answer: false });
-            self.probe_due(now);
+            self.probe_due(now, &mut random);
         }
         if self.relay_at.is_some_and(|at| now >= at) {
             self.relay_at = None;
@@ -463,7 +459,7 @@ impl Agent {
         }
     }
 
-    fn probe_due(&mut self, now: Instant) {
+    fn probe_due(&mut self, now: Instant, mut random: impl FnMut() -> u64) {
         let Some(remote) = &self.remote else { return };
         let slow = !matches!(self.selected, Some(Route::Direct(_)));
         let mut lost = false;
@@ -472,7 +468,7 @@ impl Agent {
             if pair.next.is_none_or(|next| next > now) {
                 continue;
             }
-            let transaction = self.rng.next_u64();
+            let transaction = random();
             let datagram = wire::probe(remote.tag, transaction, &remote.key);
             pair.probed(transaction, slow, now);
             if self.selected == Some(*route) {

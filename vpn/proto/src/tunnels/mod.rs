@@ -413,8 +413,7 @@ impl Tunnels {
             let tag = self.rng.next_u64();
             let mut secret = [0; 32];
             self.rng.fill_bytes(&mut secret);
-            let rng = StdRng::from_rng(&mut self.rng);
-            let agent = Agent::new(self.identity.peer, id, tag, secret, rng);
+            let agent = Agent::new(self.identity.peer, id, tag, secret);
             self.tags.insert(tag, id);
             self.peers.insert(Peer::new(id, agent, now), now);
         }

@@ -76,7 +76,8 @@ impl Tunnels {
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
         };
-        peer.agent.handle_timeout(at);
+        let rng = &mut self.rng;
+        peer.agent.handle_timeout(at, || rng.next_u64());
         let freed = peer.expire(at);
         if peer.silence_at.is_some_and(|silence| at >= silence) {
             peer.silence_at = None;

@@ -75,7 +75,7 @@ impl Member {
 
     /// The same at one of its starts, each of which has a tag of its own.
     fn start(n: u8, tag: u64, core: &mut Tunnels, now: Now) -> Self {
-        let mut agent = Agent::new(peer(n), peer(2), tag, [n; 32], StdRng::from_seed([n; 32]));
+        let mut agent = Agent::new(peer(n), peer(2), tag, [n; 32]);
         let own = Candidate {
             kind: CandidateKind::Host,
             addr: Self::addr(n),
@@ -314,12 +314,23 @@ fn a_session_is_renewed_before_its_counter_ends_and_seals_nothing_beyond() {
     }
 }
 
-/// What a core sends of one kind until then, while the member answers its probes.
-fn sent_until(core: &mut Tunnels, member: &Member, kind: u8, from: Now, end: Duration) -> Vec<Vec<u8>> {
-    let mut found = Vec::new();
-    while let Some(at) = core.poll_timeout().filter(|at| *at <= from.instant + end) {
+/// Lets a core have its timers until then, and looks at it after each. How many those were.
+fn run(core: &mut Tunnels, from: Now, time: Duration, mut look: impl FnMut(&mut Tunnels, Now)) -> usize {
+    let mut wakes = 0;
+    let end = from.instant + time;
+    while let Some(at) = core.poll_timeout().filter(|at| *at <= end) {
         let now = later(from, at.saturating_duration_since(from.instant));
         core.handle_timeout(now);
+        look(core, now);
+        wakes += 1;
+    }
+    wakes
+}
+
+/// What a core sends of one kind until then, while the member answers its probes.
+fn sent_until(core: &mut Tunnels, member: &Member, kind: u8, from: Now, time: Duration) -> Vec<Vec<u8>> {
+    let mut found = Vec::new();
+    run(core, from, time, |core, now| {
         let mut out = Transmits::new();
         core.poll_transmits(&mut out);
         for run in out.runs(1) {
@@ -332,7 +343,7 @@ fn sent_until(core: &mut Tunnels, member: &Member, kind: u8, from: Now, end: Dur
                 core.handle_datagram(Member::addr(member.n), &mut reply, now);
             }
         }
-    }
+    });
     found
 }
 
@@ -357,15 +368,9 @@ fn a_handshake_without_a_way_keeps_nobody_busy() {
     let member = Member::join(3, &mut core, now);
     initiated(&mut core, &member, now);
     // The peer is gone: neither its probes nor its init are answered any more.
-    let mut wakes = 0;
-    while let Some(at) = core
-        .poll_timeout()
-        .filter(|at| *at <= now.instant + Duration::from_secs(80))
-    {
-        core.handle_timeout(later(now, at.saturating_duration_since(now.instant)));
-        sent(&mut core, INIT);
-        wakes += 1;
-    }
+    let wakes = run(&mut core, now, Duration::from_secs(80), |core, _| {
+        sent(core, INIT);
+    });
     assert!(wakes < 500, "{wakes} in 80 s");
 }
 
@@ -382,11 +387,6 @@ fn sessions_of_a_relay_end_though_their_members_are_no_peers_of_it() {
     let asks = Signal::RelayRequest { id: 1, far: peer(9) };
     core.signal(peer(8), &asks.encode(), now).unwrap();
     assert_eq!(core.relayed_sessions(), 1);
-    while let Some(at) = core
-        .poll_timeout()
-        .filter(|at| *at <= now.instant + Duration::from_secs(35))
-    {
-        core.handle_timeout(later(now, at.saturating_duration_since(now.instant)));
-    }
+    run(&mut core, now, Duration::from_secs(35), |_, _| ());
     assert_eq!(core.relayed_sessions(), 0, "nobody has bound to it");
 }
