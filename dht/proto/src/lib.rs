@@ -64,6 +64,7 @@ mod leased;
 pub mod limits;
 mod members;
 pub mod model;
+mod near;
 mod proof;
 mod ready;
 mod record;

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use aerie_types::{Key, PeerId};
 
 use crate::limits::{MAX_CREDENTIALS, MAX_MEMBERS, REMEMBERED};
+use crate::near::Near;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Known {
@@ -43,6 +44,8 @@ pub(crate) struct Members {
     /// This node's own place.
     place: Key,
     known: BTreeMap<PeerId, Known>,
+    /// Those that are connected.
+    near: Near,
     credentials: BTreeMap<PeerId, Vec<u8>>,
 }
 
@@ -52,6 +55,7 @@ impl Members {
             me,
             place: me.position(),
             known: BTreeMap::new(),
+            near: Near::default(),
             credentials: BTreeMap::new(),
         }
     }
@@ -85,6 +89,9 @@ impl Members {
         }
         known.counts = true;
         known.until = known.until.max(until);
+        if known.connected {
+            self.near.set(known.position, peer, true);
+        }
         new
     }
 
@@ -108,6 +115,7 @@ impl Members {
             connected: false,
         });
         known.connected = true;
+        self.near.set(known.position, peer, known.counts);
     }
 
     /// Whether the member counts, so that this has to be remembered.
@@ -123,6 +131,7 @@ impl Members {
                 known.until = now + REMEMBERED;
             }
             known.connected = false;
+            self.near.remove(known.position);
         }
     }
 
@@ -130,6 +139,9 @@ impl Members {
         if let Some(known) = self.known.get_mut(&peer) {
             known.left = Some(now + REMEMBERED);
             known.counts = false;
+            if known.connected {
+                self.near.set(known.position, peer, false);
+            }
         }
     }
 
@@ -152,6 +164,12 @@ impl Members {
     /// Members that count, this node included.
     pub(crate) fn count(&self, now: Instant) -> usize {
         1 + self.counted(now).count()
+    }
+
+    /// Members that count, this node included, but no more than `limit`, which is found without asking all of a large
+    /// grid.
+    pub(crate) fn count_up_to(&self, limit: usize, now: Instant) -> usize {
+        (1 + self.counted(now).take(limit).count()).min(limit)
     }
 
     /// Members that have counted for as long as `settle`, this node included.
@@ -189,17 +207,7 @@ impl Members {
 
     /// The first `count` of the connected members and this node, closest to a position first.
     pub(crate) fn closest(&self, position: Key, count: usize) -> Vec<PeerId> {
-        let connected = self.known.iter().filter(|(_, known)| known.connected);
-        let mut all: Vec<_> = connected
-            .map(|(peer, known)| (far(known.position, position), *peer))
-            .chain([(far(self.place, position), self.me)])
-            .collect();
-        if (1..all.len()).contains(&count) {
-            all.select_nth_unstable(count - 1);
-            all.truncate(count);
-        }
-        all.sort_unstable();
-        all.into_iter().map(|(_, peer)| peer).collect()
+        self.near.closest(position, count, (self.place, self.me))
     }
 
     /// The witnesses of a key: those that are named, or else the closest ones of so many.
@@ -211,28 +219,25 @@ impl Members {
         }
     }
 
-    /// How many connected members that vote are closer to a position than this node is.
-    pub(crate) fn closer(&self, position: Key) -> usize {
-        let mine = far(self.place, position);
-        self.known
-            .values()
-            .filter(|known| known.connected && known.counts && far(known.position, position) < mine)
-            .count()
+    /// Whether fewer connected members that vote than `reach` are closer to a position than this node is.
+    pub(crate) fn is_among(&self, position: Key, reach: usize) -> bool {
+        let closer = self.near.closer(position, self.place);
+        closer.filter(|(_, votes)| *votes).take(reach).count() < reach
     }
 
-    /// How many connected members, this node included, are closer to a position than a peer is.
-    pub(crate) fn rank(&self, peer: PeerId, position: Key) -> usize {
-        let place = far(self.position(peer), position);
-        let connected = self.known.iter().filter(|(_, known)| known.connected);
-        let closer = connected
-            .filter(|(other, known)| **other != peer && far(known.position, position) < place)
-            .count();
-        let me = peer != self.me && far(self.place, position) < place;
-        closer + usize::from(me)
+    /// Whether fewer connected members than `reach`, this node included, are closer to a position than a peer is.
+    pub(crate) fn is_peer_among(&self, peer: PeerId, position: Key, reach: usize) -> bool {
+        let place = self.position(peer);
+        let me = self.place.distance(&position) < place.distance(&position);
+        let closer = self.near.closer(position, place).take(reach).count();
+        closer + usize::from(me) < reach
     }
 
     /// A member's place in the key space, without a hash where it is known.
     pub(crate) fn position(&self, peer: PeerId) -> Key {
+        if peer == self.me {
+            return self.place;
+        }
         self.known
             .get(&peer)
             .map_or_else(|| peer.position(), |known| known.position)
@@ -272,16 +277,6 @@ impl Members {
             .filter(move |(_, known)| known.counts && (known.connected || known.until > now))
             .map(|(peer, known)| (*peer, known))
     }
-}
-
-/// The distance of two positions as numbers, which compare faster than bytes.
-fn far(one: Key, other: Key) -> [u128; 2] {
-    let half = |place: usize| {
-        let mut bytes = [0; 16];
-        bytes.copy_from_slice(&one.distance(&other)[place..place + 16]);
-        u128::from_be_bytes(bytes)
-    };
-    [half(0), half(16)]
 }
 
 /// Members without repetition, closest to a position first.

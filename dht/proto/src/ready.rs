@@ -139,7 +139,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             self.readiness.standing = Standing::Ready;
             return;
         }
-        let alone = self.members.count(now.instant) == 1;
+        let alone = self.members.count_up_to(2, now.instant) == 1;
         let whole = self.readiness.founder || matches!(self.readiness.standing, Standing::Returning { .. });
         if alone && whole {
             self.become_ready(now);
@@ -192,10 +192,12 @@ impl<S: Store, K: Keys> Register<S, K> {
             return;
         }
         if self.is_ready() {
-            let small = self.members.count(now.instant) <= self.config.quorum.candidates;
-            let reach = self.config.quorum.near;
-            let nearest = || self.members.closest(self.me.position(), reach);
-            if small || nearest().contains(&peer) {
+            // One place of those nearest to this node's is its own.
+            let near = || {
+                let place = self.members.position(self.me);
+                self.members.is_peer_among(peer, place, self.config.quorum.near)
+            };
+            if self.is_small(now) || near() {
                 self.ask_state_of(peer, None, 1, now);
             }
             return;
@@ -228,7 +230,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             let named = self.named_peers().into_iter();
             return named.filter(|peer| *peer != self.me).collect();
         }
-        if self.members.count(now.instant) <= self.config.quorum.candidates {
+        if self.is_small(now) {
             let others: BTreeSet<PeerId> = self
                 .members
                 .others(now.instant)
@@ -296,26 +298,28 @@ impl<S: Store, K: Keys> Register<S, K> {
     /// Whom a member may not know yet: everybody in a small grid, those nearest to it in a large one, and the named
     /// witnesses before all.
     fn told(&self, to: PeerId, now: Now) -> Vec<Told> {
-        let position = to.position();
+        let position = self.members.position(to);
         let mut others: Vec<_> = self
             .members
             .others(now.instant)
             .filter(|(peer, _)| *peer != to)
+            .filter_map(|(peer, age)| Some((peer, age, self.members.credential(peer)?)))
+            .map(|(peer, age, credential)| {
+                let distance = self.members.position(peer).distance(&position);
+                ((!self.named.contains(peer), distance), age, credential)
+            })
             .collect();
-        others.sort_by_cached_key(|(peer, _)| {
-            (
-                !self.named.contains(*peer),
-                self.members.position(*peer).distance(&position),
-            )
-        });
+        if others.len() > MAX_TOLD {
+            others.select_nth_unstable_by_key(MAX_TOLD, |(order, ..)| *order);
+            others.truncate(MAX_TOLD);
+        }
+        others.sort_unstable_by_key(|(order, ..)| *order);
         others
             .into_iter()
-            .filter_map(|(peer, age)| {
-                let credential = self.members.credential(peer)?.clone();
-                let age_ms = millis(age);
-                Some(Told { credential, age_ms })
+            .map(|(_, age, credential)| Told {
+                credential: credential.clone(),
+                age_ms: millis(age),
             })
-            .take(MAX_TOLD)
             .collect()
     }
 
@@ -374,13 +378,13 @@ impl<S: Store, K: Keys> Register<S, K> {
         if strict && !self.named.contains(to) {
             return (Vec::new(), None);
         }
-        let whole = strict || self.members.count(now.instant) <= self.config.quorum.candidates;
+        let whole = strict || self.is_small(now);
         let mut summaries = Vec::new();
         for (key, record) in self.records.range((start, std::ops::Bound::Unbounded)) {
             let Some(standing) = record.holders().find(|standing| standing.until > now.instant) else {
                 continue;
             };
-            if !whole && self.members.rank(to, key.position()) >= self.config.quorum.near {
+            if !whole && !self.members.is_peer_among(to, key.position(), self.config.quorum.near) {
                 continue;
             }
             if summaries.len() == MAX_SUMMARIES {
@@ -470,12 +474,11 @@ impl<S: Store, K: Keys> Register<S, K> {
         if !self.is_witness() {
             return Vec::new();
         }
-        let members = self.members.count(now.instant);
-        let whole = self.named.is_on() || members <= self.config.quorum.candidates;
-        let needed = self.needed(members);
+        let whole = self.named.is_on() || self.is_small(now);
+        let needed = self.needed_now(now);
         let wanted = |summary: &&Summary| {
             if summary.receipts == 0
-                || !(whole || self.members.closer(summary.key.position()) < self.config.quorum.candidates)
+                || !(whole || self.members.is_among(summary.key.position(), self.config.quorum.candidates))
             {
                 return false;
             }

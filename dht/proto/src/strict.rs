@@ -242,9 +242,22 @@ impl<S: Store, K: Keys> Register<S, K> {
         self.config.quorum.receipts(members)
     }
 
+    /// The same with as many members as this node counts now.
+    pub(crate) fn needed_now(&self, now: Now) -> usize {
+        // More members than this do not need more receipts.
+        let enough = 2 * self.config.quorum.quorum;
+        self.needed(self.members.count_up_to(enough, now.instant))
+    }
+
+    /// Whether all members vote on everything: no more are counted than there are candidates for a vote.
+    pub(crate) fn is_small(&self, now: Now) -> bool {
+        let candidates = self.config.quorum.candidates;
+        self.members.count_up_to(candidates + 1, now.instant) <= candidates
+    }
+
     /// Whether the grid has grown so much that a certificate's receipts do not suffice any more.
     pub(crate) fn outgrown(&self, certificate: &Certificate, now: Now) -> bool {
-        certificate.receipts.len() < self.needed(self.members.count(now.instant))
+        certificate.receipts.len() < self.needed_now(now)
     }
 
     /// Whether this node votes at all.

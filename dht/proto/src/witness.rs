@@ -215,8 +215,8 @@ impl<S: Store, K: Keys> Register<S, K> {
             return Err(Box::new(Answer::Refused(Refusal::BadCredential)));
         }
         let rule = self.config.quorum;
-        let whole = self.named.is_on() || self.members.count(now.instant) <= rule.candidates;
-        if !whole && self.members.closer(terms.key.position()) >= rule.reach {
+        let whole = self.named.is_on() || self.is_small(now);
+        if !whole && !self.members.is_among(terms.key.position(), rule.reach) {
             self.stats.too_far += 1;
             return Err(Box::new(Answer::Refused(Refusal::TooFar)));
         }
