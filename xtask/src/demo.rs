@@ -9,13 +9,13 @@ use aerie_lab::campus::{self, Campus, Progress, SUBMITTER};
 use aerie_lab::grid::AERIE;
 use aerie_lab::pool::Done;
 use aerie_lab::state::{self, State};
-use aerie_lab::{Lab, enter_command, rootfs};
+use aerie_lab::{Lab, enter_command};
 use anyhow::{Context, Result, bail, ensure};
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::steps::seconds;
-use crate::test;
+use crate::{test, tools};
 
 /// By which name a demo's lab is found again.
 const LAB: &str = "demo";
@@ -113,7 +113,7 @@ fn show(keep: bool, release: bool) -> Result<()> {
     let mut times = Times(Vec::new());
     let aerie = times.take("build aerie", || test::build_aerie(release))?;
     times.take("root file system (Debian 13 with HTCondor)", || {
-        rootfs::prepare(&mut |step| println!("   {step}"))
+        tools::root_file_system(&mut |step| println!("   {step}"))
     })?;
     let lab = Lab::builder(LAB).keep(keep).bind(aerie, AERIE).start()?;
     let result = play(&lab, &mut times);

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use aerie_lab::cache;
+use aerie_lab::{cache, rootfs};
 use anyhow::{Result, ensure};
 
 use crate::steps::call;
@@ -28,6 +28,12 @@ const CARGO_TOOLS: [&str; 2] = ["cargo-nextest", "cargo-deny"];
 /// Installs the Debian packages that are absent. Without root it only says which.
 pub(crate) fn debian_packages() -> Result<()> {
     install_debian(&PACKAGES)
+}
+
+/// The nodes' root file system, and before it the programs by which it and a lab are made.
+pub(crate) fn root_file_system(progress: &mut dyn FnMut(&str)) -> Result<()> {
+    debian_packages()?;
+    rootfs::prepare(progress).map(drop)
 }
 
 /// As [`debian_packages`], for packages that only one command needs.

@@ -8,10 +8,10 @@ mod tunnel;
 
 use aerie_lab::campus::{Campus, Progress};
 use aerie_lab::grid::AERIE;
-use aerie_lab::{Lab, rootfs};
+use aerie_lab::Lab;
 use anyhow::{Result, ensure};
 
-use crate::test;
+use crate::{test, tools};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -62,7 +62,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 /// A campus with all of its nodes ready, given to `measure` and removed afterwards.
 fn on_campus<T>(common: Common, measure: impl FnOnce(&Campus<'_>) -> Result<T>) -> Result<T> {
     let aerie = test::build_aerie(!common.debug)?;
-    rootfs::prepare(&mut |step| eprintln!("   {step}"))?;
+    tools::root_file_system(&mut |step| eprintln!("   {step}"))?;
     let lab = Lab::builder("bench").bind(aerie, AERIE).start()?;
     let measured = assembled(&lab).and_then(|campus| measure(&campus));
     lab.destroy()?;

@@ -21,7 +21,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use aerie_lab::grid::AERIE;
-use aerie_lab::{Host, Lab, Place, rootfs};
+use aerie_lab::{Host, Lab, Place};
 use anyhow::{Context, Result, ensure};
 
 use self::contestants::{Contestant, Kind, Network, Stage};
@@ -100,7 +100,7 @@ fn measured(args: &Args) -> Result<Report> {
     let mut builder = Lab::builder("bench");
     if !aerie.is_empty() {
         builder = builder.bind(test::build_aerie(!args.common.debug)?, AERIE);
-        rootfs::prepare(&mut |step| eprintln!("   {step}"))?;
+        tools::root_file_system(&mut |step| eprintln!("   {step}"))?;
     }
     let machine = Machine::read()?;
     if machine.is_busy() {
