@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::diagnosis::{NetcheckReport, PathReport};
 use crate::status::{PeerReport, Report};
 
 /// The longest request, in bytes: the longest signed revocation list in hexadecimal, and what is around it.
@@ -23,6 +24,13 @@ pub(crate) enum Request {
         /// A node's name, its full name, its `C` name or its virtual address of either family.
         target: String,
     },
+    /// Everything about the way to a node, which is woken for it.
+    Path {
+        /// As of a ping.
+        target: String,
+    },
+    /// A new look at the network in front of this node.
+    Netcheck,
     /// Take a signed revocation list and spread it (hexadecimal).
     Revocations {
         /// The encoded list.
@@ -61,6 +69,10 @@ pub(crate) enum Reply {
         /// The path that the datagrams took.
         path: String,
     },
+    /// The way to a node.
+    Path(Box<PathReport>),
+    /// The network in front of this node.
+    Netcheck(Box<NetcheckReport>),
     /// Done; the text says what.
     Ok {
         /// What was done.

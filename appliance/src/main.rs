@@ -4,6 +4,8 @@ mod cli;
 mod client;
 mod control;
 mod daemon;
+mod diagnosis;
+mod doctor;
 mod error;
 mod paths;
 mod status;

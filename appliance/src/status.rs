@@ -113,6 +113,9 @@ pub(crate) struct PeerReport {
     pub(crate) mtu: Option<usize>,
     /// Why the path is not direct; empty if it is.
     pub(crate) why: String,
+    /// Whether packets have gone to it or come from it in the last minutes.
+    #[serde(default)]
+    pub(crate) active: bool,
     pub(crate) tx_bytes: u64,
     pub(crate) rx_bytes: u64,
 }

@@ -377,6 +377,13 @@ impl<T: Tun, U: Udp> Driver<T, U> {
             Command::Peers(answer) => {
                 let _ = answer.send(self.core.peers(moment));
             }
+            Command::Path(peer, answer) => {
+                let _ = answer.send(self.core.path(peer, moment));
+            }
+            Command::CheckNetwork(strangers) => self.core.check_network(strangers, moment),
+            Command::Network(answer) => {
+                let _ = answer.send(self.core.network(moment));
+            }
             Command::Status(answer) => {
                 let (nat, reflexive) = self.core.nat(moment);
                 let _ = answer.send(Status {
@@ -384,6 +391,7 @@ impl<T: Tun, U: Udp> Driver<T, U> {
                     addr: self.config.addr,
                     addr6: self.addr6.clone(),
                     port: self.port,
+                    mtu: self.config.mtu,
                     nat,
                     reflexive,
                     counters: self.core.counters(),

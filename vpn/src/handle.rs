@@ -5,7 +5,9 @@ use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use aerie_types::{PeerId, UnderlayAddr, VirtualAddr};
-use aerie_vpn_proto::{Counters, Mapping, PathKind, PeerStatus, RelayInfo, RemotePeer};
+use aerie_vpn_proto::{
+    Counters, Mapping, NetworkStatus, PathKind, PathStatus, PeerStatus, RelayInfo, RemotePeer,
+};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::io::Offloads;
@@ -54,6 +56,8 @@ pub struct Status {
     pub addr6: Result<Ipv6Addr, NoIpv6>,
     /// The data socket's port.
     pub port: u16,
+    /// The interface's MTU in bytes.
+    pub mtu: u16,
     /// What the NAT in front of this host does.
     pub nat: Mapping,
     /// How this host looks from outside.
@@ -74,6 +78,9 @@ pub(crate) enum Command {
     Revoke(PeerId),
     Readdress(VirtualAddr, oneshot::Sender<Result<(), Error>>),
     Peers(oneshot::Sender<Vec<PeerStatus>>),
+    Path(PeerId, oneshot::Sender<Option<PathStatus>>),
+    CheckNetwork(Vec<PeerId>),
+    Network(oneshot::Sender<NetworkStatus>),
     Status(oneshot::Sender<Status>),
     Ping(VirtualAddr, oneshot::Sender<Result<Pong, String>>),
     Shutdown(oneshot::Sender<()>),
@@ -131,6 +138,29 @@ impl Handle {
         let (answer, answered) = oneshot::channel();
         self.tell(Command::Peers(answer)).await;
         answered.await.unwrap_or_default()
+    }
+
+    /// Everything about the way to one peer; `None` if nothing has gone to it lately, or the driver has ended.
+    pub async fn path(&self, peer: PeerId) -> Option<PathStatus> {
+        let (answer, answered) = oneshot::channel();
+        self.tell(Command::Path(peer, answer)).await;
+        answered.await.ok().flatten()
+    }
+
+    /// Begins a new look at the network in front of this host: see [`Handle::network`]. `strangers`: members to which
+    /// nothing was sent for minutes, of whom some are asked to send something here.
+    pub async fn check_network(&self, strangers: Vec<PeerId>) {
+        self.tell(Command::CheckNetwork(strangers)).await;
+    }
+
+    /// How the network in front of this host looks, as far as it is known.
+    ///
+    /// # Errors
+    /// [`Error::Down`].
+    pub async fn network(&self) -> Result<NetworkStatus, Error> {
+        let (answer, answered) = oneshot::channel();
+        self.tell(Command::Network(answer)).await;
+        answered.await.map_err(|_| Error::Down)
     }
 
     /// The virtual network as a whole.

@@ -22,8 +22,8 @@ pub mod routes;
 mod traffic;
 
 pub use aerie_vpn_proto::{
-    Candidate, Counters, CredentialCheck, Identity, Mapping, PathKind, PeerStatus, RelayInfo, RelayLimits,
-    RemoteIdentity, RemotePeer, Suite, noise_public,
+    Candidate, Counters, CredentialCheck, Finding, Identity, Mapping, NetworkStatus, PairState, PathKind,
+    PathStatus, PeerStatus, Reason, RelayInfo, RelayLimits, RemoteIdentity, RemotePeer, Suite, noise_public,
 };
 pub use driver::{DEFAULT_MTU, DEFAULT_PORT, Vpn, VpnConfig};
 pub use error::{Error, NoIpv6, PingError};

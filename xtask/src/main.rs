@@ -1,7 +1,8 @@
-//! The project's own commands: `cargo xtask test`, `tidy`, `prepush`, `demo`, `bench`, `sim`.
+//! The project's own commands: `cargo xtask test`, `tidy`, `prepush`, `demo`, `bench`, `nats`, `sim`.
 
 mod bench;
 mod demo;
+mod nats;
 mod sim;
 mod steps;
 mod test;
@@ -31,6 +32,8 @@ enum Command {
     Demo(demo::Args),
     /// Measure what is promised, on real nodes in the lab.
     Bench(bench::Args),
+    /// Try every kind of NAT against every other, on real daemons.
+    Nats(nats::Args),
     /// Play courses of faults on simulated grids, thousands of seeds, and check what is promised.
     Sim(sim::Args),
     /// Check the structure: directions of dependencies, purity of the protocol crates, lengths of files.
@@ -53,6 +56,7 @@ fn run(command: Command) -> Result<()> {
         Command::Prepush => test::prepush(),
         Command::Demo(args) => demo::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Nats(args) => nats::run(&args),
         Command::Sim(args) => sim::run(&args),
         Command::Tidy => tidy::run(),
     }

@@ -67,7 +67,9 @@ fn apt(args: &[&str]) -> Command {
     command
         .args(["-qq", "-y"])
         .args(args)
-        .env("DEBIAN_FRONTEND", "noninteractive");
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        // Standard output is for results, which a script may read.
+        .stdout(std::io::stderr());
     command
 }
 

@@ -1,6 +1,7 @@
 //! The command line: one parser, from which completion and man pages are made too.
 
 mod config;
+mod diagnose;
 mod docs;
 mod grid;
 mod logging;
@@ -41,6 +42,12 @@ enum Command {
     Peers(QueryArgs),
     /// Send round trips to a node through the tunnel and show the path they take.
     Ping(PingArgs),
+    /// Tell which way packets take to a node, and why not a better one.
+    Path(PathArgs),
+    /// Look at the network in front of this node: NAT, firewall, IPv6, relays.
+    Netcheck(QueryArgs),
+    /// Check this machine and its daemon from the ground up, and say how to mend what is wrong.
+    Doctor(DoctorArgs),
     /// Give the address back, stop HTCondor and end the daemon.
     Leave(LeaveArgs),
     /// Create and administer a grid.
@@ -154,6 +161,32 @@ pub(crate) struct PingArgs {
     pub(crate) count: u32,
     #[command(flatten)]
     pub(crate) query: QueryArgs,
+}
+
+/// Options of `aerie path`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct PathArgs {
+    /// A node's name, its full name, its `C` name or its virtual address of either family.
+    pub(crate) target: String,
+    /// Show every way that was tried, and how it did.
+    #[arg(long)]
+    pub(crate) why: bool,
+    #[command(flatten)]
+    pub(crate) query: QueryArgs,
+}
+
+/// Options of `aerie doctor`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct DoctorArgs {
+    #[command(flatten)]
+    pub(crate) query: QueryArgs,
+    /// Folder of keys, credentials and leases.
+    #[arg(long, value_name = "DIR", default_value = paths::STATE_DIR)]
+    pub(crate) state: PathBuf,
+    /// Also write what was found, the paths that are not direct and the last of the log into a new zip archive, for
+    /// somebody who helps. It has no secrets in it.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) bundle: Option<PathBuf>,
 }
 
 /// Options of `aerie leave`.
@@ -366,6 +399,9 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         Command::Status(args) => query::status(&args),
         Command::Peers(args) => query::peers(&args),
         Command::Ping(args) => query::ping(&args),
+        Command::Path(args) => diagnose::path(&args),
+        Command::Netcheck(args) => diagnose::netcheck(&args),
+        Command::Doctor(args) => diagnose::doctor(&args),
         Command::Leave(args) => query::leave(&args),
         Command::Grid(command) => grid::run(command),
         Command::Portal(PortalCommand::Serve { dir, listen, sans }) => portal::serve(&dir.dir, listen, sans),

@@ -233,7 +233,7 @@ fn gone(run_dir: &Path, grid: Option<&str>) -> bool {
     false
 }
 
-fn unexpected(reply: Reply) -> Result<ExitCode> {
+pub(super) fn unexpected(reply: Reply) -> Result<ExitCode> {
     match reply {
         Reply::Error { message } => bail!("{message}"),
         _ => bail!("the daemon gave an answer of another kind; daemon and command may differ in version"),

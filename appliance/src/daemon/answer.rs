@@ -7,6 +7,7 @@ use std::time::Instant;
 use aerie_types::VirtualAddr;
 use aerie_vpn::PathKind;
 
+use super::diagnose;
 use super::enrol::now;
 use super::names::Target;
 use super::node::Node;
@@ -36,6 +37,17 @@ pub(crate) async fn answer(shared: &Shared, request: Request) -> Reply {
             peers: peers(node).await,
         },
         Request::Ping { target } => ping(node, &target).await,
+        Request::Path { target } => match find(node, &target).await {
+            Ok((name, addr)) => match diagnose::path(node, name, addr).await {
+                Ok(path) => Reply::Path(Box::new(path)),
+                Err(message) => Reply::Error { message },
+            },
+            Err(reply) => reply,
+        },
+        Request::Netcheck => match diagnose::netcheck(node).await {
+            Ok(network) => Reply::Netcheck(Box::new(network)),
+            Err(message) => Reply::Error { message },
+        },
         Request::Revocations { list } => match hex::decode(&list) {
             Ok(bytes) => match trust::apply(node, &bytes).await {
                 Ok(true) => Reply::Ok {
@@ -118,7 +130,7 @@ fn abstains(failure: &str, register: &Path) -> String {
     )
 }
 
-fn kind(path: &PathKind) -> &'static str {
+pub(super) fn kind(path: &PathKind) -> &'static str {
     match path {
         PathKind::None => "idle",
         PathKind::Lan(_) => "lan",
@@ -151,7 +163,9 @@ async fn peers(node: &Node) -> Vec<PeerReport> {
                     .map(|addr6| addr6.to_string()),
                 overlay: if member.is_relayed() { "relayed" } else { "direct" }.to_owned(),
                 path: tunnel.map_or("idle", |tunnel| kind(&tunnel.path)).to_owned(),
-                through: tunnel.map(|tunnel| tunnel.path.to_string()).unwrap_or_default(),
+                through: tunnel
+                    .map(|tunnel| node.path_text(&tunnel.path))
+                    .unwrap_or_default(),
                 cipher: tunnel
                     .and_then(|tunnel| tunnel.suite)
                     .map(|suite| suite.to_string())
@@ -159,6 +173,7 @@ async fn peers(node: &Node) -> Vec<PeerReport> {
                 rtt_ms: rtt.map(|rtt| rtt.as_secs_f64() * 1000.0),
                 mtu: tunnel.and_then(|tunnel| tunnel.mtu),
                 why: tunnel.and_then(|tunnel| tunnel.why.clone()).unwrap_or_default(),
+                active: tunnel.is_some_and(|tunnel| tunnel.active),
                 tx_bytes: tunnel.map_or(0, |tunnel| tunnel.tx_bytes),
                 rx_bytes: tunnel.map_or(0, |tunnel| tunnel.rx_bytes),
             }
@@ -168,7 +183,8 @@ async fn peers(node: &Node) -> Vec<PeerReport> {
     reports
 }
 
-async fn ping(node: &Node, target: &str) -> Reply {
+/// The node that a person means, and its address.
+async fn find(node: &Node, target: &str) -> Result<(String, VirtualAddr), Reply> {
     let found: Option<(String, VirtualAddr)> = match node.names.parse(target) {
         Some(Target::Addr(addr)) => {
             let name = node
@@ -180,10 +196,15 @@ async fn ping(node: &Node, target: &str) -> Reply {
         Some(Target::Name(name)) => node.addr_of(&name).await.map(|addr| (name.to_string(), addr)),
         None => None,
     };
-    let Some((name, addr)) = found else {
-        return Reply::Error {
-            message: format!("no member '{target}' is known; 'aerie peers' lists those that are connected"),
-        };
+    found.ok_or_else(|| Reply::Error {
+        message: format!("no member '{target}' is known; 'aerie peers' lists those that are connected"),
+    })
+}
+
+async fn ping(node: &Node, target: &str) -> Reply {
+    let (name, addr) = match find(node, target).await {
+        Ok(found) => found,
+        Err(reply) => return reply,
     };
     match node.ping(addr).await {
         Ok((rtt, path)) => Reply::Pong {

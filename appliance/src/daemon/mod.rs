@@ -13,6 +13,7 @@
 mod address;
 mod answer;
 mod carry;
+mod diagnose;
 mod enrol;
 mod host;
 mod join;

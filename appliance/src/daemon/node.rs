@@ -13,7 +13,7 @@ use aerie_dht::LeaseState;
 use aerie_identity::Credential;
 use aerie_overlay::Protocol;
 use aerie_types::{NodeName, PeerId, Role, UnderlayAddr, VirtualAddr, VirtualNet};
-use aerie_vpn::{NoIpv6, RelayInfo, RemotePeer};
+use aerie_vpn::{NoIpv6, PathKind, RelayInfo, RemotePeer};
 use tokio::sync::{Notify, watch};
 
 use super::names::{self, Names};
@@ -199,6 +199,35 @@ impl Node {
         true
     }
 
+    /// How many members with an open port are known to relay.
+    pub(crate) fn relay_count(&self) -> usize {
+        self.relays().len()
+    }
+
+    pub(crate) fn is_relay(&self, peer: PeerId) -> bool {
+        self.relays().contains_key(&peer)
+    }
+
+    /// The relay whose data socket is at this address.
+    pub(crate) fn relay_at(&self, addr: UnderlayAddr) -> Option<PeerId> {
+        let relays = self.relays();
+        relays.iter().find(|(_, at)| **at == addr).map(|(peer, _)| *peer)
+    }
+
+    /// A member's node name, or what is short of its id while it is not connected.
+    pub(crate) fn member_name(&self, peer: PeerId) -> String {
+        let credential = self.overlay.credential(peer);
+        credential.map_or_else(|| peer.short(), |credential| credential.node.to_string())
+    }
+
+    /// A path for a person: relays by their names.
+    pub(crate) fn path_text(&self, path: &PathKind) -> String {
+        match path {
+            PathKind::Relayed { via, addr } => format!("relayed via {} {addr}", self.member_name(*via)),
+            path => path.to_string(),
+        }
+    }
+
     pub(crate) async fn forget_relay(&self, peer: PeerId) {
         if self.relays().remove(&peer).is_some() {
             self.tell_relays().await;
@@ -282,7 +311,7 @@ impl Node {
             .vpn()
             .ok_or("this node's tunnel is not up yet; 'aerie status' says why")?;
         let pong = vpn.ping(addr).await.map_err(|error| error.to_string())?;
-        Ok((pong.rtt, pong.path.to_string()))
+        Ok((pong.rtt, self.path_text(&pong.path)))
     }
 
     /// Gives back what this node holds.

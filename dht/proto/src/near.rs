@@ -92,7 +92,9 @@ mod tests {
     /// Keys that often share long beginnings.
     fn key() -> impl Strategy<Value = Key> {
         (0_usize..=32, any::<[u8; 32]>()).prop_map(|(from, random)| {
-            Key(std::array::from_fn(|index| if index < from { 7 } else { random[index] }))
+            Key(std::array::from_fn(
+                |index| if index < from { 7 } else { random[index] },
+            ))
         })
     }
 

@@ -384,7 +384,11 @@ impl<S: Store, K: Keys> Register<S, K> {
             let Some(standing) = record.holders().find(|standing| standing.until > now.instant) else {
                 continue;
             };
-            if !whole && !self.members.is_peer_among(to, key.position(), self.config.quorum.near) {
+            if !whole
+                && !self
+                    .members
+                    .is_peer_among(to, key.position(), self.config.quorum.near)
+            {
                 continue;
             }
             if summaries.len() == MAX_SUMMARIES {
@@ -478,7 +482,10 @@ impl<S: Store, K: Keys> Register<S, K> {
         let needed = self.needed_now(now);
         let wanted = |summary: &&Summary| {
             if summary.receipts == 0
-                || !(whole || self.members.is_among(summary.key.position(), self.config.quorum.candidates))
+                || !(whole
+                    || self
+                        .members
+                        .is_among(summary.key.position(), self.config.quorum.candidates))
             {
                 return false;
             }

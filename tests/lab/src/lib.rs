@@ -20,7 +20,7 @@
 //! - [`node`], [`service`]: machines, disks and what runs on them
 //! - [`metadata`]: a cloud's metadata service
 //! - [`grid`]: a whole grid, built through the `aerie` command
-//! - [`campus`]: the grid of the demonstration
+//! - [`campus`]: the grid of the demonstration; [`matrix`]: every kind of NAT against every other
 //! - [`pool`]: HTCondor jobs as a person submits them
 //! - [`rootfs`], [`mirror`], [`cache`]: the nodes' root file system, built once
 //! - [`state`]: what is written down of each lab, and the removal of what a crash left
@@ -31,6 +31,7 @@ pub mod campus;
 mod cgroup;
 pub mod grid;
 mod lab;
+pub mod matrix;
 pub mod metadata;
 pub mod mirror;
 pub mod nat;

@@ -15,6 +15,8 @@ pub enum Nat {
     AddressRestricted,
     /// One mapping for all destinations; only a contacted address and port may send to it.
     PortRestricted,
+    /// As [`Nat::PortRestricted`], with mappings that end after twenty seconds without a packet.
+    Forgetful,
     /// Another mapping for each destination; only that one may send to it.
     Symmetric,
     /// TCP passes as with [`Nat::PortRestricted`]; UDP does not pass at all.
@@ -23,11 +25,12 @@ pub enum Nat {
 
 impl Nat {
     /// Every kind.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Open,
         Self::FullCone,
         Self::AddressRestricted,
         Self::PortRestricted,
+        Self::Forgetful,
         Self::Symmetric,
         Self::UdpBlocked,
     ];
@@ -36,6 +39,17 @@ impl Nat {
     #[must_use]
     pub fn translates(self) -> bool {
         self != Self::Open
+    }
+
+    /// Kernel parameters of the router, below `net/`, once its rules are loaded.
+    pub(crate) fn parameters(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Forgetful => &[
+                ("netfilter/nf_conntrack_udp_timeout", "20"),
+                ("netfilter/nf_conntrack_udp_timeout_stream", "20"),
+            ],
+            _ => &[],
+        }
     }
 
     /// The rules of a router whose interface to the outside is `wan`.
@@ -58,7 +72,7 @@ impl Nat {
                 "iifname wan meta l4proto udp dnat to ip saddr . udp dport map @used",
             ),
             Self::UdpBlocked => ("masquerade", "", "meta l4proto udp drop", ""),
-            Self::PortRestricted | Self::Open => ("masquerade", "", "", ""),
+            Self::PortRestricted | Self::Forgetful | Self::Open => ("masquerade", "", "", ""),
         };
         format!(
             "table ip nat {{

@@ -269,6 +269,7 @@ impl Router {
             "link set lan up".to_owned(),
         ])?;
         net.nft(&nat.rules())
+            .and_then(|()| net.sysctl(nat.parameters()))
             .with_context(|| format!("cannot make a router of kind {nat:?}"))?;
         let outside = behind.unwrap_or(&internet.segment);
         let lease = outside.lease()?;

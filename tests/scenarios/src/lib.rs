@@ -3,6 +3,7 @@
 //!
 //! - `tests/assembly.rs`: a grid comes together across NATs and runs jobs
 //! - `tests/nat.rs`: every pair of NATs connects
+//! - `tests/diagnosis.rs`: a node says which NAT it is behind, why a path is relayed and what is wrong
 //! - `tests/faults.rs`: daemons and managers die, the enrolment service is away
 //! - `tests/register.rs`: many join at once, daemons are killed, the grid is torn, a witness's disk is full
 //! - `tests/trust.rs`: credentials are revoked

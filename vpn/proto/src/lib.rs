@@ -24,7 +24,7 @@
 //!
 //! - `wire`: the datagrams; `handshake`, `session`, `replay`, `suite`: Noise and bulk sealing
 //! - `path`: which way to a peer, and how long a datagram may be on it; `relay`: tickets and frames
-//! - `reflexive`: how this host looks from outside
+//! - `reflexive`: how this host looks from outside; `netcheck`: the same in depth, when a person asks
 //! - `peer`: one peer's sessions and timers; `tunnels`: all of them together
 //! - `inner`: the packets inside and the ICMP errors about them; `fragments`: cutting them
 
@@ -33,6 +33,7 @@ mod fragments;
 mod handshake;
 mod inner;
 mod limits;
+mod netcheck;
 mod now;
 mod path;
 mod peer;
@@ -50,12 +51,13 @@ mod wire;
 
 pub use error::Error;
 pub use handshake::{Identity, noise_public};
+pub use netcheck::{Finding, NetworkStatus};
 pub use now::Now;
-pub use reflexive::Mapping;
+pub use reflexive::{Mapping, Observer};
 pub use relay::server::RelayLimits;
 pub use replay::WINDOW as REPLAY_WINDOW;
 pub use signal::{Candidate, CandidateKind, MAX_SIGNAL};
-pub use status::{Counters, PathKind, PeerStatus};
+pub use status::{Change, Counters, PairState, PairStatus, PathKind, PathStatus, PeerStatus, Reason};
 pub use suite::Suite;
 pub use transmits::{Run, Transmits};
 pub use tunnels::{Config, CredentialCheck, Event, RelayInfo, RemoteIdentity, RemotePeer, Tunnels};

@@ -20,12 +20,13 @@ use aerie_types::{NodeName, PeerId, VirtualAddr};
 
 use crate::handshake::{Context, Finished, Initiated};
 use crate::limits::{
-    FAST_TRIES, FIRST_RETRY, HANDSHAKES_BURST, HANDSHAKES_PER_PEER, KEEPALIVE, MAX_QUEUED, REJECT_AFTER,
-    REKEY_ATTEMPT, REKEY_JITTER, REKEY_TIMEOUT, SOURCE_LOOKUPS,
+    FAST_TRIES, FIRST_RETRY, HANDSHAKES_BURST, HANDSHAKES_PER_PEER, KEEPALIVE, MAX_CHANGES, MAX_QUEUED,
+    REJECT_AFTER, REKEY_ATTEMPT, REKEY_JITTER, REKEY_TIMEOUT, SOURCE_LOOKUPS,
 };
 use crate::path::{Agent, Mtu};
 use crate::rate::TokenBucket;
 use crate::session::Session;
+use crate::status::PathKind;
 
 /// A handshake that waits for its response.
 pub(crate) struct Attempt {
@@ -63,6 +64,8 @@ pub(crate) struct Peer {
     pub(crate) active: Instant,
     /// Since when there is no way to it, while one is wanted.
     pub(crate) pathless_since: Option<Instant>,
+    /// When its way was another one, and which, the newest last.
+    pub(crate) changes: VecDeque<(Instant, PathKind)>,
     pub(crate) handshaken: Option<Instant>,
     pub(crate) tx_bytes: u64,
     pub(crate) rx_bytes: u64,
@@ -101,6 +104,7 @@ impl Peer {
             silence_at: None,
             active: now,
             pathless_since: None,
+            changes: VecDeque::new(),
             handshaken: None,
             tx_bytes: 0,
             rx_bytes: 0,
@@ -144,6 +148,14 @@ impl Peer {
             self.queue.push_back(packet.to_vec());
         }
         room
+    }
+
+    /// Notes that the way is another one now.
+    pub(crate) fn changed(&mut self, path: PathKind, now: Instant) {
+        if self.changes.len() == MAX_CHANGES {
+            self.changes.pop_front();
+        }
+        self.changes.push_back((now, path));
     }
 
     /// Makes a finished session the current one. Returns the indices that are free now.

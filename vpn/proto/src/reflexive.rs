@@ -57,7 +57,36 @@ struct Server {
     next: Instant,
     tries: u32,
     transaction: Option<u64>,
+    /// When it was asked last.
+    asked: Instant,
     seen: Option<(UnderlayAddr, Instant)>,
+    rtt: Option<Duration>,
+}
+
+impl Server {
+    fn new(now: Instant) -> Self {
+        Self {
+            next: now,
+            tries: 0,
+            transaction: None,
+            asked: now,
+            seen: None,
+            rtt: None,
+        }
+    }
+}
+
+/// What a member that was asked said of this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Observer {
+    /// The member's data socket.
+    pub addr: UnderlayAddr,
+    /// This host's address and port as it saw them; `None` if it has not answered.
+    pub observed: Option<UnderlayAddr>,
+    /// Round trip of the last answer.
+    pub rtt: Option<Duration>,
+    /// Since the last answer.
+    pub age: Option<Duration>,
 }
 
 impl Reflexive {
@@ -66,12 +95,7 @@ impl Reflexive {
         let wanted: BTreeSet<_> = addrs.into_iter().take(MAX_SERVERS).collect();
         self.servers.retain(|addr, _| wanted.contains(addr));
         for addr in wanted {
-            self.servers.entry(addr).or_insert(Server {
-                next: now,
-                tries: 0,
-                transaction: None,
-                seen: None,
-            });
+            self.servers.entry(addr).or_insert(Server::new(now));
         }
     }
 
@@ -88,15 +112,57 @@ impl Reflexive {
         }
     }
 
+    /// Asks everybody anew, without forgetting what they said.
+    pub(crate) fn ask_again(&mut self, now: Instant) {
+        for server in self.servers.values_mut() {
+            server.tries = 0;
+            server.next = now;
+        }
+    }
+
+    /// What each said.
+    pub(crate) fn observers(&self, now: Instant) -> Vec<Observer> {
+        self.servers
+            .iter()
+            .map(|(addr, server)| Observer {
+                addr: *addr,
+                observed: server.seen.map(|(observed, _)| observed),
+                rtt: server.rtt,
+                age: server.seen.map(|(_, at)| now.saturating_duration_since(at)),
+            })
+            .collect()
+    }
+
+    /// An address at which this host was seen since then, IPv4 before IPv6.
+    pub(crate) fn seen_since(&self, then: Instant) -> Option<UnderlayAddr> {
+        let fresh = self.servers.values().filter_map(|server| server.seen);
+        let fresh = fresh.filter(|(_, at)| *at >= then).map(|(addr, _)| addr);
+        fresh.min_by_key(|addr| (addr.0.is_ipv6(), *addr))
+    }
+
+    /// How far a member is that was asked at this address, if it answered.
+    pub(crate) fn rtt(&self, addr: UnderlayAddr) -> Option<Duration> {
+        self.servers.get(&addr)?.rtt
+    }
+
+    /// Whether a member is asked at this address.
+    pub(crate) fn asks(&self, addr: UnderlayAddr) -> bool {
+        self.servers.contains_key(&addr)
+    }
+
+    /// Whether anybody has answered, of those asked; `None` while that may still change.
+    pub(crate) fn is_heard(&self) -> Option<bool> {
+        if self.servers.values().any(|server| server.seen.is_some()) {
+            return Some(true);
+        }
+        let asked = self.servers.values().all(|server| server.tries > TRIES);
+        (asked && !self.servers.is_empty()).then_some(false)
+    }
+
     /// The network has changed: nothing seen before is true any more.
     pub(crate) fn reset(&mut self, now: Instant) {
         for server in self.servers.values_mut() {
-            *server = Server {
-                next: now,
-                tries: 0,
-                transaction: None,
-                seen: None,
-            };
+            *server = Server::new(now);
         }
     }
 
@@ -118,6 +184,7 @@ impl Reflexive {
             server.next = now + if server.tries > TRIES { REFRESH } else { RETRY };
             let transaction = random();
             server.transaction = Some(transaction);
+            server.asked = now;
             out.push((*addr, wire::reflexive_query(transaction)));
         }
         out
@@ -142,6 +209,7 @@ impl Reflexive {
         server.next = now + REFRESH;
         let changed = server.seen.is_none_or(|(before, _)| before != observed);
         server.seen = Some((observed, now));
+        server.rtt = Some(now.saturating_duration_since(server.asked));
         changed
     }
 

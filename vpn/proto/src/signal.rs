@@ -91,6 +91,11 @@ pub(crate) enum Signal {
     Bye {
         tag: u64,
     },
+    /// Send one datagram to `addr`, which the sender takes for its own outside: to see whether it admits strangers.
+    Knock {
+        addr: UnderlayAddr,
+        transaction: u64,
+    },
 }
 
 impl Signal {

@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use aerie_types::{NodeName, PeerId, UnderlayAddr, VirtualAddr};
 
+use crate::reflexive::Mapping;
+use crate::signal::{Candidate, CandidateKind};
+
 /// How packets get to a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PathKind {
@@ -62,6 +65,139 @@ pub struct PeerStatus {
     pub why: Option<String>,
     /// Whether packets have gone to it or come from it in the last minutes.
     pub active: bool,
+}
+
+/// How a candidate pair has done so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PairState {
+    /// It is being probed, and has not answered yet.
+    Probing {
+        /// Probes sent.
+        probes: u32,
+    },
+    /// It answers.
+    Alive,
+    /// It has never answered.
+    NoAnswer {
+        /// Probes sent.
+        probes: u32,
+    },
+    /// It answered before, then no more.
+    Lost,
+}
+
+/// One way to a peer: this node's data socket and an address of the peer's, or a relay's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PairStatus {
+    /// How the address became known.
+    pub kind: CandidateKind,
+    /// To where datagrams go: the peer, or the relay.
+    pub addr: UnderlayAddr,
+    /// The relay.
+    pub via: Option<PeerId>,
+    /// How it has done.
+    pub state: PairState,
+    /// Whether it is the way in use.
+    pub selected: bool,
+    /// Round trip, smoothed.
+    pub rtt: Option<Duration>,
+    /// Since its last answer.
+    pub answered: Option<Duration>,
+}
+
+/// Why the way to a peer is what it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// The peer's own address on the same network answers.
+    SameNetwork,
+    /// The peer's own address answers, as nothing translates it.
+    Public,
+    /// The outside of the peer's NAT answers.
+    Punched,
+    /// The peer is heard, and answers, at an address that it did not know of.
+    Unannounced,
+    /// Nothing has asked for a way for a while.
+    Asleep,
+    /// The peer has not answered over the overlay.
+    NoExchange {
+        /// Offers sent since there was a way last.
+        offers: u32,
+    },
+    /// Direct ways are still being tried.
+    Trying,
+    /// The peer announced no address that can be tried.
+    NoCandidates,
+    /// Both NATs give every destination another port.
+    BothSymmetric,
+    /// This node's NAT gives every destination another port, and the peer's admits only those that it knows.
+    OwnSymmetric,
+    /// The same with the sides exchanged.
+    PeerSymmetric,
+    /// This host gets no answer over UDP from anybody who was asked.
+    UdpSilent,
+    /// No address of the peer's answers, for a reason that cannot be seen from here.
+    NoAnswer,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::SameNetwork => "its own address on this network answers",
+            Self::Public => "its own address answers; nothing translates it",
+            Self::Punched => "the outside of its NAT answers",
+            Self::Unannounced => "it answers at an address that it did not know of, the outside of its NAT",
+            Self::Asleep => "no packet has asked for a way for a while",
+            Self::NoExchange { offers: 0 } => "it has not been asked for its addresses yet",
+            Self::NoExchange { .. } => "it does not answer over the overlay, so its addresses are not known",
+            Self::Trying => "direct ways are still being tried",
+            Self::NoCandidates => "it announced no address that can be tried",
+            Self::BothSymmetric => {
+                "both NATs give every destination another port (symmetric), so that neither knows the other's"
+            }
+            Self::OwnSymmetric => {
+                "our NAT gives every destination another port (symmetric), and the peer's side admits only ports \
+                 that it knows"
+            }
+            Self::PeerSymmetric => {
+                "its NAT gives every destination another port (symmetric), and our side admits only ports that it \
+                 knows"
+            }
+            Self::UdpSilent => "no member answers this node over UDP, which something seems to block",
+            Self::NoAnswer => "none of its addresses answers; a firewall drops UDP at one of the two sides",
+        })
+    }
+}
+
+/// A change of the way to a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Change {
+    /// How long ago.
+    pub ago: Duration,
+    /// The way from then on.
+    pub path: PathKind,
+}
+
+/// Everything about the way to one peer.
+#[derive(Debug, Clone)]
+pub struct PathStatus {
+    /// The peer.
+    pub peer: PeerStatus,
+    /// Why its way is what it is.
+    pub reason: Reason,
+    /// Since when the way is in use.
+    pub since: Option<Duration>,
+    /// Every way that is known, the one in use first.
+    pub pairs: Vec<PairStatus>,
+    /// What this node announces.
+    pub candidates: Vec<Candidate>,
+    /// What the NAT in front of this host does.
+    pub mapping: Mapping,
+    /// Whether the peer's NAT gives every destination another port; `None` until it has answered.
+    pub peer_symmetric: Option<bool>,
+    /// Until addresses are exchanged again.
+    pub next_offer: Option<Duration>,
+    /// The last changes, the newest last.
+    pub changes: Vec<Change>,
 }
 
 macro_rules! counters {

@@ -6,6 +6,7 @@ mod common;
 
 use std::time::Duration;
 
+use aerie_types::UnderlayAddr;
 use aerie_vpn_proto::{Mapping, PathKind};
 use common::{NatKind, World};
 
@@ -266,4 +267,39 @@ fn the_number_of_a_probe_says_nothing_of_the_next() {
     assert!(numbers.len() > 10, "{}", numbers.len());
     let nearest = numbers.windows(2).map(|pair| pair[1] - pair[0]).min().unwrap();
     assert!(nearest > 1 << 32, "two are only {nearest} apart");
+}
+
+#[test]
+fn a_peer_that_cannot_be_reached_is_probed_with_less_than_a_kilobyte_a_second() {
+    let mut world = World::new(5);
+    let relay = world.relay();
+    let (a, b) = (world.public(), world.public());
+    // As many addresses as a member may announce, of which none will answer.
+    let hosts = (0..12).map(|n| UnderlayAddr(([203, 0, 113, n], 4242).into()));
+    let now = world.moment();
+    world.nodes[b].core.set_hosts(hosts.collect(), now);
+    world.announce_relays(&[relay]);
+    // Nothing of the two comes through any more, but for signals.
+    let own = world.nodes[a].host;
+    world.drop_if = Some(Box::new(move |seen| seen.from == own || seen.to == own));
+    world.wire.clear();
+    let began = world.now;
+    for _ in 0..60 {
+        world.send(a, b, b"anybody there?");
+        world.run(Duration::from_secs(1));
+    }
+    // An IPv4 and a UDP header each.
+    let bytes = |from: Duration, to: Duration| -> usize {
+        let seen = world.wire.iter().filter(|seen| seen.from == own);
+        let within = seen.filter(|seen| (began + from..began + to).contains(&seen.at));
+        within.map(|seen| seen.bytes.len() + 28).sum()
+    };
+    let minute = bytes(Duration::ZERO, Duration::from_secs(60));
+    assert!(minute > 10_000, "it was tried: {minute}");
+    assert!(minute < 60 * 1024, "{minute} bytes in a minute");
+    for second in 0..60 {
+        let second = Duration::from_secs(second);
+        let bytes = bytes(second, second + Duration::from_secs(1));
+        assert!(bytes < 6 * 1024, "{bytes} bytes in second {second:?}");
+    }
 }

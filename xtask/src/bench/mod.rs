@@ -6,9 +6,9 @@ mod leases;
 mod pool;
 mod tunnel;
 
+use aerie_lab::Lab;
 use aerie_lab::campus::{Campus, Progress};
 use aerie_lab::grid::AERIE;
-use aerie_lab::Lab;
 use anyhow::{Result, ensure};
 
 use crate::{test, tools};

@@ -17,7 +17,7 @@ pub(super) fn class(route: Route, pair: Option<&Pair>) -> u8 {
     }
 }
 
-fn is_private(ip: IpAddr) -> bool {
+pub(super) fn is_private(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(v4) => {
             let [a, b, ..] = v4.octets();

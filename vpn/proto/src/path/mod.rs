@@ -35,6 +35,7 @@
 mod candidates;
 mod class;
 mod explain;
+mod failover;
 mod key;
 mod mtu;
 mod pair;
@@ -46,15 +47,23 @@ use aerie_types::{PeerId, UnderlayAddr};
 use aws_lc_rs::hmac;
 use zeroize::Zeroizing;
 
+use crate::rate::TokenBucket;
 use crate::signal::{Candidate, CandidateKind, Offer};
 use crate::wire;
 
 use class::class;
+pub(crate) use explain::Seen;
 pub(crate) use mtu::{Mtu, Way};
 use pair::{Failure, KEEPALIVE_OTHERS, KEEPALIVE_SELECTED, Pair, State};
 
 /// Ways to one peer that are tried: its announced candidates, some unannounced, a relay or two.
 const MAX_PAIRS: usize = 16;
+/// Probes sent to one peer a second: under a kilobyte with their headers. Of those that follow an exchange of
+/// addresses, which have to be fast, so many go beyond that.
+const PROBES_PER_SECOND: u64 = 10;
+const PROBES_BURST: u64 = 64;
+/// When a probe is tried again for which there was no room.
+const POSTPONED: Duration = Duration::from_millis(100);
 /// Packets out and nothing in for this long: the way is suspected.
 const SUSPECT: Duration = Duration::from_millis(1500);
 /// Two bursts asked for by offers are at least so far apart.
@@ -81,10 +90,23 @@ pub(crate) enum Route {
 /// What the agent wants done.
 #[derive(Debug)]
 pub(crate) enum Action {
-    Probe { route: Route, datagram: Vec<u8> },
-    Offer { answer: bool },
+    Probe {
+        route: Route,
+        datagram: Vec<u8>,
+    },
+    Offer {
+        answer: bool,
+    },
     NeedRelay,
-    Selected { to: Option<Route> },
+    /// A second relay beside the one in use, in case that dies.
+    NeedSpare,
+    /// A relay's way has stopped to answer: is the relay still there?
+    RelayLost {
+        session: u64,
+    },
+    Selected {
+        to: Option<Route>,
+    },
 }
 
 struct Remote {
@@ -110,6 +132,14 @@ pub(crate) struct Agent {
     last_round: Option<Instant>,
     /// Since when packets go out with nothing coming back.
     sent_at: Option<Instant>,
+    /// When something came in last over the way in use.
+    heard_at: Option<Instant>,
+    /// Since when the way in use is suspected, while another can stand in for it.
+    suspected_at: Option<Instant>,
+    /// When a second relay is looked for.
+    spare_at: Option<Instant>,
+    /// Of probes, so that a peer that cannot be reached, or says that it has many addresses, costs little.
+    budget: TokenBucket,
     actions: VecDeque<Action>,
 }
 
@@ -125,7 +155,7 @@ pub(crate) enum Exchange {
 }
 
 impl Agent {
-    pub(crate) fn new(own: PeerId, peer: PeerId, tag: u64, secret: [u8; 32]) -> Self {
+    pub(crate) fn new(own: PeerId, peer: PeerId, tag: u64, secret: [u8; 32], now: Instant) -> Self {
         Self {
             own,
             peer,
@@ -141,6 +171,10 @@ impl Agent {
             relay_at: None,
             last_round: None,
             sent_at: None,
+            heard_at: None,
+            suspected_at: None,
+            spare_at: None,
+            budget: TokenBucket::new(PROBES_PER_SECOND, PROBES_BURST, now),
             actions: VecDeque::new(),
         }
     }
@@ -215,6 +249,8 @@ impl Agent {
         self.offer_at = None;
         self.relay_at = None;
         self.sent_at = None;
+        self.suspected_at = None;
+        self.spare_at = None;
         for pair in self.pairs.values_mut() {
             pair.next = None;
         }
@@ -314,6 +350,9 @@ impl Agent {
     pub(crate) fn remove_relay(&mut self, session: u64, now: Instant) {
         self.pairs.remove(&Route::Relayed(session));
         self.reselect(now);
+        if self.awake && matches!(self.selected, Some(Route::Relayed(_))) {
+            self.spare_at = Some(self.spare_after(now));
+        }
     }
 
     /// Answers a probe whose MAC is right.
@@ -349,6 +388,7 @@ impl Agent {
         }
         if self.selected == Some(route) {
             self.sent_at = None;
+            self.suspected_at = None;
         }
         self.reselect(now);
         let selected = self.selected == Some(route);
@@ -369,13 +409,18 @@ impl Agent {
             return None;
         }
         self.sent_at = Some(now);
-        Some(now + SUSPECT)
+        Some(now + self.suspect_after())
     }
 
     /// A packet of the session came in.
     pub(crate) fn heard(&mut self, route: Route, now: Instant) {
         if self.selected == Some(route) {
             self.sent_at = None;
+            self.suspected_at = None;
+            self.heard_at = Some(now);
+            return;
+        }
+        if self.follow(route, now) {
             return;
         }
         self.learn(route, now);
@@ -395,11 +440,16 @@ impl Agent {
         if !self.awake {
             return;
         }
-        if self.sent_at.is_some_and(|sent| now >= sent + SUSPECT) {
+        if self
+            .sent_at
+            .is_some_and(|sent| now >= sent + self.suspect_after())
+        {
             self.sent_at = None;
-            if let Some(pair) = self.selected.and_then(|selected| self.pairs.get_mut(&selected)) {
-                pair.hurry(now, SUSPECT / 2);
-            }
+            self.suspect(now);
+        }
+        self.judge(now);
+        if self.wants_spare(now) {
+            self.actions.push_back(Action::NeedSpare);
         }
         self.probe_due(now, &mut random);
         if self.offer_at.is_some_and(|at| now >= at) {
@@ -432,7 +482,9 @@ impl Agent {
             probes,
             self.offer_at,
             self.relay_at,
-            self.sent_at.map(|sent| sent + SUSPECT),
+            self.sent_at.map(|sent| sent + self.suspect_after()),
+            self.verdict_at(),
+            self.spare_at,
         ]
         .into_iter()
         .flatten()
@@ -468,9 +520,16 @@ impl Agent {
             if pair.next.is_none_or(|next| next > now) {
                 continue;
             }
+            if !self.budget.take(1, now) && self.selected != Some(*route) {
+                pair.next = Some(now + POSTPONED);
+                continue;
+            }
             let transaction = random();
             let datagram = wire::probe(remote.tag, transaction, &remote.key);
             pair.probed(transaction, slow, now);
+            if let (Route::Relayed(session), State::Failed(Failure::Lost)) = (route, pair.state) {
+                self.actions.push_back(Action::RelayLost { session: *session });
+            }
             if self.selected == Some(*route) {
                 doubt |= pair.tries >= 2;
                 lost |= matches!(pair.state, State::Failed(Failure::Lost))
@@ -544,6 +603,10 @@ impl Agent {
         self.selected = to;
         self.selected_since = to.map(|_| now);
         self.sent_at = None;
+        self.heard_at = None;
+        self.suspected_at = None;
+        let relayed = matches!(to, Some(Route::Relayed(_)));
+        self.spare_at = (relayed && self.awake).then(|| self.spare_after(now));
         if to.is_some() {
             self.offers = 0;
             self.offer_at = self.awake.then(|| now + self.offer_gap());

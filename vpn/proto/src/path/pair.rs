@@ -14,8 +14,8 @@ const BURST_GAPS_MS: [u64; BURST as usize] = [80, 160, 320, 640, 1000, 1200, 150
 pub(super) const RETRY: Duration = Duration::from_millis(500);
 /// So many unanswered probes end a way that was alive: two and a half seconds.
 pub(super) const LOST_AFTER: u32 = 5;
-/// Probes of the chosen way: keep the NAT's mapping (30 s at worst), measure, and notice its death.
-pub(super) const KEEPALIVE_SELECTED: Duration = Duration::from_secs(20);
+/// Probes of the chosen way: keep the NAT's mapping (20 s at worst), measure, and notice its death.
+pub(super) const KEEPALIVE_SELECTED: Duration = Duration::from_secs(15);
 /// Probes of other ways that are alive.
 pub(super) const KEEPALIVE_OTHERS: Duration = Duration::from_secs(60);
 /// Probes of failed ways while nothing better than a relay is found: within a NAT's 30 s, so that those of both
@@ -61,11 +61,13 @@ pub(super) struct Pair {
     /// Probes since the last answer or restart.
     pub(super) tries: u32,
     /// Probes ever sent without any answer.
-    unanswered: u32,
+    pub(super) unanswered: u32,
     pub(super) next: Option<Instant>,
     pub(super) last_probe: Option<Instant>,
     inflight: VecDeque<(u64, Instant)>,
     pub(super) rtt: Option<Duration>,
+    /// When it answered last.
+    pub(super) answered_at: Option<Instant>,
 }
 
 impl Pair {
@@ -79,6 +81,7 @@ impl Pair {
             last_probe: None,
             inflight: VecDeque::new(),
             rtt: None,
+            answered_at: None,
         }
     }
 
@@ -143,6 +146,7 @@ impl Pair {
         let sample = now.saturating_duration_since(sent);
         self.rtt = Some(self.rtt.map_or(sample, |rtt| (rtt * 7 + sample) / 8));
         self.state = State::Alive;
+        self.answered_at = Some(now);
         self.tries = 0;
         self.unanswered = 0;
         true

@@ -9,7 +9,7 @@ use super::ticket_key;
 use crate::wire::{self, Mac};
 
 /// Binds again after this long: keeps the NAT's mapping and the relay's session.
-const REBIND: Duration = Duration::from_secs(20);
+const REBIND: Duration = Duration::from_secs(15);
 /// Gaps between binds that are not answered.
 const RETRY_MS: [u64; 6] = [250, 500, 1000, 1000, 1000, 1000];
 /// Binds again after this long while the other end is missing.
@@ -67,6 +67,13 @@ impl Link {
         Some(wire::relay_bind(self.session, self.end, self.sequence, &self.key))
     }
 
+    /// Asks the relay now whether it is there, unless it is being asked.
+    pub(crate) fn hurry(&mut self, now: Instant) {
+        if self.unanswered == 0 {
+            self.next = now;
+        }
+    }
+
     /// The relay's answer. `true` when both ends are bound now and were not before.
     pub(crate) fn handle_bound(
         &mut self,
@@ -87,6 +94,11 @@ impl Link {
         let opened = far_bound && !self.far_bound;
         self.far_bound = far_bound;
         opened
+    }
+
+    /// Whether the relay was asked in vain more than once.
+    pub(crate) fn is_in_doubt(&self) -> bool {
+        self.unanswered > 1
     }
 
     /// Whether the relay has stopped to answer, or the far end never came.

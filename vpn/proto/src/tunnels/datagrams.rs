@@ -81,6 +81,9 @@ impl Tunnels {
                 transaction,
                 observed,
             } => {
+                if let Some(check) = &mut self.network_check {
+                    check.answered(transaction, self.reflexive.asks(origin.from));
+                }
                 if self.reflexive.answered(origin.from, transaction, observed, at) {
                     self.peers.change(at, |peer| {
                         peer.agent.local_changed(at);

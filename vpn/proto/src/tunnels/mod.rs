@@ -3,6 +3,7 @@
 mod datagrams;
 mod handshakes;
 mod lengths;
+mod network;
 mod packets;
 mod peers;
 mod relays;
@@ -22,7 +23,10 @@ use rand::rngs::StdRng;
 use rand::{CryptoRng, Rng, SeedableRng};
 
 use crate::handshake::Identity;
-use crate::limits::{ICMP_PER_SECOND, MAX_EVENTS, MAX_PEERS, QUERIES_PER_SOURCE, QUERIES_TOTAL};
+use crate::limits::{
+    ICMP_PER_SECOND, KNOCKS_PER_SECOND, MAX_EVENTS, MAX_PEERS, QUERIES_PER_SOURCE, QUERIES_TOTAL,
+};
+use crate::netcheck::Check;
 use crate::path::{Agent, Route};
 use crate::peer::Peer;
 use crate::rate::{SourceLimiter, TokenBucket};
@@ -154,6 +158,9 @@ pub struct Tunnels {
     links: BTreeMap<u64, Link>,
     relay: Option<RelayServer>,
     reflexive: Reflexive,
+    /// The last look at the network that was asked for.
+    network_check: Option<Check>,
+    knock_rate: TokenBucket,
     query_rate: SourceLimiter,
     icmp_rate: TokenBucket,
     /// Of what tells hosts to send shorter packets, which must not be drowned by a scan of empty addresses.
@@ -222,6 +229,8 @@ impl Tunnels {
             relays_avoided: BTreeMap::new(),
             links: BTreeMap::new(),
             reflexive: Reflexive::default(),
+            network_check: None,
+            knock_rate: TokenBucket::new(KNOCKS_PER_SECOND.into(), KNOCKS_PER_SECOND.into(), at),
             query_rate: SourceLimiter::new(QUERIES_PER_SOURCE, QUERIES_TOTAL, at),
             icmp_rate: TokenBucket::new(ICMP_PER_SECOND.into(), ICMP_PER_SECOND.into(), at),
             too_long_rate: TokenBucket::new(ICMP_PER_SECOND.into(), ICMP_PER_SECOND.into(), at),
@@ -340,25 +349,25 @@ impl Tunnels {
     #[must_use]
     pub fn peers(&self, now: Now) -> Vec<PeerStatus> {
         let symmetric = self.mapping(now.instant) == Mapping::Dependent;
-        self.peers
-            .values()
-            .map(|peer| PeerStatus {
-                peer: peer.id,
-                name: peer.name.clone(),
-                addrs: peer.addrs.clone(),
-                path: self.path_of(peer),
-                rtt: peer.agent.rtt(),
-                mtu: peer.mtu.proved(),
-                handshake_age: peer
-                    .handshaken
-                    .map(|at| now.instant.saturating_duration_since(at)),
-                suite: peer.current.as_ref().map(crate::session::Session::suite),
-                tx_bytes: peer.tx_bytes,
-                rx_bytes: peer.rx_bytes,
-                why: peer.refusal.clone().or_else(|| peer.agent.why(symmetric)),
-                active: peer.agent.is_awake(),
-            })
-            .collect()
+        let status = |peer| self.status_of(peer, symmetric, now.instant);
+        self.peers.values().map(status).collect()
+    }
+
+    fn status_of(&self, peer: &Peer, symmetric: bool, now: Instant) -> PeerStatus {
+        PeerStatus {
+            peer: peer.id,
+            name: peer.name.clone(),
+            addrs: peer.addrs.clone(),
+            path: self.path_of(peer),
+            rtt: peer.agent.rtt(),
+            mtu: peer.mtu.proved(),
+            handshake_age: peer.handshaken.map(|at| now.saturating_duration_since(at)),
+            suite: peer.current.as_ref().map(crate::session::Session::suite),
+            tx_bytes: peer.tx_bytes,
+            rx_bytes: peer.rx_bytes,
+            why: peer.refusal.clone().or_else(|| peer.agent.why(symmetric)),
+            active: peer.agent.is_awake(),
+        }
     }
 
     /// The counters.
@@ -413,7 +422,7 @@ impl Tunnels {
             let tag = self.rng.next_u64();
             let mut secret = [0; 32];
             self.rng.fill_bytes(&mut secret);
-            let agent = Agent::new(self.identity.peer, id, tag, secret);
+            let agent = Agent::new(self.identity.peer, id, tag, secret, now);
             self.tags.insert(tag, id);
             self.peers.insert(Peer::new(id, agent, now), now);
         }

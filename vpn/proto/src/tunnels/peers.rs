@@ -132,7 +132,7 @@ mod tests {
     fn peers(now: Instant) -> Peers {
         let mut peers = Peers::default();
         for n in 1..=3 {
-            let agent = Agent::new(id(0), id(n), n.into(), [n; 32]);
+            let agent = Agent::new(id(0), id(n), n.into(), [n; 32], now);
             peers.insert(Peer::new(id(n), agent, now), now);
         }
         assert_eq!(peers.take_due(now).len(), 3, "each is looked at once");

@@ -19,13 +19,27 @@ const AVOID: Duration = Duration::from_secs(30);
 const MAX_LINKS_PER_PEER: usize = 3;
 /// Relayed sessions that this node takes part in.
 const MAX_LINKS: usize = 512;
+/// Relays are as near as the nearest within half of its round trip and so much.
+const NEAR: Duration = Duration::from_millis(5);
+/// What is assumed of one that has not answered yet.
+const FAR: Duration = Duration::from_millis(500);
 /// Relays known.
 const MAX_RELAYS: usize = 64;
+
+/// What a relay is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Want {
+    /// To have a way at all.
+    Any,
+    /// To have another one when the first dies.
+    Spare,
+}
 
 /// A ticket that was asked for.
 pub(super) struct Asked {
     relay: RelayInfo,
     far: PeerId,
+    want: Want,
     at: Instant,
 }
 
@@ -44,27 +58,54 @@ impl Tunnels {
         self.wake_at(now.instant);
     }
 
-    /// Asks one relay for a ticket, unless one was asked or a way exists.
-    pub(super) fn request_relay(&mut self, far: PeerId, now: Instant) {
+    /// Asks one relay for a ticket, unless one was asked, or there are relays enough.
+    pub(super) fn request_relay(&mut self, far: PeerId, want: Want, now: Instant) {
         let pending = self.relay_requests.values().any(|asked| asked.far == far);
-        if pending || self.links_of(far) > 0 || self.links.len() >= MAX_LINKS {
+        // A way that is being bound is waited for; one that has died is not.
+        let enough = match want {
+            Want::Any => self
+                .links
+                .values()
+                .any(|link| link.far == far && !link.is_in_doubt()),
+            Want::Spare => self.links_of(far) >= 2,
+        };
+        let room = self.links.len() < MAX_LINKS && self.links_of(far) < MAX_LINKS_PER_PEER;
+        if pending || enough || !room {
             return;
         }
+        let Some(relay) = self.choose_relay(far, now) else {
+            return;
+        };
+        let id = self.rng.next_u64();
+        let asked = Asked {
+            relay,
+            far,
+            want,
+            at: now,
+        };
+        self.relay_requests.insert(id, asked);
+        self.signal_to(relay.peer, &Signal::RelayRequest { id, far });
+    }
+
+    /// One of the nearest relays that is not in use for a peer already; any of these, so that the load spreads.
+    fn choose_relay(&mut self, far: PeerId, now: Instant) -> Option<RelayInfo> {
         self.relays_avoided.retain(|_, until| *until > now);
-        let usable: Vec<_> = self
+        let used = |relay: PeerId| {
+            let mut links = self.links.values();
+            links.any(|link| link.far == far && link.relay == relay)
+        };
+        let mut usable: Vec<_> = self
             .relays
             .iter()
-            .filter(|relay| relay.peer != far && !self.relays_avoided.contains_key(&relay.peer))
-            .copied()
+            .filter(|relay| {
+                relay.peer != far && !self.relays_avoided.contains_key(&relay.peer) && !used(relay.peer)
+            })
+            .map(|relay| (self.reflexive.rtt(relay.addr).unwrap_or(FAR), *relay))
             .collect();
-        if usable.is_empty() {
-            return;
-        }
-        // Any of them, so that the load spreads.
-        let relay = usable[self.rng.next_u32() as usize % usable.len()];
-        let id = self.rng.next_u64();
-        self.relay_requests.insert(id, Asked { relay, far, at: now });
-        self.signal_to(relay.peer, &Signal::RelayRequest { id, far });
+        let nearest = usable.iter().map(|(rtt, _)| *rtt).min()?;
+        usable.retain(|(rtt, _)| *rtt <= nearest * 3 / 2 + NEAR);
+        let chosen = self.rng.next_u32() as usize % usable.len();
+        Some(usable[chosen].1)
     }
 
     pub(super) fn handle_relay_request(&mut self, from: PeerId, id: u64, far: PeerId, now: Instant) {
@@ -127,7 +168,7 @@ impl Tunnels {
             && let Some(asked) = self.relay_requests.remove(&id)
         {
             self.relays_avoided.insert(from, now + AVOID);
-            self.request_relay(asked.far, now);
+            self.request_relay(asked.far, asked.want, now);
         }
     }
 
@@ -196,7 +237,7 @@ impl Tunnels {
         for id in late {
             if let Some(asked) = self.relay_requests.remove(&id) {
                 self.relays_avoided.insert(asked.relay.peer, now + AVOID);
-                self.request_relay(asked.far, now);
+                self.request_relay(asked.far, asked.want, now);
             }
         }
         let links = self.links.values().map(Link::poll_timeout);

@@ -12,6 +12,7 @@ use crate::{Error, Event, Now, PathKind};
 
 use super::Hop;
 use super::lengths::way_of;
+use super::relays::Want;
 
 impl Tunnels {
     /// Takes a signal that a member has sent over the authenticated overlay.
@@ -39,6 +40,7 @@ impl Tunnels {
             } => {
                 self.handle_relay_invite(from, (relay, addr), (session, ticket), at);
             }
+            Signal::Knock { addr, transaction } => self.handle_knock(addr, transaction, at),
             Signal::Bye { tag } => {
                 if let Some(peer) = self.peers.get_mut(&from)
                     && peer.agent.handle_bye(tag, at)
@@ -79,7 +81,14 @@ impl Tunnels {
                         self.signal_to(id, &Signal::Offer(offer));
                     }
                 }
-                Action::NeedRelay => self.request_relay(id, at),
+                Action::NeedRelay => self.request_relay(id, Want::Any, at),
+                Action::NeedSpare => self.request_relay(id, Want::Spare, at),
+                Action::RelayLost { session } => {
+                    if let Some(link) = self.links.get_mut(&session) {
+                        link.hurry(at);
+                        self.wake_at(at);
+                    }
+                }
                 Action::Selected { to } => {
                     let way = to.and_then(|route| way_of(route, self.config.mtu, &self.links));
                     peer.mtu.set_way(way, at);
@@ -105,6 +114,9 @@ impl Tunnels {
             PathKind::Lan(_) | PathKind::Direct(_) => None,
             PathKind::None | PathKind::Relayed { .. } => peer.agent.why(symmetric),
         };
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.changed(path, now);
+        }
         self.emit(Event::PathChanged { peer: id, path, why });
     }
 
@@ -136,7 +148,7 @@ impl Tunnels {
     }
 
     /// Where this host may be reached: its interfaces, and how relays see it.
-    fn candidates(&self, now: Instant) -> Vec<Candidate> {
+    pub(super) fn candidates(&self, now: Instant) -> Vec<Candidate> {
         let hosts = self.hosts.iter().map(|addr| Candidate {
             kind: CandidateKind::Host,
             addr: *addr,

@@ -32,6 +32,7 @@ impl Tunnels {
                 self.peers.look_at(id, next);
             }
         }
+        let check = self.drive_check(at);
         let rng = &mut self.rng;
         for (to, query) in self.reflexive.poll(at, || rng.next_u64()) {
             self.outbox.push(to, &query);
@@ -46,6 +47,7 @@ impl Tunnels {
             self.wake,
             lookups,
             links,
+            check,
             pings,
             relay,
             self.reflexive.poll_timeout(),

@@ -141,6 +141,8 @@ pub(crate) struct World {
     pub(crate) wire: Vec<Seen>,
     /// Drops the datagrams for which it says `true`.
     pub(crate) drop_if: Option<Filter>,
+    /// How much longer datagrams take to an address.
+    delays: BTreeMap<SocketAddr, Duration>,
     pub(crate) overlay_up: bool,
     pub(crate) holders: BTreeMap<VirtualAddr, usize>,
     rng: ChaCha8Rng,
@@ -163,6 +165,7 @@ impl World {
             sequence: 0,
             wire: Vec::new(),
             drop_if: None,
+            delays: BTreeMap::new(),
             overlay_up: true,
             holders: BTreeMap::new(),
             rng: ChaCha8Rng::seed_from_u64(seed),
@@ -302,6 +305,11 @@ impl World {
         self.settle(from);
     }
 
+    /// Makes an address farther away.
+    pub(crate) fn delay(&mut self, to: SocketAddr, more: Duration) {
+        self.delays.insert(to, more);
+    }
+
     /// Lets time pass.
     pub(crate) fn run(&mut self, duration: Duration) {
         let end = self.now + duration;
@@ -434,8 +442,9 @@ impl World {
             let dropped = self.drop_if.as_mut().is_some_and(|filter| filter(&seen));
             self.wire.push(seen);
             if !dropped {
+                let delay = self.delays.get(&to).copied().unwrap_or_default();
                 self.push(
-                    LATENCY,
+                    LATENCY + delay,
                     Item::Datagram {
                         from,
                         to,

@@ -75,7 +75,7 @@ impl Member {
 
     /// The same at one of its starts, each of which has a tag of its own.
     fn start(n: u8, tag: u64, core: &mut Tunnels, now: Now) -> Self {
-        let mut agent = Agent::new(peer(n), peer(2), tag, [n; 32]);
+        let mut agent = Agent::new(peer(n), peer(2), tag, [n; 32], now.instant);
         let own = Candidate {
             kind: CandidateKind::Host,
             addr: Self::addr(n),

@@ -1,0 +1,133 @@
+//! What a person asks about ways and about the network in front of this host.
+
+use std::time::Instant;
+
+use aerie_types::{PeerId, UnderlayAddr};
+use rand::Rng;
+
+use super::{Event, Tunnels};
+use crate::netcheck::{Check, Finding, NetworkStatus, Todo};
+use crate::path::{Route, Seen};
+use crate::signal::{Signal, is_usable};
+use crate::status::{Change, PairStatus, PathStatus};
+use crate::wire;
+use crate::{Mapping, Now};
+
+impl Tunnels {
+    /// Everything about the way to one peer; `None` if there is no state of it, since nothing has gone to it lately.
+    #[must_use]
+    pub fn path(&self, id: PeerId, now: Now) -> Option<PathStatus> {
+        let at = now.instant;
+        let peer = self.peers.get(&id)?;
+        let mapping = self.mapping(at);
+        let changes = peer.changes.iter().map(|(then, path)| Change {
+            ago: at.saturating_duration_since(*then),
+            path: *path,
+        });
+        Some(PathStatus {
+            reason: peer.agent.reason(mapping, self.reflexive.is_heard()),
+            since: peer.agent.selected_for(at),
+            pairs: peer
+                .agent
+                .seen(at)
+                .iter()
+                .filter_map(|seen| self.pair_of(seen))
+                .collect(),
+            candidates: self.candidates(at),
+            mapping,
+            peer_symmetric: peer.agent.peer_symmetric(),
+            next_offer: peer.agent.next_offer(at),
+            changes: changes.collect(),
+            peer: self.status_of(peer, mapping == Mapping::Dependent, at),
+        })
+    }
+
+    fn pair_of(&self, seen: &Seen) -> Option<PairStatus> {
+        let (addr, via) = match seen.route {
+            Route::Direct(addr) => (addr, None),
+            Route::Relayed(session) => {
+                let link = self.links.get(&session)?;
+                (link.addr, Some(link.relay))
+            }
+        };
+        Some(PairStatus {
+            kind: seen.kind,
+            addr,
+            via,
+            state: seen.state,
+            selected: seen.selected,
+            rtt: seen.rtt,
+            answered: seen.answered,
+        })
+    }
+
+    /// Looks at the network anew. `strangers`: members of whom the first few are asked to send something here; they
+    /// should be such as this host has not spoken to for minutes.
+    pub fn check_network(&mut self, strangers: Vec<PeerId>, now: Now) {
+        self.reflexive.ask_again(now.instant);
+        let rng = &mut self.rng;
+        self.network_check = Some(Check::new(strangers, || rng.next_u64(), now.instant));
+        self.wake_at(now.instant);
+    }
+
+    /// How the network looks, as far as it is known.
+    #[must_use]
+    pub fn network(&self, now: Now) -> NetworkStatus {
+        let at = now.instant;
+        let untried = (Finding::Untried, Finding::Untried);
+        let check = self.network_check.as_ref();
+        let complete = check.is_none_or(|check| check.is_complete(self.outside(check), at));
+        let (hairpin, admits_strangers) = check.map_or(untried, |check| check.findings(complete));
+        NetworkStatus {
+            hosts: self.hosts.clone(),
+            observers: self.reflexive.observers(at),
+            mapping: self.mapping(at),
+            hairpin,
+            admits_strangers,
+            relays: self.relays.len(),
+            complete,
+        }
+    }
+
+    /// Does what a check wants. The next time to look.
+    pub(super) fn drive_check(&mut self, now: Instant) -> Option<Instant> {
+        let outside = self.outside(self.network_check.as_ref()?);
+        let check = self.network_check.as_mut()?;
+        let todo = check.poll(outside, now);
+        let next = check.poll_timeout(now);
+        for todo in todo {
+            match todo {
+                Todo::Query { to, transaction } => {
+                    self.outbox.push(to, &wire::reflexive_query(transaction));
+                }
+                Todo::Knock {
+                    members,
+                    addr,
+                    transaction,
+                } => {
+                    let bytes = Signal::Knock { addr, transaction }.encode();
+                    for to in members {
+                        let bytes = bytes.clone();
+                        self.emit(Event::Signal { to, bytes });
+                    }
+                }
+            }
+        }
+        next
+    }
+
+    /// Where others have seen this host since a check began, and whether that is the outside of a NAT.
+    fn outside(&self, check: &Check) -> Option<(UnderlayAddr, bool)> {
+        let addr = self.reflexive.seen_since(check.began())?;
+        Some((addr, !self.hosts.contains(&addr)))
+    }
+
+    /// Sends what a member asked for: one small datagram, which is no more than its message was.
+    pub(super) fn handle_knock(&mut self, addr: UnderlayAddr, transaction: u64, now: Instant) {
+        if is_usable(addr, self.net, self.config.loopback) && self.knock_rate.take(1, now) {
+            self.outbox.push(addr, &wire::reflexive_answer(transaction, addr));
+        } else {
+            self.counters.queries_limited += 1;
+        }
+    }
+}

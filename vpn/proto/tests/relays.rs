@@ -1,0 +1,130 @@
+//! Two relays are held for a pair that cannot be direct, the nearest ones, and one takes over when the other dies.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
+mod common;
+
+use std::time::Duration;
+
+use aerie_vpn_proto::{CandidateKind, PairState, PathKind};
+use common::{NatKind, World};
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// So many relays, and two nodes that need one and have talked for a while.
+fn relayed(relays: usize) -> (World, usize, usize) {
+    let mut world = World::new(11);
+    let relays: Vec<usize> = (0..relays).map(|_| world.relay()).collect();
+    let (a, b) = (world.behind(NatKind::Symmetric), world.behind(NatKind::Symmetric));
+    world.announce_relays(&relays);
+    world.send(a, b, b"ping");
+    world.run_until(SOON, |world| !world.nodes[b].delivered.is_empty());
+    echo(&mut world, a, b, Duration::from_secs(10));
+    (world, a, b)
+}
+
+/// The relay that a node's packets to another go by.
+fn relay_of(world: &World, from: usize, to: usize) -> usize {
+    let PathKind::Relayed { via, .. } = world.path(from, to) else {
+        panic!("the path is {}", world.path(from, to));
+    };
+    world.nodes.iter().position(|node| node.peer == via).unwrap()
+}
+
+fn alive_relays(world: &World, from: usize, to: usize) -> usize {
+    let path = world.nodes[from].core.path(world.nodes[to].peer, world.moment());
+    let pairs = path.unwrap().pairs;
+    let alive = pairs
+        .iter()
+        .filter(|pair| pair.kind == CandidateKind::Relayed && pair.state == PairState::Alive);
+    alive.count()
+}
+
+/// A question every 20 ms and an answer to each, as `ping` does. The longest time without an answer.
+fn echo(world: &mut World, a: usize, b: usize, duration: Duration) -> Duration {
+    let (end, mut longest, mut last) = (world.now + duration, Duration::ZERO, world.now);
+    let mut answered = world.nodes[a].delivered.len();
+    let mut asked = world.nodes[b].delivered.len();
+    while world.now < end {
+        world.send(a, b, b"question");
+        world.run(Duration::from_millis(20));
+        for _ in asked..world.nodes[b].delivered.len() {
+            world.send(b, a, b"answer");
+        }
+        asked = world.nodes[b].delivered.len();
+        if world.nodes[a].delivered.len() > answered {
+            answered = world.nodes[a].delivered.len();
+            last = world.now;
+        }
+        longest = longest.max(world.now - last);
+    }
+    longest
+}
+
+#[test]
+fn a_second_relay_is_held_and_takes_over_within_a_second() {
+    let (mut world, a, b) = relayed(2);
+    assert_eq!((alive_relays(&world, a, b), alive_relays(&world, b, a)), (2, 2));
+    let dead = relay_of(&world, a, b);
+    world.nodes[dead].online = false;
+    let outage = echo(&mut world, a, b, Duration::from_secs(5));
+    assert!(outage < Duration::from_secs(1), "{outage:?}");
+    assert_ne!(relay_of(&world, a, b), dead);
+    assert_ne!(relay_of(&world, b, a), dead);
+    // And there it stays.
+    let outage = echo(&mut world, a, b, Duration::from_secs(60));
+    assert!(outage < Duration::from_millis(200), "{outage:?}");
+}
+
+#[test]
+fn a_relay_that_is_dead_is_replaced_as_the_second_one() {
+    let (mut world, a, b) = relayed(3);
+    let dead = relay_of(&world, a, b);
+    world.nodes[dead].online = false;
+    echo(&mut world, a, b, Duration::from_secs(60));
+    assert_eq!(alive_relays(&world, a, b), 2);
+    let second = relay_of(&world, a, b);
+    world.nodes[second].online = false;
+    let outage = echo(&mut world, a, b, Duration::from_secs(5));
+    assert!(outage < Duration::from_secs(1), "{outage:?}");
+}
+
+#[test]
+fn the_only_relay_that_dies_is_not_waited_for_when_another_comes() {
+    let (mut world, a, b) = relayed(1);
+    let dead = relay_of(&world, a, b);
+    let other = world.relay();
+    world.nodes[dead].online = false;
+    world.announce_relays(&[other]);
+    let outage = echo(&mut world, a, b, Duration::from_secs(20));
+    assert!(outage < Duration::from_secs(8), "{outage:?}");
+    assert_eq!(relay_of(&world, a, b), other);
+}
+
+#[test]
+fn one_direction_alone_does_not_pass_for_a_dead_relay() {
+    let (mut world, a, b) = relayed(2);
+    let before = relay_of(&world, a, b);
+    for _ in 0..200 {
+        world.send(a, b, b"one way");
+        world.run(Duration::from_millis(50));
+    }
+    assert_eq!(relay_of(&world, a, b), before);
+}
+
+#[test]
+fn a_nearer_relay_is_preferred() {
+    for seed in 0..8 {
+        let mut world = World::new(seed);
+        let (far, near) = (world.relay(), world.relay());
+        let (a, b) = (world.behind(NatKind::Symmetric), world.behind(NatKind::Symmetric));
+        let host = world.nodes[far].host;
+        world.delay(host, Duration::from_millis(80));
+        world.announce_relays(&[far, near]);
+        world.send(a, b, b"ping");
+        world.run_until(SOON, |world| !world.nodes[b].delivered.is_empty());
+        assert_eq!(relay_of(&world, a, b), near, "seed {seed}");
+        echo(&mut world, a, b, Duration::from_secs(10));
+        assert_eq!(relay_of(&world, a, b), near, "seed {seed}");
+    }
+}

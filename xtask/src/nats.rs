@@ -1,0 +1,73 @@
+//! `cargo xtask nats`: every kind of NAT against every other, on real daemons.
+
+use std::path::PathBuf;
+
+use aerie_lab::Lab;
+use aerie_lab::grid::{AERIE, Grid};
+use aerie_lab::matrix::{self, Matrix};
+use anyhow::{Context, Result, ensure};
+
+use crate::{test, tools};
+
+const GROUP: &str = "chem";
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// How often, each time in a new grid.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    runs: u32,
+    /// Write the matrix into this file, as Markdown.
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
+    /// Use a debug build.
+    #[arg(long)]
+    debug: bool,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let aerie = test::build_aerie(!args.debug)?;
+    tools::root_file_system(&mut |step| eprintln!("   {step}"))?;
+    let mut runs: Vec<Matrix> = Vec::new();
+    let mut faults = 0;
+    for run in 1..=args.runs {
+        let lab = Lab::builder("nats").bind(&aerie, AERIE).start()?;
+        let grid = Grid::found(&lab, "lab", None, &[GROUP])?;
+        let found = matrix::run(&lab, &grid, GROUP)?;
+        drop(grid);
+        lab.destroy()?;
+        let missed = found.faults();
+        println!(
+            "run {run} of {}: {} pairs, {} not as promised",
+            args.runs,
+            found.cells.len(),
+            missed.len()
+        );
+        for fault in &missed {
+            println!("   {fault}");
+        }
+        faults += missed.len();
+        runs.push(found);
+    }
+    let table = matrix::markdown(&runs);
+    println!("\n{table}");
+    if let Some(path) = &args.markdown {
+        std::fs::write(path, page(args.runs, &table))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    ensure!(faults == 0, "{faults} pairs were not as promised");
+    Ok(())
+}
+
+fn page(runs: u32, table: &str) -> String {
+    format!(
+        "# Every kind of NAT against every other\n\nMade by `cargo xtask nats --runs {runs} --markdown \
+         docs/nat-matrix.md`: real daemons behind real NATs in network namespaces. Each field is the path that a pair \
+         has found, the worst of {runs} runs, and the median of the milliseconds from the pair's first packet to that \
+         path; nothing is known of each other before but the address. **!** marks what was not as promised: direct, \
+         within five seconds, wherever a hole can be punched, elsewhere relayed, and the first packet within two.\n\n\
+         - `full-cone` lets everybody in, `address` whoever has the address of somebody spoken to, `port` only the very \
+         port, `symmetric` shows each destination another port as well (RFC 4787)\n\
+         - `double` is a home router behind a provider's, `forgetful` drops a mapping after 20 s, `shared` are two nodes \
+         behind one router without hairpin\n\n{table}"
+    )
+}
