@@ -15,8 +15,8 @@ use crate::diagnosis::{CandidateReport, ChangeReport, NetcheckReport, PairReport
 const CHECK_LIMIT: Duration = Duration::from_secs(6);
 const POLL: Duration = Duration::from_millis(50);
 
-/// Members that are asked to send something here, to see whether strangers are let in.
-const STRANGERS: usize = 3;
+/// Members of whom some are asked to send something here, to see whether strangers are let in.
+const STRANGERS: usize = 16;
 
 /// Wakes the way to a member and tells everything about it.
 pub(super) async fn path(node: &Node, name: String, addr: VirtualAddr) -> Result<PathReport, String> {

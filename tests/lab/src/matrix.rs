@@ -222,9 +222,12 @@ fn members(lab: &Lab, grid: &Grid<'_>, group: &str) -> Result<Vec<Member>> {
             (None, None) => lab.site(spot.name, spot.nat)?,
         };
         let roles = if spot.relays { "relay" } else { "client" };
-        members.push(grid.join(&Join::new(spot.name, &site, group, roles).option("--no-condor"))?);
+        let join = Join::new(spot.name, &site, group, roles).option("--no-condor");
+        members.push(grid.prepare(&join)?);
         sites.push((spot.name, site));
     }
+    // Only now: with a second relay enrolled, blobs would have to name one.
+    members.iter().try_for_each(Member::start)?;
     grid.wait_ready(&members)?;
     // Until each knows both relays, what its NAT does is not known.
     for member in &members {

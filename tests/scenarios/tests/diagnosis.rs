@@ -36,7 +36,7 @@ struct Nodes {
 fn nodes(lab: &Lab, grid: &aerie_lab::grid::Grid<'_>) -> Nodes {
     let join = |name: &str, nat, roles: &str| {
         let site = lab.site(name, nat).unwrap();
-        grid.join(&Join::new(name, &site, GROUP, roles).option("--no-condor"))
+        grid.prepare(&Join::new(name, &site, GROUP, roles).option("--no-condor"))
             .unwrap()
     };
     let nodes = Nodes {
@@ -46,8 +46,11 @@ fn nodes(lab: &Lab, grid: &aerie_lab::grid::Grid<'_>) -> Nodes {
         symmetric: ["sym-a", "sym-b"].map(|name| join(name, Nat::Symmetric, "client")),
     };
     let [a, b] = &nodes.symmetric;
-    grid.wait_ready([&nodes.open, &nodes.cone, &nodes.port, a, b])
-        .unwrap();
+    let all = [&nodes.open, &nodes.cone, &nodes.port, a, b];
+    for member in all {
+        member.start().unwrap();
+    }
+    grid.wait_ready(all).unwrap();
     nodes
 }
 

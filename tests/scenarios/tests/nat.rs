@@ -18,10 +18,17 @@ fn every_pair_of_nats_connects_and_goes_direct_where_it_can() {
     assert!(faults.is_empty(), "{}\n{}", faults.join("\n"), lab.log_tails());
 }
 
-fn join(lab: &Lab, grid: &Grid<'_>, name: &str, nat: Nat, roles: &str) -> Member {
+fn prepare(lab: &Lab, grid: &Grid<'_>, name: &str, nat: Nat, roles: &str) -> Member {
     let site = lab.site(name, nat).unwrap();
-    grid.join(&Join::new(name, &site, GROUP, roles).option("--no-condor"))
+    grid.prepare(&Join::new(name, &site, GROUP, roles).option("--no-condor"))
         .unwrap()
+}
+
+fn start(grid: &Grid<'_>, members: &[&Member]) {
+    for member in members {
+        member.start().unwrap();
+    }
+    grid.wait_ready(members.iter().copied()).unwrap();
 }
 
 /// A firewall that forgets after twenty seconds needs to hear something before.
@@ -29,8 +36,8 @@ fn join(lab: &Lab, grid: &Grid<'_>, name: &str, nat: Nat, roles: &str) -> Member
 fn a_pause_behind_forgetful_firewalls_costs_no_packet() {
     let lab = lab("forgetful").unwrap();
     let grid = small_grid(&lab).unwrap();
-    let [a, b] = ["a", "b"].map(|name| join(&lab, &grid, name, Nat::Forgetful, "client"));
-    grid.wait_ready([&a, &b]).unwrap();
+    let [a, b] = ["a", "b"].map(|name| prepare(&lab, &grid, name, Nat::Forgetful, "client"));
+    start(&grid, &[&a, &b]);
     let addr = b.addr().unwrap();
     a.ping(&addr).unwrap();
     // What is waited for is that time itself has passed: longer than the firewall's memory.
@@ -47,9 +54,9 @@ fn a_pause_behind_forgetful_firewalls_costs_no_packet() {
 fn a_relay_that_is_killed_in_use_is_replaced_within_a_second() {
     let lab = lab("relays").unwrap();
     let grid = small_grid(&lab).unwrap();
-    let relays = ["r1", "r2"].map(|name| join(&lab, &grid, name, Nat::Open, "relay"));
-    let [a, b] = ["a", "b"].map(|name| join(&lab, &grid, name, Nat::Symmetric, "client"));
-    grid.wait_ready(relays.iter().chain([&a, &b])).unwrap();
+    let relays = ["r1", "r2"].map(|name| prepare(&lab, &grid, name, Nat::Open, "relay"));
+    let [a, b] = ["a", "b"].map(|name| prepare(&lab, &grid, name, Nat::Symmetric, "client"));
+    start(&grid, &[&relays[0], &relays[1], &a, &b]);
     let addr = b.addr().unwrap();
     a.ping(&addr).unwrap();
     let path = || {

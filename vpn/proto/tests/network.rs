@@ -102,6 +102,23 @@ fn a_member_that_was_asked_is_no_stranger() {
 }
 
 #[test]
+fn a_member_that_this_one_has_knocked_at_is_no_stranger_for_a_while() {
+    let mut world = World::new(9);
+    let (relay, other) = (world.relay(), world.relay());
+    let (a, b) = (
+        world.behind(NatKind::PortRestricted),
+        world.behind(NatKind::FullCone),
+    );
+    world.announce_relays(&[relay, other]);
+    // On its way to the other's outside the datagram opens the NAT that it leaves by.
+    assert_eq!(check(&mut world, b, &[a]).admits_strangers, Finding::Yes);
+    assert_eq!(check(&mut world, a, &[b]).admits_strangers, Finding::Untried);
+    let c = world.behind(NatKind::FullCone);
+    world.announce_relays(&[relay, other]);
+    assert_eq!(check(&mut world, a, &[b, c]).admits_strangers, Finding::No);
+}
+
+#[test]
 fn a_member_sends_few_datagrams_to_addresses_that_others_name() {
     let (mut world, node, stranger) = world(None);
     let victim: UnderlayAddr = UnderlayAddr("203.0.113.99:53".parse().unwrap());

@@ -161,6 +161,8 @@ pub struct Tunnels {
     /// The last look at the network that was asked for.
     network_check: Option<Check>,
     knock_rate: TokenBucket,
+    /// Members for which this node has sent a datagram to their outside, and when. Never iterated but to forget.
+    knocked: BTreeMap<PeerId, Instant>,
     query_rate: SourceLimiter,
     icmp_rate: TokenBucket,
     /// Of what tells hosts to send shorter packets, which must not be drowned by a scan of empty addresses.
@@ -230,6 +232,7 @@ impl Tunnels {
             links: BTreeMap::new(),
             reflexive: Reflexive::default(),
             network_check: None,
+            knocked: BTreeMap::new(),
             knock_rate: TokenBucket::new(KNOCKS_PER_SECOND.into(), KNOCKS_PER_SECOND.into(), at),
             query_rate: SourceLimiter::new(QUERIES_PER_SOURCE, QUERIES_TOTAL, at),
             icmp_rate: TokenBucket::new(ICMP_PER_SECOND.into(), ICMP_PER_SECOND.into(), at),

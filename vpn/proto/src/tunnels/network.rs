@@ -1,6 +1,6 @@
 //! What a person asks about ways and about the network in front of this host.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use aerie_types::{PeerId, UnderlayAddr};
 use rand::Rng;
@@ -12,6 +12,11 @@ use crate::signal::{Signal, is_usable};
 use crate::status::{Change, PairStatus, PathStatus};
 use crate::wire;
 use crate::{Mapping, Now};
+
+/// Whoever this host has sent something to is let in by its NAT for a while, and is no stranger.
+const REMEMBERED: Duration = Duration::from_secs(300);
+/// So many of these are remembered.
+const MAX_REMEMBERED: usize = 1024;
 
 impl Tunnels {
     /// Everything about the way to one peer; `None` if there is no state of it, since nothing has gone to it lately.
@@ -65,6 +70,9 @@ impl Tunnels {
     /// should be such as this host has not spoken to for minutes.
     pub fn check_network(&mut self, strangers: Vec<PeerId>, now: Now) {
         self.reflexive.ask_again(now.instant);
+        self.knocked.retain(|_, at| now.instant < *at + REMEMBERED);
+        let mut strangers = strangers;
+        strangers.retain(|peer| !self.knocked.contains_key(peer));
         let rng = &mut self.rng;
         self.network_check = Some(Check::new(strangers, || rng.next_u64(), now.instant));
         self.wake_at(now.instant);
@@ -123,8 +131,14 @@ impl Tunnels {
     }
 
     /// Sends what a member asked for: one small datagram, which is no more than its message was.
-    pub(super) fn handle_knock(&mut self, addr: UnderlayAddr, transaction: u64, now: Instant) {
+    pub(super) fn handle_knock(&mut self, from: PeerId, addr: UnderlayAddr, transaction: u64, now: Instant) {
         if is_usable(addr, self.net, self.config.loopback) && self.knock_rate.take(1, now) {
+            if self.knocked.len() >= MAX_REMEMBERED {
+                self.knocked.retain(|_, at| now < *at + REMEMBERED);
+            }
+            if self.knocked.len() < MAX_REMEMBERED {
+                self.knocked.insert(from, now);
+            }
             self.outbox.push(addr, &wire::reflexive_answer(transaction, addr));
         } else {
             self.counters.queries_limited += 1;

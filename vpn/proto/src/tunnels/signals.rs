@@ -40,7 +40,7 @@ impl Tunnels {
             } => {
                 self.handle_relay_invite(from, (relay, addr), (session, ticket), at);
             }
-            Signal::Knock { addr, transaction } => self.handle_knock(addr, transaction, at),
+            Signal::Knock { addr, transaction } => self.handle_knock(from, addr, transaction, at),
             Signal::Bye { tag } => {
                 if let Some(peer) = self.peers.get_mut(&from)
                     && peer.agent.handle_bye(tag, at)
