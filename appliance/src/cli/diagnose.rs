@@ -1,6 +1,7 @@
 //! `aerie path`, `aerie netcheck` and `aerie doctor`.
 
 use std::io::{Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
@@ -305,7 +306,12 @@ fn gather(args: &DoctorArgs) -> Facts {
 /// goes into it, and the machine's own network: no file of the state folder.
 fn bundle(path: &Path, facts: &Facts, diagnosis: &Diagnosis<'_>, daemon: &DaemonArgs) -> Result<()> {
     let failed = || format!("cannot write {}", path.display());
-    let file = std::fs::File::create_new(path).with_context(failed)?;
+    let file = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .with_context(failed)?;
     let mut zip = ZipWriter::new(file);
     add(&mut zip, "doctor.json", &serde_json::to_vec_pretty(diagnosis)?).with_context(failed)?;
     if let Ok(report) = &facts.report {

@@ -8,7 +8,7 @@ use aerie_types::{PeerId, UnderlayAddr, VirtualAddr};
 use aerie_vpn::{Finding, Mapping, NetworkStatus, PairState, PathKind, PathStatus, Reason};
 
 use super::answer::kind;
-use super::node::Node;
+use super::node::{Node, ip_of};
 use crate::diagnosis::{CandidateReport, ChangeReport, NetcheckReport, PairReport, PathReport, RelayReport};
 
 /// A check of the network takes four seconds at most.
@@ -165,7 +165,7 @@ fn hint(reason: Reason, path: PathKind, port: u16, relays: usize) -> String {
 fn no_relay(path: PathKind, relays: usize) -> &'static str {
     match (path, relays) {
         (PathKind::None, 0) => "; and give a member with an open port the role 'relay', as no relay is known",
-        (PathKind::None, _) => "; the relays that are known cannot be reached by both sides",
+        (PathKind::None, _) => "; none of the relays that are known has given a way yet",
         _ => "",
     }
 }
@@ -207,7 +207,7 @@ pub(super) async fn netcheck(node: &Node) -> Result<NetcheckReport, String> {
     let answered = network
         .observers
         .iter()
-        .any(|observer| observer.age.is_some_and(|age| age <= CHECK_LIMIT));
+        .any(|observer| observer.observed.is_some());
     let udp = (!network.observers.is_empty()).then_some(answered);
     let (verdict, hint, good) = verdict(&network, udp, status.port);
     let seen: BTreeSet<_> = network.observers.iter().filter_map(|o| o.observed).collect();
@@ -245,11 +245,23 @@ pub(super) async fn netcheck(node: &Node) -> Result<NetcheckReport, String> {
 /// Connected members with which there is no tunnel, and that are no relays.
 async fn strangers(node: &Node) -> Vec<PeerId> {
     let tunnels: BTreeSet<PeerId> = node.tunnel_peers().await.iter().map(|peer| peer.peer).collect();
+    // Who shares an address with somebody spoken to would be let in for that, and so would a neighbour.
+    let mut known: BTreeSet<IpAddr> = node.relay_ips();
+    if let Some(vpn) = node.vpn()
+        && let Ok(status) = vpn.status().await
+    {
+        known.extend(status.reflexive.iter().map(|addr| addr.0.ip()));
+    }
+    let apart = |member: &aerie_overlay::Member| {
+        let direct = member.connections.iter().filter(|connection| !connection.relayed);
+        let mut ips = direct.filter_map(|connection| ip_of(&connection.remote));
+        ips.all(|ip| !known.contains(&ip) && !is_private(UnderlayAddr((ip, 0).into())))
+    };
     let members = node.overlay.members().await.unwrap_or_default();
     members
         .iter()
+        .filter(|member| !tunnels.contains(&member.peer) && !node.is_relay(member.peer) && apart(member))
         .map(|member| member.peer)
-        .filter(|peer| !tunnels.contains(peer) && !node.is_relay(*peer))
         .take(STRANGERS)
         .collect()
 }
@@ -259,7 +271,7 @@ fn verdict(network: &NetworkStatus, udp: Option<bool>, port: u16) -> (String, St
     let said = |verdict: &str, hint: String, good| (verdict.to_owned(), hint, good);
     match (udp, network.mapping, network.admits_strangers) {
         (None, ..) => said(
-            "no member with an open port is known, so that nothing could be measured",
+            "no other member with an open port is known, so that nothing could be measured",
             "give a member that others can reach the role 'relay'; it also shows nodes how they look from outside"
                 .to_owned(),
             false,
@@ -268,6 +280,11 @@ fn verdict(network: &NetworkStatus, udp: Option<bool>, port: u16) -> (String, St
             "UDP does not pass: no member answers",
             format!("let UDP of port {port} out of this network and its answers in; without UDP the tunnel carries nothing"),
             false,
+        ),
+        (_, Mapping::Open, _) if network.observers.iter().filter_map(|o| o.observed).all(is_private) => said(
+            "the relays are on this node's own network, so that what is in front of it was not measured",
+            "give a member elsewhere that others can reach the role 'relay'".to_owned(),
+            true,
         ),
         (_, Mapping::Open, Finding::No) => said(
             "no NAT, but a firewall that drops what was not asked for: direct paths to all but members behind \
@@ -310,6 +327,16 @@ fn known(finding: Finding) -> Option<bool> {
         Finding::Yes => Some(true),
         Finding::No => Some(false),
         Finding::Untried | Finding::Open => None,
+    }
+}
+
+fn is_private(addr: UnderlayAddr) -> bool {
+    match addr.0.ip() {
+        IpAddr::V4(v4) => {
+            let [a, b, ..] = v4.octets();
+            v4.is_private() || v4.is_link_local() || v4.is_loopback() || (a == 100 && (64..128).contains(&b))
+        }
+        IpAddr::V6(v6) => v6.is_unique_local() || v6.is_unicast_link_local() || v6.is_loopback(),
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! [`super::carry`] passes their messages on; [`super::join`] brings them up in their order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -204,6 +204,10 @@ impl Node {
         self.relays().len()
     }
 
+    pub(crate) fn relay_ips(&self) -> BTreeSet<IpAddr> {
+        self.relays().values().map(|addr| addr.0.ip()).collect()
+    }
+
     pub(crate) fn is_relay(&self, peer: PeerId) -> bool {
         self.relays().contains_key(&peer)
     }
@@ -336,7 +340,7 @@ impl Node {
 }
 
 /// The address that a multiaddress begins with.
-fn ip_of(addr: &aerie_overlay::Multiaddr) -> Option<IpAddr> {
+pub(super) fn ip_of(addr: &aerie_overlay::Multiaddr) -> Option<IpAddr> {
     addr.to_string().split('/').nth(2)?.parse().ok()
 }
 

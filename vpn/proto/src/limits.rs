@@ -39,7 +39,7 @@ pub(crate) const MAX_PEERS: usize = 4096;
 /// Changes of the way to a peer that are remembered, for a person who asks.
 pub(crate) const MAX_CHANGES: usize = 8;
 /// Datagrams sent a second because a member asked for one to its own outside address.
-pub(crate) const KNOCKS_PER_SECOND: u32 = 5;
+pub(crate) const KNOCKS_PER_SECOND: u32 = 20;
 /// Virtual addresses whose holder is known.
 pub(crate) const MAX_BINDINGS: usize = 8192;
 /// Virtual addresses being looked up at once.

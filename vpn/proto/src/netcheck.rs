@@ -9,7 +9,8 @@
 //! ```
 //!
 //! The terms are RFC 4787's. Where a datagram of a member comes in to which this host has sent nothing, filtering is
-//! endpoint-independent; where none comes, it depends on the address, or on address and port, which is not told apart.
+//! endpoint-independent; where none comes, though one says that it has sent it, filtering depends on the address, or on
+//! address and port, which is not told apart.
 //! A member that was spoken to lately, or that shares an address with one, would come in for that reason: the caller
 //! names others.
 
@@ -69,6 +70,8 @@ struct Trial {
     tries: u32,
     next: Instant,
     answered: bool,
+    /// Whether somebody has said that it did what was asked.
+    done: bool,
 }
 
 impl Trial {
@@ -78,6 +81,7 @@ impl Trial {
             tries: 0,
             next: now,
             answered: false,
+            done: false,
         }
     }
 
@@ -93,7 +97,7 @@ impl Trial {
     fn finding(&self, over: bool) -> Finding {
         match (self.answered, self.tries) {
             (true, _) => Finding::Yes,
-            (false, TRIES..) if over => Finding::No,
+            (false, TRIES..) if over && self.done => Finding::No,
             (false, _) if over => Finding::Untried,
             (false, _) => Finding::Open,
         }
@@ -140,6 +144,7 @@ impl Check {
         };
         let mut todo = Vec::new();
         if translated && self.hairpin.is_due(now) {
+            self.hairpin.done = true;
             let transaction = self.hairpin.transaction;
             todo.push(Todo::Query {
                 to: addr,
@@ -166,16 +171,28 @@ impl Check {
         }
     }
 
+    /// A member says that it has sent what it was asked for.
+    pub(crate) fn knocked(&mut self, from: PeerId, transaction: u64) {
+        if transaction == self.knock.transaction && self.knockers.contains(&from) {
+            self.knock.done = true;
+        }
+    }
+
     pub(crate) fn is_over(&self, now: Instant) -> bool {
         now >= self.began + LIMIT
     }
 
-    /// Whether nothing more is to be found out. `outside` as in [`Check::poll`].
-    pub(crate) fn is_complete(&self, outside: Option<(UnderlayAddr, bool)>, now: Instant) -> bool {
+    /// Whether nothing more is to be found out. `outside` as in [`Check::poll`]; `told`: nobody's answer is waited for.
+    pub(crate) fn is_complete(
+        &self,
+        outside: Option<(UnderlayAddr, bool)>,
+        told: bool,
+        now: Instant,
+    ) -> bool {
         let tried = outside.is_some_and(|(_, translated)| {
             (self.hairpin.answered || !translated) && (self.knock.answered || self.knockers.is_empty())
         });
-        tried || self.is_over(now)
+        (tried && told) || self.is_over(now)
     }
 
     /// When it was asked for.

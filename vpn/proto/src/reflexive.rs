@@ -83,10 +83,8 @@ pub struct Observer {
     pub addr: UnderlayAddr,
     /// This host's address and port as it saw them; `None` if it has not answered.
     pub observed: Option<UnderlayAddr>,
-    /// Round trip of the last answer.
+    /// Round trip of that answer.
     pub rtt: Option<Duration>,
-    /// Since the last answer.
-    pub age: Option<Duration>,
 }
 
 impl Reflexive {
@@ -115,22 +113,33 @@ impl Reflexive {
     /// Asks everybody anew, without forgetting what they said.
     pub(crate) fn ask_again(&mut self, now: Instant) {
         for server in self.servers.values_mut() {
+            let under_way = server.transaction.is_some() && server.next > now && server.tries > 0;
             server.tries = 0;
-            server.next = now;
+            if !under_way || server.next > now + RETRY {
+                server.next = now;
+            }
         }
     }
 
-    /// What each said.
-    pub(crate) fn observers(&self, now: Instant) -> Vec<Observer> {
+    /// What each said since then.
+    pub(crate) fn observers(&self, then: Instant) -> Vec<Observer> {
         self.servers
             .iter()
-            .map(|(addr, server)| Observer {
-                addr: *addr,
-                observed: server.seen.map(|(observed, _)| observed),
-                rtt: server.rtt,
-                age: server.seen.map(|(_, at)| now.saturating_duration_since(at)),
+            .map(|(addr, server)| {
+                let seen = server.seen.filter(|(_, at)| *at >= then);
+                Observer {
+                    addr: *addr,
+                    observed: seen.map(|(observed, _)| observed),
+                    rtt: server.rtt.filter(|_| seen.is_some()),
+                }
             })
             .collect()
+    }
+
+    /// Whether everybody has answered since then, or was asked often enough.
+    pub(crate) fn is_told_since(&self, then: Instant) -> bool {
+        let told = |server: &Server| server.seen.is_some_and(|(_, at)| at >= then) || server.tries > TRIES;
+        self.servers.values().all(told)
     }
 
     /// An address at which this host was seen since then, IPv4 before IPv6.
@@ -215,23 +224,36 @@ impl Reflexive {
 
     /// The addresses seen, each once.
     pub(crate) fn addrs(&self, now: Instant) -> BTreeSet<UnderlayAddr> {
+        self.addrs_if(|at| now.saturating_duration_since(at) < MAX_AGE)
+    }
+
+    fn addrs_if(&self, counts: impl Fn(Instant) -> bool) -> BTreeSet<UnderlayAddr> {
         self.servers
             .values()
             .filter_map(|server| server.seen)
-            .filter(|(_, at)| now.saturating_duration_since(*at) < MAX_AGE)
+            .filter(|(_, at)| counts(*at))
             .map(|(addr, _)| addr)
             .collect()
     }
 
     pub(crate) fn mapping(&self, own: &BTreeSet<IpAddr>, now: Instant) -> Mapping {
-        let addrs = self.addrs(now);
+        self.mapping_if(own, |at| now.saturating_duration_since(at) < MAX_AGE)
+    }
+
+    /// The same by answers since then alone.
+    pub(crate) fn mapping_since(&self, own: &BTreeSet<IpAddr>, then: Instant) -> Mapping {
+        self.mapping_if(own, |at| at >= then)
+    }
+
+    fn mapping_if(&self, own: &BTreeSet<IpAddr>, counts: impl Fn(Instant) -> bool) -> Mapping {
+        let addrs = self.addrs_if(&counts);
         // Members on a private network see the host's own address; only what is seen through a NAT tells of it.
         let outside: BTreeSet<_> = addrs.iter().filter(|addr| !own.contains(&addr.0.ip())).collect();
         let of_family = |v4: bool| outside.iter().filter(|addr| addr.0.is_ipv4() == v4).count();
         let answers = self
             .servers
             .values()
-            .filter(|server| server.seen.is_some())
+            .filter(|server| server.seen.is_some_and(|(_, at)| counts(at)))
             .count();
         match (addrs.is_empty(), outside.is_empty()) {
             (true, _) => Mapping::Unknown,

@@ -96,6 +96,10 @@ pub(crate) enum Signal {
         addr: UnderlayAddr,
         transaction: u64,
     },
+    /// That was done.
+    Knocked {
+        transaction: u64,
+    },
 }
 
 impl Signal {

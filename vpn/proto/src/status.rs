@@ -163,7 +163,9 @@ impl fmt::Display for Reason {
                  knows"
             }
             Self::UdpSilent => "no member answers this node over UDP, which something seems to block",
-            Self::NoAnswer => "none of its addresses answers; a firewall drops UDP at one of the two sides",
+            Self::NoAnswer => {
+                "none of its addresses answers: a firewall may drop UDP at one of the two sides, or it is away"
+            }
         })
     }
 }

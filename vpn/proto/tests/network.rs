@@ -82,6 +82,60 @@ fn a_nat_without_hairpin_is_seen() {
 }
 
 #[test]
+fn a_relay_that_is_dead_is_not_said_to_answer() {
+    let (mut world, node, stranger) = world(Some(NatKind::PortRestricted));
+    world.nodes[1].online = false;
+    world.run(Duration::from_secs(2));
+    let network = check(&mut world, node, &[stranger]);
+    let answers = |n: usize| {
+        let addr = world.nodes[n].host;
+        let of = |observer: &&aerie_vpn_proto::Observer| observer.addr.0 == addr;
+        network.observers.iter().find(of).unwrap().rtt.is_some()
+    };
+    assert!(answers(0) && !answers(1), "{:?}", network.observers);
+    assert_eq!(network.mapping, Mapping::Unknown, "one does not show it");
+}
+
+#[test]
+fn a_relay_far_away_is_waited_for() {
+    let (mut world, node, stranger) = world(None);
+    let far = world.nodes[1].host;
+    world.delay(far, Duration::from_millis(500));
+    let network = check(&mut world, node, &[stranger]);
+    assert!(
+        network.observers.iter().all(|observer| observer.rtt.is_some()),
+        "{:?}",
+        network.observers
+    );
+}
+
+#[test]
+fn checks_that_are_asked_for_at_once_are_one() {
+    let (mut world, node, stranger) = world(Some(NatKind::FullCone));
+    let peer = world.nodes[stranger].peer;
+    world.wire.clear();
+    for _ in 0..500 {
+        let now = world.moment();
+        world.nodes[node].core.check_network(vec![peer], now);
+        world.run(Duration::from_millis(2));
+    }
+    let own = world.nodes[node].core.nat(world.moment()).1;
+    let sent = world
+        .wire
+        .iter()
+        .filter(|seen| own.iter().any(|own| own.0 == seen.from));
+    assert!(sent.clone().count() < 20, "{}", sent.count());
+}
+
+#[test]
+fn that_nobody_is_let_in_is_only_said_when_somebody_has_tried() {
+    let (mut world, node, stranger) = world(Some(NatKind::PortRestricted));
+    world.nodes[stranger].online = false;
+    let network = check(&mut world, node, &[stranger]);
+    assert_eq!(network.admits_strangers, Finding::Untried);
+}
+
+#[test]
 fn without_members_to_ask_nothing_is_claimed() {
     let mut world = World::new(7);
     let node = world.behind(NatKind::FullCone);
@@ -115,6 +169,7 @@ fn a_member_that_this_one_has_knocked_at_is_no_stranger_for_a_while() {
     assert_eq!(check(&mut world, a, &[b]).admits_strangers, Finding::Untried);
     let c = world.behind(NatKind::FullCone);
     world.announce_relays(&[relay, other]);
+    world.run(Duration::from_secs(5));
     assert_eq!(check(&mut world, a, &[b, c]).admits_strangers, Finding::No);
 }
 
@@ -128,7 +183,7 @@ fn a_member_sends_few_datagrams_to_addresses_that_others_name() {
     let now = world.moment();
     let strangers = vec![world.nodes[stranger].peer];
     world.nodes[node].core.check_network(strangers, now);
-    world.run(Duration::from_millis(300));
+    world.run(Duration::from_millis(450));
     let knock = world.nodes[node].events.iter().find_map(|event| match event {
         aerie_vpn_proto::Event::Signal { bytes, .. } => Some(bytes.clone()),
         _ => None,

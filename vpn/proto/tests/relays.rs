@@ -6,7 +6,8 @@ mod common;
 
 use std::time::Duration;
 
-use aerie_vpn_proto::{CandidateKind, PairState, PathKind};
+use aerie_types::UnderlayAddr;
+use aerie_vpn_proto::{CandidateKind, Event, PairState, PathKind};
 use common::{NatKind, World};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -61,6 +62,17 @@ fn echo(world: &mut World, a: usize, b: usize, duration: Duration) -> Duration {
     longest
 }
 
+/// Packets in both directions that do not wait for each other, as of a TCP flow.
+fn stream(world: &mut World, a: usize, b: usize, duration: Duration) {
+    let end = world.now + duration;
+    while world.now < end {
+        world.send(a, b, b"one");
+        world.run(Duration::from_millis(10));
+        world.send(b, a, b"other");
+        world.run(Duration::from_millis(10));
+    }
+}
+
 #[test]
 fn a_second_relay_is_held_and_takes_over_within_a_second() {
     let (mut world, a, b) = relayed(2);
@@ -89,6 +101,27 @@ fn a_relay_that_is_dead_is_replaced_as_the_second_one() {
     assert!(outage < Duration::from_secs(1), "{outage:?}");
 }
 
+/// The budget of probes is for addresses that a peer names, not for the relay that may be the only way.
+#[test]
+fn many_dead_addresses_do_not_keep_a_relay_waiting() {
+    let mut world = World::new(3);
+    let (a, b) = (world.behind(NatKind::Symmetric), world.behind(NatKind::Symmetric));
+    let now = world.moment();
+    for node in [a, b] {
+        let hosts = (0..12).map(|n| UnderlayAddr(([203, 0, 113, n], 4242).into()));
+        world.nodes[node].core.set_hosts(hosts.collect(), now);
+    }
+    for _ in 0..5 {
+        world.send(a, b, b"lost");
+        world.run(Duration::from_secs(1));
+    }
+    let relay = world.relay();
+    world.announce_relays(&[relay]);
+    world.send(a, b, b"ping");
+    let took = world.run_until(SOON, |world| !world.nodes[b].delivered.is_empty());
+    assert!(took < Duration::from_secs(3), "{took:?}");
+}
+
 #[test]
 fn the_only_relay_that_dies_is_not_waited_for_when_another_comes() {
     let (mut world, a, b) = relayed(1);
@@ -99,6 +132,43 @@ fn the_only_relay_that_dies_is_not_waited_for_when_another_comes() {
     let outage = echo(&mut world, a, b, Duration::from_secs(20));
     assert!(outage < Duration::from_secs(8), "{outage:?}");
     assert_eq!(relay_of(&world, a, b), other);
+}
+
+/// Each of the two dies first for one of them: who notices, and who follows, depends on the ids.
+#[test]
+fn either_member_may_ask_and_either_relay_may_die() {
+    for swapped in [false, true] {
+        let (mut world, a, b) = relayed(2);
+        let (a, b) = if swapped { (b, a) } else { (a, b) };
+        echo(&mut world, a, b, Duration::from_secs(2));
+        let dead = relay_of(&world, a, b);
+        world.nodes[dead].online = false;
+        let outage = echo(&mut world, a, b, Duration::from_secs(5));
+        assert!(outage < Duration::from_secs(1), "{swapped}: {outage:?}");
+    }
+}
+
+#[test]
+fn two_members_with_a_relay_each_agree_on_one() {
+    let (mut world, a, b) = relayed(2);
+    let own = relay_of(&world, a, b);
+    // For one direction the first relay becomes slow, so that the two judge differently.
+    let changes = |world: &World| {
+        let events = world.nodes[a].events.iter().chain(&world.nodes[b].events);
+        let changed = |event: &&Event| matches!(event, Event::PathChanged { .. });
+        events.filter(changed).count()
+    };
+    let slow = world.nodes[own].host;
+    world.delay(slow, Duration::from_millis(30));
+    stream(&mut world, a, b, Duration::from_secs(60));
+    let before = changes(&world);
+    stream(&mut world, a, b, Duration::from_secs(60));
+    assert!(
+        changes(&world) - before <= 2,
+        "{} changes",
+        changes(&world) - before
+    );
+    assert_eq!(relay_of(&world, a, b), relay_of(&world, b, a));
 }
 
 #[test]

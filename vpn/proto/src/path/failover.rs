@@ -7,8 +7,8 @@
 //!                                it is heard, or answers      └── neither answers: as with any other way
 //! ```
 //!
-//! Of the two members one notices first. The other follows as soon as packets of the session come by the other relay
-//! and none by its own. A direct way is not given up so soon: what stands in for it is worse, and a full queue in front
+//! Of the two members one notices first. The other follows, or suspects its own, as soon as packets of the session come
+//! by the other relay and none by its own. A direct way is not given up so soon: what stands in for it is worse, and a full queue in front
 //! of a slow link looks the same for a while.
 
 use std::time::{Duration, Instant};
@@ -87,16 +87,24 @@ impl Agent {
         self.reselect(now);
     }
 
-    /// A packet of the session came by another way than the one in use: by another relay, since the peer has given this
-    /// one up. `true` if that one is in use now.
+    /// A packet of the session came by another way than the one in use: perhaps by another relay, since the peer has
+    /// given this one up. `true` if that one is in use now.
+    ///
+    /// Only the member with the greater id follows at once, or two that use a relay each would exchange them for ever.
+    /// The other one asks first whether its own is dead.
     pub(super) fn follow(&mut self, route: Route, now: Instant) -> bool {
         let Some(old @ Route::Relayed(_)) = self.selected else {
             return false;
         };
-        let since = self.heard_at.max(self.selected_since);
+        let answered_at = self.pairs.get(&old).and_then(|pair| pair.answered_at);
+        let since = self.heard_at.max(self.selected_since).max(answered_at);
         let silent = since.is_none_or(|at| now.saturating_duration_since(at) >= PATIENCE);
         let alive = self.pairs.get(&route).is_some_and(super::Pair::is_alive);
         if !silent || !alive || !matches!(route, Route::Relayed(_)) {
+            return false;
+        }
+        if self.own < self.peer {
+            self.suspect(now);
             return false;
         }
         if let Some(pair) = self.pairs.get_mut(&old) {

@@ -520,7 +520,9 @@ impl Agent {
             if pair.next.is_none_or(|next| next > now) {
                 continue;
             }
-            if !self.budget.take(1, now) && self.selected != Some(*route) {
+            // Relayed ways are few and name nobody else's address.
+            let limited = matches!(route, Route::Direct(_)) && self.selected != Some(*route);
+            if limited && !self.budget.take(1, now) {
                 pair.next = Some(now + POSTPONED);
                 continue;
             }

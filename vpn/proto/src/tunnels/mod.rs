@@ -392,8 +392,15 @@ impl Tunnels {
     }
 
     fn mapping(&self, now: Instant) -> Mapping {
-        let own: BTreeSet<IpAddr> = self.hosts.iter().map(|addr| addr.0.ip()).collect();
-        self.reflexive.mapping(&own, now)
+        self.reflexive.mapping(&self.own_ips(), now)
+    }
+
+    fn mapping_since(&self, then: Instant) -> Mapping {
+        self.reflexive.mapping_since(&self.own_ips(), then)
+    }
+
+    fn own_ips(&self) -> BTreeSet<IpAddr> {
+        self.hosts.iter().map(|addr| addr.0.ip()).collect()
     }
 
     fn path_of(&self, peer: &Peer) -> PathKind {

@@ -15,6 +15,8 @@ use crate::{Mapping, Now};
 
 /// Whoever this host has sent something to is let in by its NAT for a while, and is no stranger.
 const REMEMBERED: Duration = Duration::from_secs(300);
+/// A member is obeyed so often.
+const EACH: Duration = Duration::from_millis(300);
 /// So many of these are remembered.
 const MAX_REMEMBERED: usize = 1024;
 
@@ -66,9 +68,17 @@ impl Tunnels {
         })
     }
 
-    /// Looks at the network anew. `strangers`: members of whom the first few are asked to send something here; they
+    /// Looks at the network anew, unless that was begun some seconds ago. `strangers`: members of whom the first few are asked to send something here; they
     /// should be such as this host has not spoken to for minutes.
     pub fn check_network(&mut self, strangers: Vec<PeerId>, now: Now) {
+        if self
+            .network_check
+            .as_ref()
+            .is_some_and(|check| !check.is_over(now.instant))
+        {
+            // Its result is everybody's: a check makes work for others, and must not be asked for at will.
+            return;
+        }
         self.reflexive.ask_again(now.instant);
         self.knocked.retain(|_, at| now.instant < *at + REMEMBERED);
         let mut strangers = strangers;
@@ -84,12 +94,16 @@ impl Tunnels {
         let at = now.instant;
         let untried = (Finding::Untried, Finding::Untried);
         let check = self.network_check.as_ref();
-        let complete = check.is_none_or(|check| check.is_complete(self.outside(check), at));
+        let complete = check.is_none_or(|check| {
+            let told = self.reflexive.is_told_since(check.began());
+            check.is_complete(self.outside(check), told, at)
+        });
+        let began = check.map(Check::began);
         let (hairpin, admits_strangers) = check.map_or(untried, |check| check.findings(complete));
         NetworkStatus {
             hosts: self.hosts.clone(),
-            observers: self.reflexive.observers(at),
-            mapping: self.mapping(at),
+            observers: self.reflexive.observers(began.unwrap_or(at)),
+            mapping: began.map_or_else(|| self.mapping(at), |began| self.mapping_since(began)),
             hairpin,
             admits_strangers,
             relays: self.relays.len(),
@@ -130,9 +144,19 @@ impl Tunnels {
         Some((addr, !self.hosts.contains(&addr)))
     }
 
+    /// A member has sent what this node asked it for.
+    pub(super) fn handle_knocked(&mut self, from: PeerId, transaction: u64) {
+        if let Some(check) = &mut self.network_check {
+            check.knocked(from, transaction);
+        }
+    }
+
     /// Sends what a member asked for: one small datagram, which is no more than its message was.
     pub(super) fn handle_knock(&mut self, from: PeerId, addr: UnderlayAddr, transaction: u64, now: Instant) {
-        if is_usable(addr, self.net, self.config.loopback) && self.knock_rate.take(1, now) {
+        let soon = |at: &Instant| now < *at + EACH;
+        let usable = is_usable(addr, self.net, self.config.loopback);
+        if usable && !self.knocked.get(&from).is_some_and(soon) && self.knock_rate.take(1, now) {
+            self.signal_to(from, &Signal::Knocked { transaction });
             if self.knocked.len() >= MAX_REMEMBERED {
                 self.knocked.retain(|_, at| now < *at + REMEMBERED);
             }

@@ -67,7 +67,8 @@ impl Tunnels {
                 .links
                 .values()
                 .any(|link| link.far == far && !link.is_in_doubt()),
-            Want::Spare => self.links_of(far) >= 2,
+            // The first ways of others come before.
+            Want::Spare => self.links_of(far) >= 2 || self.links.len() >= MAX_LINKS / 2,
         };
         let room = self.links.len() < MAX_LINKS && self.links_of(far) < MAX_LINKS_PER_PEER;
         if pending || enough || !room {
@@ -166,6 +167,7 @@ impl Tunnels {
             .get(&id)
             .is_some_and(|asked| asked.relay.peer == from)
             && let Some(asked) = self.relay_requests.remove(&id)
+            && asked.want == Want::Any
         {
             self.relays_avoided.insert(from, now + AVOID);
             self.request_relay(asked.far, asked.want, now);
@@ -235,7 +237,9 @@ impl Tunnels {
             .map(|(id, _)| *id)
             .collect();
         for id in late {
-            if let Some(asked) = self.relay_requests.remove(&id) {
+            if let Some(asked) = self.relay_requests.remove(&id)
+                && asked.want == Want::Any
+            {
                 self.relays_avoided.insert(asked.relay.peer, now + AVOID);
                 self.request_relay(asked.far, asked.want, now);
             }

@@ -41,6 +41,7 @@ impl Tunnels {
                 self.handle_relay_invite(from, (relay, addr), (session, ticket), at);
             }
             Signal::Knock { addr, transaction } => self.handle_knock(from, addr, transaction, at),
+            Signal::Knocked { transaction } => self.handle_knocked(from, transaction),
             Signal::Bye { tag } => {
                 if let Some(peer) = self.peers.get_mut(&from)
                     && peer.agent.handle_bye(tag, at)
