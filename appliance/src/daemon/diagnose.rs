@@ -111,7 +111,7 @@ fn report(
         peer_nat: match status.peer_symmetric {
             None => "",
             Some(true) => "another port for each destination (symmetric)",
-            Some(false) => "not symmetric",
+            Some(false) => "not seen to be symmetric",
         }
         .to_owned(),
         next_exchange_secs: status.next_offer.map(|next| next.as_secs_f64()),
