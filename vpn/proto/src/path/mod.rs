@@ -39,6 +39,7 @@ mod failover;
 mod key;
 mod mtu;
 mod pair;
+mod select;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -76,8 +77,6 @@ const RELAYED_ROUND: Duration = Duration::from_secs(60);
 const RELAY_PATIENCE: Duration = Duration::from_secs(2);
 /// After idling a direct way is given so long before a relay is asked for.
 const REOPEN: Duration = Duration::from_millis(600);
-/// A way of the same class must be better by a fifth and by this much.
-const HYSTERESIS: Duration = Duration::from_millis(2);
 
 /// A way for datagrams to a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -565,61 +564,5 @@ impl Agent {
             // A relay carries on: look for a direct way again together.
             self.offer_at = Some(now);
         }
-    }
-
-    fn reselect(&mut self, now: Instant) {
-        let best = self
-            .pairs
-            .iter()
-            .filter(|(_, pair)| pair.is_alive())
-            .min_by_key(|(route, pair)| (class(**route, Some(pair)), pair.rtt))
-            .map(|(route, _)| *route);
-        let current = self
-            .selected
-            .and_then(|route| Some((route, self.pairs.get(&route)?)));
-        let Some(best) = best else {
-            if self.selected.is_some() && current.is_none() {
-                self.select(None, now);
-            }
-            return;
-        };
-        if let Some((route, pair)) = current {
-            let other = self.pairs.get(&best);
-            let better_class = class(best, other) < class(route, Some(pair));
-            let faster = match (pair.rtt, other.and_then(|other| other.rtt)) {
-                (Some(ours), Some(other)) => other + HYSTERESIS < ours && other * 5 < ours * 4,
-                _ => false,
-            };
-            let same_class = class(best, other) == class(route, Some(pair));
-            if pair.is_alive() && !better_class && !(same_class && faster) {
-                return;
-            }
-        }
-        self.select(Some(best), now);
-    }
-
-    fn select(&mut self, to: Option<Route>, now: Instant) {
-        if self.selected == to {
-            return;
-        }
-        self.selected = to;
-        self.selected_since = to.map(|_| now);
-        self.sent_at = None;
-        self.heard_at = None;
-        self.suspected_at = None;
-        let relayed = matches!(to, Some(Route::Relayed(_)));
-        self.spare_at = (relayed && self.awake).then(|| self.spare_after(now));
-        if to.is_some() {
-            self.offers = 0;
-            self.offer_at = self.awake.then(|| now + self.offer_gap());
-            self.relay_at = None;
-        } else if self.awake {
-            self.offer_at = Some(now);
-            self.relay_at = Some(now + RELAY_PATIENCE);
-        }
-        if let Some(pair) = to.and_then(|to| self.pairs.get_mut(&to)) {
-            pair.next = self.awake.then_some(now + KEEPALIVE_SELECTED);
-        }
-        self.actions.push_back(Action::Selected { to });
     }
 }
