@@ -77,16 +77,20 @@ struct One {
     took: Duration,
 }
 
-/// Measures a grid of one size, with so many claims and as many look-ups.
-#[must_use]
-pub fn measure(nodes: usize, operations: usize, seed: u64) -> Point {
+/// Measures a grid of one size, with so many claims and as many look-ups. `progress` is told what begins: the largest
+/// grids take an hour.
+pub fn measure(nodes: usize, operations: usize, seed: u64, progress: &mut dyn FnMut(&str)) -> Point {
     let conditions = Conditions::default();
     let mut world = World::new(seed, range("10.0.0.0/16"), conditions).with_routing(Routing::Kademlia);
-    for _ in 0..nodes {
+    for joined in 0..nodes {
+        if joined % 1000 == 0 {
+            progress(&format!("{joined} of {nodes} have joined"));
+        }
         let index = world.add();
         world.start(index);
         world.run(JOIN_EVERY);
     }
+    progress("they come to rest");
     let end = world.now() + 2 * LIMIT;
     world.run_until_seen(end, SECOND, |world| {
         let mut cores = world.nodes.iter().filter_map(|node| node.core.as_ref());
@@ -94,13 +98,16 @@ pub fn measure(nodes: usize, operations: usize, seed: u64) -> Point {
     });
     world.run(LIMIT);
     let claimants: Vec<usize> = (0..operations).map(|at| at * nodes / operations.max(1)).collect();
+    progress("claims");
     let claims = claimants.iter().map(|index| claim(&mut world, *index));
     let claims: Vec<_> = claims.collect();
     world.run(LIMIT);
+    progress("look-ups");
     let look_ups: Vec<_> = claimants
         .iter()
         .map(|holder| look_up(&mut world, *holder))
         .collect();
+    progress("contests");
     let contests = (0..CONTESTS).map(|at| contest(&mut world, at));
     let contests: Vec<_> = contests.collect();
     Point {
@@ -271,12 +278,12 @@ mod tests {
 
     #[test]
     fn a_grid_with_room_for_everybody_is_asked_by_the_register_alone_and_a_larger_one_by_kademlia_too() {
-        let small = measure(20, 4, 1);
+        let small = measure(20, 4, 1, &mut |_| {});
         assert_eq!(small.look_up.ended, 4, "{small:?}");
         assert_eq!(small.look_up.kademlia.p95, 0.0);
         // Who is a witness of the address itself asks nobody.
         assert!(small.look_up.register.p95 >= 2.0, "{small:?}");
-        let large = measure(90, 4, 1);
+        let large = measure(90, 4, 1, &mut |_| {});
         assert_eq!(large.claim.ended, 4, "{large:?}");
         assert!(large.look_up.kademlia.p95 >= 20.0, "{large:?}");
         assert!(large.look_up.rounds.p95 >= 2.0, "{large:?}");

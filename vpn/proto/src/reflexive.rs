@@ -19,6 +19,9 @@ const TRIES: u32 = 4;
 const RETRY: Duration = Duration::from_millis(700);
 /// While somebody is being reached, an answer older than this is asked for again.
 const FRESH: Duration = Duration::from_secs(20);
+/// Peers whose sight of this host is remembered, and how long: their keep-alives come more often.
+const MAX_WITNESSES: usize = 32;
+const WITNESSED: Duration = Duration::from_secs(60);
 /// An answer is used so long.
 const MAX_AGE: Duration = Duration::from_secs(600);
 /// And asked for again after this long, for the status that a person reads.
@@ -51,6 +54,8 @@ impl std::fmt::Display for Mapping {
 #[derive(Default)]
 pub(crate) struct Reflexive {
     servers: BTreeMap<UnderlayAddr, Server>,
+    /// How peers that were probed directly saw this host.
+    witnesses: BTreeMap<UnderlayAddr, (UnderlayAddr, Instant)>,
 }
 
 struct Server {
@@ -173,6 +178,7 @@ impl Reflexive {
         for server in self.servers.values_mut() {
             *server = Server::new(now);
         }
+        self.witnesses.clear();
     }
 
     /// The queries that are due.
@@ -222,6 +228,22 @@ impl Reflexive {
         changed
     }
 
+    /// A peer that was probed directly saw this host at an address. That counts for what the NAT does, and is no
+    /// candidate: one member must not be able to send others to an address of its choice.
+    pub(crate) fn witnessed(&mut self, from: UnderlayAddr, observed: UnderlayAddr, now: Instant) {
+        if self.servers.contains_key(&from) {
+            return;
+        }
+        if self.witnesses.len() >= MAX_WITNESSES && !self.witnesses.contains_key(&from) {
+            self.witnesses
+                .retain(|_, (_, at)| now.saturating_duration_since(*at) < WITNESSED);
+            if self.witnesses.len() >= MAX_WITNESSES {
+                return;
+            }
+        }
+        self.witnesses.insert(from, (observed, now));
+    }
+
     /// The addresses seen, each once.
     pub(crate) fn addrs(&self, now: Instant) -> BTreeSet<UnderlayAddr> {
         self.addrs_if(|at| now.saturating_duration_since(at) < MAX_AGE)
@@ -237,24 +259,32 @@ impl Reflexive {
     }
 
     pub(crate) fn mapping(&self, own: &BTreeSet<IpAddr>, now: Instant) -> Mapping {
-        self.mapping_if(own, |at| now.saturating_duration_since(at) < MAX_AGE)
+        self.mapping_if(own, now, |at| now.saturating_duration_since(at) < MAX_AGE)
     }
 
     /// The same by answers since then alone.
-    pub(crate) fn mapping_since(&self, own: &BTreeSet<IpAddr>, then: Instant) -> Mapping {
-        self.mapping_if(own, |at| at >= then)
+    pub(crate) fn mapping_since(&self, own: &BTreeSet<IpAddr>, then: Instant, now: Instant) -> Mapping {
+        self.mapping_if(own, now, |at| at >= then)
     }
 
-    fn mapping_if(&self, own: &BTreeSet<IpAddr>, counts: impl Fn(Instant) -> bool) -> Mapping {
+    fn mapping_if(&self, own: &BTreeSet<IpAddr>, now: Instant, counts: impl Fn(Instant) -> bool) -> Mapping {
         let addrs = self.addrs_if(&counts);
         // Members on a private network see the host's own address; only what is seen through a NAT tells of it.
-        let outside: BTreeSet<_> = addrs.iter().filter(|addr| !own.contains(&addr.0.ip())).collect();
+        let mut outside: BTreeSet<_> = addrs.iter().filter(|addr| !own.contains(&addr.0.ip())).collect();
+        // Of peers only those that see the same outside as the members asked: others may be behind it too.
+        let ips: BTreeSet<IpAddr> = outside.iter().map(|addr| addr.0.ip()).collect();
+        let witnesses = self.witnesses.values().filter(|(observed, at)| {
+            ips.contains(&observed.0.ip()) && now.saturating_duration_since(*at) < WITNESSED
+        });
+        let witnesses: Vec<_> = witnesses.map(|(observed, _)| observed).collect();
+        outside.extend(&witnesses);
         let of_family = |v4: bool| outside.iter().filter(|addr| addr.0.is_ipv4() == v4).count();
         let answers = self
             .servers
             .values()
             .filter(|server| server.seen.is_some_and(|(_, at)| counts(at)))
-            .count();
+            .count()
+            + witnesses.len();
         match (addrs.is_empty(), outside.is_empty()) {
             (true, _) => Mapping::Unknown,
             (false, true) => Mapping::Open,

@@ -96,6 +96,7 @@ pub(crate) enum Packet<'a> {
     ProbeReply {
         tag: u64,
         transaction: u64,
+        observed: UnderlayAddr,
         mac: Mac<'a>,
     },
     ReflexiveQuery {
@@ -181,6 +182,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Option<Packet<'_>> {
             Some(Packet::ProbeReply {
                 tag,
                 transaction,
+                observed: read_addr(bytes.get(20..)?)?,
                 mac,
             })
         }

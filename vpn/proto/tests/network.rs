@@ -81,6 +81,29 @@ fn a_nat_without_hairpin_is_seen() {
     assert_eq!(network.admits_strangers, Finding::Yes);
 }
 
+/// One relay shows nothing; what peers see of this host does.
+#[test]
+fn peers_show_what_a_nat_does_where_there_is_one_relay_alone() {
+    use NatKind::{FullCone, PortRestricted, Symmetric};
+    for (a, b, wanted) in [
+        (PortRestricted, PortRestricted, Mapping::Independent),
+        (FullCone, PortRestricted, Mapping::Independent),
+        (Symmetric, FullCone, Mapping::Dependent),
+    ] {
+        let mut world = World::new(4);
+        let relay = world.relay();
+        let (a, b) = (world.behind(a), world.behind(b));
+        world.announce_relays(&[relay]);
+        assert_eq!(world.nodes[a].core.nat(world.moment()).0, Mapping::Unknown);
+        world.send(a, b, b"ping");
+        world.run_until(SOON, |world| matches!(world.path(a, b), PathKind::Direct(_)));
+        world.run(Duration::from_millis(100));
+        assert_eq!(world.nodes[a].core.nat(world.moment()).0, wanted);
+        let outside = world.nodes[a].core.nat(world.moment()).1;
+        assert_eq!(outside.len(), 1, "what peers see is no candidate: {outside:?}");
+    }
+}
+
 #[test]
 fn a_relay_that_is_dead_is_not_said_to_answer() {
     let (mut world, node, stranger) = world(Some(NatKind::PortRestricted));

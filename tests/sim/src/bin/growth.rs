@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Instant;
 
 use aerie_sim::growth::{self, Cost, Point};
 use aerie_sim::kad::Spread;
@@ -38,16 +39,24 @@ fn main() -> Result<ExitCode> {
     let mut points = Vec::new();
     for nodes in options.nodes.iter().copied() {
         eprintln!("── {nodes} nodes");
-        points.push(growth::measure(nodes, options.operations, options.seed));
+        let begun = Instant::now();
+        let mut progress = |step: &str| eprintln!("   {:>5} s: {step}", begun.elapsed().as_secs());
+        let point = growth::measure(nodes, options.operations, options.seed, &mut progress);
+        eprintln!(
+            "   a look-up takes {:.0} messages, a claim {:.0}",
+            point.look_up.messages.p50, point.claim.messages.p50
+        );
+        points.push(point);
+        // Each size takes much longer than the one before: what is known by then is not to be lost.
+        if let Some(path) = options.svg.as_ref().filter(|_| points.len() > 1) {
+            draw(&points, path).map_err(|error| anyhow!("cannot draw {}: {error}", path.display()))?;
+        }
     }
     let excesses = growth::excesses(&points);
     if options.json {
         println!("{}", as_json(&points, &excesses));
     } else {
         println!("{}", as_table(&points));
-    }
-    if let Some(path) = &options.svg {
-        draw(&points, path).map_err(|error| anyhow!("cannot draw {}: {error}", path.display()))?;
     }
     for excess in &excesses {
         eprintln!("error: {excess}");

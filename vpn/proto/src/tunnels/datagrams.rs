@@ -72,9 +72,10 @@ impl Tunnels {
             Packet::ProbeReply {
                 tag,
                 transaction,
+                observed,
                 mac,
             } => {
-                self.handle_probe_reply(origin.route, tag, transaction, mac, at);
+                self.handle_probe_reply(origin.route, tag, (transaction, observed), mac, at);
             }
             Packet::ReflexiveQuery { transaction } => self.handle_query(origin.from, transaction, at),
             Packet::ReflexiveAnswer {
@@ -239,7 +240,14 @@ impl Tunnels {
         }
     }
 
-    fn handle_probe_reply(&mut self, route: Route, tag: u64, transaction: u64, mac: Mac<'_>, now: Instant) {
+    fn handle_probe_reply(
+        &mut self,
+        route: Route,
+        tag: u64,
+        (transaction, observed): (u64, UnderlayAddr),
+        mac: Mac<'_>,
+        now: Instant,
+    ) {
         let Some(id) = self.peer_of_tag(tag, mac, now) else {
             return;
         };
@@ -249,6 +257,10 @@ impl Tunnels {
         let of_length = peer.mtu.answered(route, transaction, now);
         if !of_length && !peer.agent.handle_reply(route, transaction, now) {
             self.counters.replayed += 1;
+            return;
+        }
+        if let Route::Direct(from) = route {
+            self.reflexive.witnessed(from, observed, now);
         }
     }
 

@@ -395,8 +395,8 @@ impl Tunnels {
         self.reflexive.mapping(&self.own_ips(), now)
     }
 
-    fn mapping_since(&self, then: Instant) -> Mapping {
-        self.reflexive.mapping_since(&self.own_ips(), then)
+    fn mapping_since(&self, then: Instant, now: Instant) -> Mapping {
+        self.reflexive.mapping_since(&self.own_ips(), then, now)
     }
 
     fn own_ips(&self) -> BTreeSet<IpAddr> {

@@ -103,7 +103,7 @@ impl Tunnels {
         NetworkStatus {
             hosts: self.hosts.clone(),
             observers: self.reflexive.observers(began.unwrap_or(at)),
-            mapping: began.map_or_else(|| self.mapping(at), |began| self.mapping_since(began)),
+            mapping: began.map_or_else(|| self.mapping(at), |began| self.mapping_since(began, at)),
             hairpin,
             admits_strangers,
             relays: self.relays.len(),
