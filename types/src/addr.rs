@@ -54,6 +54,22 @@ impl From<Ipv4Addr> for VirtualAddr {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct UnderlayAddr(pub SocketAddr);
 
+impl UnderlayAddr {
+    /// Whether it means something only within one network: private ranges, those of carriers' NATs, link-local and
+    /// loopback addresses.
+    #[must_use]
+    pub fn is_private(self) -> bool {
+        match self.0.ip() {
+            IpAddr::V4(v4) => {
+                let [a, b, ..] = v4.octets();
+                let of_a_carrier = a == 100 && (64..128).contains(&b);
+                v4.is_private() || v4.is_link_local() || v4.is_loopback() || of_a_carrier
+            }
+            IpAddr::V6(v6) => v6.is_unique_local() || v6.is_unicast_link_local() || v6.is_loopback(),
+        }
+    }
+}
+
 impl fmt::Display for UnderlayAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)

@@ -255,7 +255,7 @@ async fn strangers(node: &Node) -> Vec<PeerId> {
     let apart = |member: &aerie_overlay::Member| {
         let direct = member.connections.iter().filter(|connection| !connection.relayed);
         let mut ips = direct.filter_map(|connection| ip_of(&connection.remote));
-        ips.all(|ip| !known.contains(&ip) && !is_private(UnderlayAddr((ip, 0).into())))
+        ips.all(|ip| !known.contains(&ip) && !UnderlayAddr((ip, 0).into()).is_private())
     };
     let members = node.overlay.members().await.unwrap_or_default();
     members
@@ -281,7 +281,7 @@ fn verdict(network: &NetworkStatus, udp: Option<bool>, port: u16) -> (String, St
             format!("let UDP of port {port} out of this network and its answers in; without UDP the tunnel carries nothing"),
             false,
         ),
-        (_, Mapping::Open, _) if network.observers.iter().filter_map(|o| o.observed).all(is_private) => said(
+        (_, Mapping::Open, _) if network.observers.iter().filter_map(|o| o.observed).all(UnderlayAddr::is_private) => said(
             "the relays are on this node's own network, so that what is in front of it was not measured",
             "give a member elsewhere that others can reach the role 'relay'".to_owned(),
             true,
@@ -330,21 +330,8 @@ fn known(finding: Finding) -> Option<bool> {
     }
 }
 
-fn is_private(addr: UnderlayAddr) -> bool {
-    match addr.0.ip() {
-        IpAddr::V4(v4) => {
-            let [a, b, ..] = v4.octets();
-            v4.is_private() || v4.is_link_local() || v4.is_loopback() || (a == 100 && (64..128).contains(&b))
-        }
-        IpAddr::V6(v6) => v6.is_unique_local() || v6.is_unicast_link_local() || v6.is_loopback(),
-    }
-}
-
 fn is_global_ipv6(addr: &UnderlayAddr) -> bool {
-    match addr.0.ip() {
-        IpAddr::V6(v6) => !(v6.is_unique_local() || v6.is_unicast_link_local() || v6.is_loopback()),
-        IpAddr::V4(_) => false,
-    }
+    addr.0.is_ipv6() && !addr.is_private()
 }
 
 fn millis(duration: Duration) -> f64 {

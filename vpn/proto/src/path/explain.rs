@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use super::class::is_private;
 use super::pair::{Failure, Pair, State};
 use super::{Agent, Route};
 use crate::reflexive::Mapping;
@@ -65,7 +64,7 @@ impl Agent {
     pub(crate) fn reason(&self, own: Mapping, heard: Option<bool>) -> Reason {
         if let Some(Route::Direct(addr)) = self.selected {
             return match self.pairs.get(&Route::Direct(addr)).map(|pair| pair.kind) {
-                Some(CandidateKind::Host) if is_private(addr.0.ip()) => Reason::SameNetwork,
+                Some(CandidateKind::Host) if addr.is_private() => Reason::SameNetwork,
                 Some(CandidateKind::Host) => Reason::Public,
                 Some(CandidateKind::PeerReflexive) => Reason::Unannounced,
                 _ => Reason::Punched,
