@@ -257,7 +257,7 @@ fn paths(facts: &Facts, checks: &mut Checks) {
     // Their tunnels want a path: there is a reason why they have none.
     let without: Vec<_> = peers
         .iter()
-        .filter(|peer| peer.path == "idle" && peer.active)
+        .filter(|peer| peer.lacks_path())
         .map(|peer| peer.node.as_str())
         .collect();
     let example = without.first().or(relayed.first());

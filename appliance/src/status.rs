@@ -120,6 +120,13 @@ pub(crate) struct PeerReport {
     pub(crate) rx_bytes: u64,
 }
 
+impl PeerReport {
+    /// Whether packets want to go to it, or come from it, and there is no path.
+    pub(crate) fn lacks_path(&self) -> bool {
+        self.path == "idle" && self.active
+    }
+}
+
 /// One manager as this node knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ManagerReport {

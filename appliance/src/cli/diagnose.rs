@@ -345,7 +345,7 @@ fn add<W: Write + Seek>(zip: &mut ZipWriter<W>, name: &str, bytes: &[u8]) -> Res
 fn bad_paths(peers: &[PeerReport], daemon: &DaemonArgs) -> Vec<PathReport> {
     let bad = peers
         .iter()
-        .filter(|peer| peer.path == "relayed" || (peer.path == "idle" && peer.active));
+        .filter(|peer| peer.path == "relayed" || peer.lacks_path());
     bad.take(8)
         .filter_map(|peer| {
             let target = peer.node.clone();

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use serde::Deserialize;
 
-use crate::grid::{AERIE, Grid, Join, Member};
+use crate::grid::{Grid, Join, Member};
 use crate::wait::wait_until;
 use crate::{Lab, Nat};
 
@@ -236,8 +236,7 @@ fn members(lab: &Lab, grid: &Grid<'_>, group: &str) -> Result<Vec<Member>> {
             PATIENCE,
             &format!("{} to know the relays", member.node.name()),
             || {
-                let said = member.node.run("root", &[AERIE, "netcheck", "--json"])?;
-                let said: serde_json::Value = serde_json::from_str(&said)?;
+                let (said, _) = member.said::<serde_json::Value>(&["netcheck"])?;
                 let answering = said["relays"].as_array().map_or(0, |relays| {
                     relays.iter().filter(|relay| !relay["rtt_ms"].is_null()).count()
                 });
@@ -282,9 +281,7 @@ fn try_pair((from, member): (Spot, &Member), (to, addr): (Spot, &str)) -> Result
         reason: String::new(),
     };
     while began.elapsed() < PATIENCE {
-        let output = member.node.exec("root", &[AERIE, "path", to.name, "--json"])?;
-        let said: Said = serde_json::from_str(&output.stdout)
-            .with_context(|| format!("{} to {}: {}", from.name, to.name, output.both()))?;
+        let (said, _) = member.said::<Said>(&["path", to.name])?;
         cell.found = match said.path.as_str() {
             "lan" => Path::Lan,
             "direct" => Path::Direct,

@@ -9,15 +9,8 @@ use aerie_lab::{Lab, Nat};
 use aerie_scenarios::{GROUP, SOON, lab, small_grid, wait_for_name};
 use serde_json::Value;
 
-/// What a command prints with `--json`, and whether it succeeded.
 fn asked(on: &Member, argv: &[&str]) -> (Value, bool) {
-    let argv = [&[AERIE], argv, &["--json"]].concat();
-    let output = on.node.exec("root", &argv).unwrap();
-    let said = serde_json::from_str(&output.stdout);
-    (
-        said.unwrap_or_else(|error| panic!("{argv:?}: {error}: {}", output.both())),
-        output.success(),
-    )
+    on.said(argv).unwrap()
 }
 
 fn check<'a>(diagnosis: &'a Value, name: &str) -> &'a Value {

@@ -6,6 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use aerie_lab::grid::{Grid, Join, Member};
+use aerie_lab::wait::wait_until;
 use aerie_lab::{Lab, Nat, matrix};
 use aerie_scenarios::{GROUP, lab, small_grid};
 
@@ -59,15 +60,9 @@ fn a_relay_that_is_killed_in_use_is_replaced_within_a_second() {
     start(&grid, &[&relays[0], &relays[1], &a, &b]);
     let addr = b.addr().unwrap();
     a.ping(&addr).unwrap();
-    let path = || {
-        let said = a
-            .node
-            .run("root", &["/usr/bin/aerie", "path", "b", "--json"])
-            .unwrap();
-        serde_json::from_str::<serde_json::Value>(&said).unwrap()
-    };
+    let path = || a.said::<serde_json::Value>(&["path", "b"]).unwrap().0;
     // Both relays answer before one is killed.
-    aerie_lab::wait::wait_until(Duration::from_secs(30), "a second relay", || {
+    wait_until(Duration::from_secs(30), "a second relay", || {
         let said = path();
         let pairs = said["pairs"].as_array().unwrap();
         let alive = pairs

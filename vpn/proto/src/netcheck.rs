@@ -29,7 +29,7 @@ const LOOK: Duration = Duration::from_millis(50);
 /// So many tries of each kind.
 const TRIES: u32 = 4;
 /// Members asked to knock.
-pub(crate) const MAX_KNOCKERS: usize = 3;
+const MAX_KNOCKERS: usize = 3;
 
 /// What was found out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,8 +57,6 @@ pub struct NetworkStatus {
     pub hairpin: Finding,
     /// Whether datagrams of members come in to which nothing was sent.
     pub admits_strangers: Finding,
-    /// Relays known.
-    pub relays: usize,
     /// Whether the last check has ended, or none was asked for.
     pub complete: bool,
 }

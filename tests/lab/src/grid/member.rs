@@ -4,6 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use super::AERIE;
 use crate::node::Node;
@@ -163,13 +164,23 @@ impl Member {
         daemon.with_context(|| format!("no daemon was started on {}", self.node.name()))
     }
 
+    /// What an `aerie` command prints with `--json`, and whether it succeeded.
+    ///
+    /// # Errors
+    /// When it prints something else.
+    pub fn said<T: DeserializeOwned>(&self, argv: &[&str]) -> Result<(T, bool)> {
+        let output = self.node.exec("root", &[&[AERIE], argv, &["--json"]].concat())?;
+        let said = serde_json::from_str(&output.stdout)
+            .with_context(|| format!("on {}, {argv:?} said: {}", self.node.name(), output.both()))?;
+        Ok((said, output.success()))
+    }
+
     /// What the daemon says of itself.
     ///
     /// # Errors
     /// When it does not answer.
     pub fn status(&self) -> Result<Status> {
-        let text = self.node.run("root", &[AERIE, "status", "--json"])?;
-        serde_json::from_str(&text).with_context(|| format!("on {}, status said: {text}", self.node.name()))
+        self.said(&["status"]).map(|(status, _)| status)
     }
 
     /// The members that it knows.
@@ -177,8 +188,7 @@ impl Member {
     /// # Errors
     /// When it does not answer.
     pub fn peers(&self) -> Result<Vec<Peer>> {
-        let text = self.node.run("root", &[AERIE, "peers", "--json"])?;
-        serde_json::from_str(&text).with_context(|| format!("on {}, peers said: {text}", self.node.name()))
+        self.said(&["peers"]).map(|(peers, _)| peers)
     }
 
     /// Its virtual address.

@@ -106,7 +106,6 @@ impl Tunnels {
             mapping: began.map_or_else(|| self.mapping(at), |began| self.mapping_since(began, at)),
             hairpin,
             admits_strangers,
-            relays: self.relays.len(),
             complete,
         }
     }
