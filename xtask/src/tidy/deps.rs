@@ -35,14 +35,18 @@ const DIRECTIONS: &[(&str, &[&str])] = &[
     ),
     ("aerie-condor", &["aerie-identity", "aerie-config", "aerie-types"]),
     ("aerie-portal", &["aerie-identity", "aerie-config", "aerie-types"]),
+    ("aerie-context", &["aerie-types"]),
+    ("aerie-image-build", &["aerie-config", "aerie-types"]),
     (
         "aerie",
         &[
             "aerie-condor",
             "aerie-config",
+            "aerie-context",
             "aerie-dht",
             "aerie-dht-proto",
             "aerie-identity",
+            "aerie-image-build",
             "aerie-overlay",
             "aerie-portal",
             "aerie-types",
@@ -68,7 +72,7 @@ const DIRECTIONS: &[(&str, &[&str])] = &[
     ("aerie-kad-compare", &["aerie-sim", "aerie-types"]),
     ("aerie-model", &["aerie-dht-proto", "aerie-sim", "aerie-types"]),
     ("aerie-scenarios", &["aerie-lab"]),
-    ("xtask", &["aerie-lab"]),
+    ("xtask", &["aerie-image-build", "aerie-lab"]),
 ];
 
 /// What a package without runtime, socket, file or clock has no use for.

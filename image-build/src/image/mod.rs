@@ -1,0 +1,1 @@
+//! Disks that boot into a grid.
