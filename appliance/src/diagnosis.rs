@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) struct PathReport {
     pub(crate) node: String,
     pub(crate) addr: String,
-    /// `direct`, `lan`, `relayed` or `none`.
+    /// `direct`, `lan`, `relayed`, `tls` (with a relay itself) or `none`.
     pub(crate) path: String,
     /// The path with its addresses; empty while there is none.
     pub(crate) through: String,
@@ -40,7 +40,7 @@ pub(crate) struct PathReport {
 /// One candidate pair: this node's data socket and where it sends to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct PairReport {
-    /// `host`, `reflexive`, `peer-reflexive` or `relayed`.
+    /// `host`, `reflexive`, `peer-reflexive`, `relayed` or `tls`.
     pub(crate) kind: String,
     pub(crate) addr: String,
     /// The relay's node name.
@@ -92,6 +92,12 @@ pub(crate) struct NetcheckReport {
     pub(crate) seen_as: Vec<String>,
     /// The nearest first.
     pub(crate) relays: Vec<RelayReport>,
+    /// The relays to which this node is connected over TLS, as UDP does not pass.
+    pub(crate) tls: Vec<TlsReport>,
+    /// The TCP port at which this node, a relay, takes members that UDP does not reach.
+    pub(crate) tls_port: Option<u16>,
+    /// Why it takes none although it should; empty if it does, or is no relay.
+    pub(crate) tls_problem: String,
     /// Length of packets in bytes: of the interface, and the least and the most that was found to fit a member's path.
     pub(crate) mtu: u16,
     pub(crate) path_mtu: Option<(usize, usize)>,
@@ -103,6 +109,13 @@ pub(crate) struct NetcheckReport {
     pub(crate) hint: String,
     /// Whether this node is reached well enough that nothing needs to be done.
     pub(crate) good: bool,
+}
+
+/// A relay to which this node is connected over TLS.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct TlsReport {
+    pub(crate) node: String,
+    pub(crate) addr: String,
 }
 
 /// A member that relays, and sees this node from outside.

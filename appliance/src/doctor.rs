@@ -195,7 +195,7 @@ fn network(facts: &Facts, checks: &mut Checks) {
     };
     let health = match (network.good, network.udp) {
         (true, _) => Health::Ok,
-        (false, Some(false)) => Health::Failed,
+        (false, Some(false)) if network.tls.is_empty() => Health::Failed,
         (false, _) => Health::Warning,
     };
     checks.add("network", health, network.verdict.clone(), network.hint.clone());
@@ -224,6 +224,12 @@ fn network(facts: &Facts, checks: &mut Checks) {
             Health::Warning,
             found,
             "give a second member that others can reach the role 'relay': if the only one goes, relayed paths end",
+        ),
+        _ if !network.tls_problem.is_empty() => checks.add(
+            "relays",
+            Health::Warning,
+            format!("{found}; this one takes no members over TLS: {}", network.tls_problem),
+            "members that UDP does not reach need it; free the port, or choose another with [vpn] tls_port",
         ),
         _ => checks.add("relays", Health::Ok, found, ""),
     }

@@ -59,6 +59,8 @@ pub struct Summary {
     pub offload: bool,
     /// The preferred cipher, where it is given.
     pub cipher: Option<String>,
+    /// The TCP port at which a relay takes members over TLS; 0 for none.
+    pub tls_port: u16,
     /// What a relay carries in one session, in Mbit/s, where it is bounded.
     pub relay_limit: Option<u16>,
     /// See [`Condor`](crate::Condor).
@@ -115,6 +117,7 @@ impl Spec {
             ipv6: self.vpn.ipv6,
             offload: self.vpn.offload,
             cipher: self.vpn.cipher.map(|cipher| cipher.to_string()),
+            tls_port: self.vpn.tls_port,
             relay_limit: self.vpn.relay_limit,
             prefer_group: self.condor.prefer_group,
             allow_election: self.condor.allow_election,
@@ -274,9 +277,14 @@ pub fn explain(spec: &Spec, bundle: Option<&Bundle>) -> String {
         .vpn
         .cipher
         .map_or(String::new(), |cipher| format!(", {cipher} preferred"));
-    let relays = spec.vpn.relay_limit.map_or(String::new(), |limit| {
+    let limit = spec.vpn.relay_limit.map_or(String::new(), |limit| {
         format!(", relays at most {limit} Mbit/s a session")
     });
+    let relays = match spec.vpn.tls_port {
+        _ if !spec.node.roles.contains(Role::Relay) => limit,
+        0 => format!("{limit}, takes nobody over TLS"),
+        tls => format!("{limit}, {} for members without UDP", port(tls, "TCP")),
+    };
     line(
         "Tunnel",
         &format!(

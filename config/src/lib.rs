@@ -35,6 +35,6 @@ pub use explain::{Summary, explain};
 pub use secret::{RendezvousSecret, SecretText};
 pub use source::{Attempt, Ec2, Found, Outcome, Report, Scan, Search, SourceConfig, SourceKind, find, load};
 pub use spec::{
-    BootstrapAddr, CaHash, Cipher, Condor, DEFAULT_LISTEN_PORT, DEFAULT_VPN_PORT, Enrol, EnrolUrl, Grid,
-    Node, Overlay, Spec, VERSION, Vpn,
+    BootstrapAddr, CaHash, Cipher, Condor, DEFAULT_LISTEN_PORT, DEFAULT_TLS_PORT, DEFAULT_VPN_PORT, Enrol,
+    EnrolUrl, Grid, Node, Overlay, Spec, VERSION, Vpn,
 };

@@ -1,7 +1,7 @@
 //! Addresses by the part they play: virtual (inside the grid) or underlay (outside).
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
 use ipnet::Ipv4Net;
@@ -54,7 +54,26 @@ impl From<Ipv4Addr> for VirtualAddr {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct UnderlayAddr(pub SocketAddr);
 
+/// Of addresses that stand for a connection: the prefix whose packets every router discards (RFC 6666), so that no
+/// datagram can really come from there or go there.
+const STREAMS: u128 = 0x0100 << 112;
+
 impl UnderlayAddr {
+    /// The address that stands for a connection of this host, by its number. It means nothing to any other host.
+    #[must_use]
+    pub fn of_stream(number: u64) -> Self {
+        let ip = Ipv6Addr::from(STREAMS | u128::from(number));
+        Self(SocketAddr::new(ip.into(), 0))
+    }
+
+    /// The number of the connection that the address stands for, where it stands for one.
+    #[must_use]
+    pub fn stream(self) -> Option<u64> {
+        let SocketAddr::V6(v6) = self.0 else { return None };
+        let bits = u128::from(*v6.ip());
+        (bits >> 64 == STREAMS >> 64).then_some(bits as u64)
+    }
+
     /// Whether it means something only within one network: private ranges, those of carriers' NATs, link-local and
     /// loopback addresses.
     #[must_use]

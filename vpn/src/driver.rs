@@ -29,6 +29,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::handle::{Command, Event, Handle, Pong, Status};
+use crate::io::streams::{StreamEvent, Streams};
 use crate::io::{Offloads, Tun, TunDevice, Udp, UdpSocket};
 use crate::traffic::Traffic;
 use crate::{Error, NoIpv6};
@@ -46,6 +47,8 @@ const IPV6_MIN_MTU: u16 = 1280;
 const COMMANDS: usize = 256;
 /// Events that wait for the daemon. Beyond that they stay in the core, which bounds them too.
 const EVENTS: usize = 1024;
+/// Datagrams of connections over TLS that are taken in one turn.
+const STREAMED: usize = 64;
 /// How often the interfaces' addresses are looked at.
 const HOSTS_EVERY: Duration = Duration::from_secs(5);
 /// The pause after an edge has failed: a device that was removed must not keep the driver busy.
@@ -68,6 +71,8 @@ pub struct VpnConfig {
     pub port: u16,
     /// Whether this node relays for others, and how much.
     pub relay: Option<RelayLimits>,
+    /// The TCP port at which it takes members over TLS that UDP does not reach; 0 for any.
+    pub tls_port: Option<u16>,
     /// Ciphers in order of preference; empty for what suits the processor.
     pub suites: Vec<Suite>,
     /// Whether the kernel's offloads are used where they are found. Without them everything goes packet by packet:
@@ -87,6 +92,7 @@ impl VpnConfig {
             ipv6: true,
             port: DEFAULT_PORT,
             relay: None,
+            tls_port: None,
             suites: Vec::new(),
             offload: true,
         }
@@ -179,6 +185,9 @@ struct Driver<T, U> {
     core: Tunnels,
     tun: T,
     udp: U,
+    streams: Streams,
+    /// Why nobody is taken over TLS although that was asked for.
+    no_tls: Option<Error>,
     commands: mpsc::Receiver<Command>,
     events: mpsc::Sender<Event>,
     pings: BTreeMap<u64, oneshot::Sender<Result<Pong, String>>>,
@@ -199,6 +208,7 @@ struct Driver<T, U> {
 /// What woke the driver.
 enum Wake {
     Edge,
+    Stream(StreamEvent),
     Command(Option<Command>),
     Timer,
     EventRoom,
@@ -240,6 +250,15 @@ impl<T: Tun, U: Udp> Driver<T, U> {
             udp: udp.offloads(),
         };
         tracing::info!(interface = config.interface, %offloads, "offloads");
+        let mut streams = Streams::new();
+        let no_tls = match config.tls_port.map(|port| streams.listen(port)) {
+            // It still relays to all others.
+            Some(Err(error)) => {
+                tracing::warn!(%error, "members that UDP does not reach cannot come to this relay");
+                Some(error)
+            }
+            _ => None,
+        };
         let mut driver = Driver {
             traffic: Traffic::new(&tun, config.mtu),
             addr6: Err(NoIpv6::SmallMtu { mtu: config.mtu }),
@@ -249,6 +268,8 @@ impl<T: Tun, U: Udp> Driver<T, U> {
             core,
             tun,
             udp,
+            streams,
+            no_tls,
             commands: receive_commands,
             events,
             pings: BTreeMap::new(),
@@ -268,6 +289,7 @@ impl<T: Tun, U: Udp> Driver<T, U> {
         loop {
             match self.wait().await {
                 Wake::Edge => self.take_batches(),
+                Wake::Stream(event) => self.take_streamed(event),
                 Wake::Command(None) => break,
                 Wake::Command(Some(Command::Shutdown(done))) => {
                     drop(self);
@@ -279,7 +301,9 @@ impl<T: Tun, U: Udp> Driver<T, U> {
                 Wake::Timer | Wake::EventRoom => {}
             }
             self.look_at_clock();
-            self.traffic.send(&self.udp, &mut self.core, now()).await;
+            self.traffic
+                .send(&self.udp, &self.streams, &mut self.core, now())
+                .await;
             while let Some(packet) = self.core.poll_inner() {
                 self.traffic.deliver(&self.tun, &packet);
             }
@@ -307,6 +331,7 @@ impl<T: Tun, U: Udp> Driver<T, U> {
             () = tokio::time::sleep_until(timer.into()) => Wake::Timer,
             () = room => Wake::EventRoom,
             () = ready(self.udp.readable()), if self.udp_rests_until.is_none() => Wake::Edge,
+            event = self.streams.next() => Wake::Stream(event),
             () = ready(self.tun.readable()), if self.tun_rests_until.is_none() => Wake::Edge,
         }
     }
@@ -357,6 +382,29 @@ impl<T: Tun, U: Udp> Driver<T, U> {
         }
     }
 
+    /// Takes what connections over TLS have brought: a batch at most.
+    fn take_streamed(&mut self, first: StreamEvent) {
+        let moment = now();
+        let mut event = Some(first);
+        let mut room = STREAMED;
+        while let Some(next) = event.take() {
+            match next {
+                StreamEvent::Opened { relay, stream } => self.core.stream_opened(relay, stream, moment),
+                StreamEvent::Failed { relay } => self.core.stream_failed(relay, moment),
+                StreamEvent::Ended { stream } => self.core.stream_ended(stream, moment),
+                StreamEvent::Datagram { stream, mut bytes } => {
+                    if let Some(packet) = self.core.handle_datagram(stream, &mut bytes, moment) {
+                        self.traffic.deliver(&self.tun, &bytes[packet]);
+                    }
+                }
+            }
+            room -= 1;
+            if room > 0 {
+                event = self.streams.try_next();
+            }
+        }
+    }
+
     fn obey(&mut self, command: Command) {
         let moment = now();
         match command {
@@ -397,6 +445,10 @@ impl<T: Tun, U: Udp> Driver<T, U> {
                     counters: self.core.counters(),
                     relayed_sessions: self.core.relayed_sessions(),
                     offloads: self.offloads,
+                    tls: match (&self.no_tls, self.streams.port()) {
+                        (Some(error), _) => Some(Err(error.to_string())),
+                        (None, port) => port.map(Ok),
+                    },
                 });
             }
             Command::Ping(addr, answer) => {
@@ -473,6 +525,14 @@ impl<T: Tun, U: Udp> Driver<T, U> {
         match event {
             proto::Event::Resolve(addr) => Some(Event::Resolve(addr)),
             proto::Event::Signal { to, bytes } => Some(Event::Signal { to, bytes }),
+            proto::Event::OpenStream { relay, to } => {
+                self.streams.open(relay, to);
+                None
+            }
+            proto::Event::CloseStream(stream) => {
+                self.streams.close(stream);
+                None
+            }
             proto::Event::PathChanged { peer, path, why } => Some(Event::PathChanged { peer, path, why }),
             proto::Event::Pong { id, rtt, path } => {
                 self.answer_ping(id, Ok(Pong { rtt, path }));

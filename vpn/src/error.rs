@@ -58,6 +58,24 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The port for connections over TLS is taken.
+    #[error(
+        "the TCP port {port} cannot be opened for members that UDP does not reach; choose another with [vpn] tls_port \
+         in aerie.toml, or 0 to take none"
+    )]
+    TlsPort {
+        /// The port.
+        port: u16,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The certificate for connections over TLS could not be made.
+    #[error("the certificate for members that UDP does not reach cannot be made: {reason}")]
+    Certificate {
+        /// What the library said.
+        reason: String,
+    },
     /// The interfaces' addresses could not be read.
     #[error("the addresses of this host's interfaces cannot be read")]
     Interfaces(#[source] io::Error),

@@ -68,6 +68,9 @@ pub struct Status {
     pub relayed_sessions: usize,
     /// What the kernel was found to do for the driver.
     pub offloads: Offloads,
+    /// The TCP port at which members are taken over TLS that UDP does not reach, or why none are; `None` where this
+    /// node is not to take any.
+    pub tls: Option<Result<u16, String>>,
 }
 
 pub(crate) enum Command {

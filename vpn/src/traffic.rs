@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use aerie_vpn_proto::{Now, Run, Transmits, Tunnels};
 
+use crate::io::streams::Streams;
 use crate::io::{Received, Tun, Udp, is_too_long};
 use crate::offload::coalesce::Coalescer;
 use crate::offload::header::{self, Header};
@@ -74,6 +75,10 @@ impl Traffic {
         }
         let Received { memory, runs } = &mut self.received;
         for (from, at) in Received::places(runs) {
+            if from.stream().is_some() {
+                // Only a forged source looks like that: it stands for a connection over TLS.
+                continue;
+            }
             let Some(packet) = core.handle_datagram(from, &mut memory[at.clone()], now) else {
                 continue;
             };
@@ -121,12 +126,16 @@ impl Traffic {
 
     /// Sends what the core has to say, then what was sealed, then what it forwards for others. If the socket is full,
     /// waits: the device's queue then slows its senders. What the own link does not take whole is told to the core.
-    pub(crate) async fn send(&mut self, udp: &impl Udp, core: &mut Tunnels, now: Now) {
+    pub(crate) async fn send(&mut self, udp: &impl Udp, streams: &Streams, core: &mut Tunnels, now: Now) {
         core.poll_transmits(&mut self.control);
         core.poll_forwards(&mut self.forwards);
         let mut patience = Patience::default();
         for batch in [&mut self.control, &mut self.bulk, &mut self.forwards] {
             for run in batch.runs(udp.max_segments().max(1)) {
+                if let Some(number) = run.to.stream() {
+                    streams.send(number, run);
+                    continue;
+                }
                 if transmit(udp, run, &mut patience).await == Sent::TooLong {
                     core.refused(run.to, run.bytes.len(), now);
                 }

@@ -243,6 +243,7 @@ impl Internet {
         let [a, b] = [1, 2].map(|n| self.hosts[usize::from(n) - 1].node(n, &board, None));
         for (node, n) in [(&a, 1), (&b, 2)] {
             let info = |n: u16, addr: Ipv4Addr| RelayInfo {
+                tls: None,
                 peer: peer(n),
                 addr: UnderlayAddr((addr, 4242).into()),
             };

@@ -196,6 +196,21 @@ fn netcheck_text(report: &NetcheckReport) -> String {
         };
         table.add_row(["relay", &rtt]);
     }
+    for relay in &report.tls {
+        table.add_row(["over TLS", &format!("{} {}", relay.node, relay.addr)]);
+    }
+    if let Some(port) = report.tls_port {
+        table.add_row([
+            "members without UDP",
+            &format!("taken over TLS at TCP port {port}"),
+        ]);
+    }
+    if !report.tls_problem.is_empty() {
+        table.add_row([
+            "members without UDP",
+            &format!("not taken: {}", report.tls_problem),
+        ]);
+    }
     let mut text = format!("{table}\n\n{}\n", report.verdict);
     if !report.hint.is_empty() {
         text = format!("{text}to do: {}\n", report.hint);

@@ -176,6 +176,7 @@ async fn tunnel(node: &Arc<Node>, member: &Member, addr: VirtualAddr) -> Result<
         ..RelayLimits::default()
     };
     config.relay = credential.roles.contains(Role::Relay).then_some(limits);
+    config.tls_port = Some(node.spec.vpn.tls_port).filter(|port| *port != 0 && config.relay.is_some());
     let identity = Identity {
         grid: node.spec.grid.id(),
         peer: credential.peer,
@@ -185,8 +186,10 @@ async fn tunnel(node: &Arc<Node>, member: &Member, addr: VirtualAddr) -> Result<
     let check = Box::new(TrustCheck(member.trust.clone()));
     let (vpn, events) =
         Vpn::start(config, identity, check, &mut rand::rng()).map_err(|error| error.to_string())?;
-    let port = vpn.status().await.map_err(|error| error.to_string())?.port;
-    node.data_port.store(port, Ordering::Relaxed);
+    let status = vpn.status().await.map_err(|error| error.to_string())?;
+    node.data_port.store(status.port, Ordering::Relaxed);
+    let tls_port = status.tls.and_then(Result::ok);
+    node.tls_port.store(tls_port.unwrap_or(0), Ordering::Relaxed);
     node.set_vpn(vpn.clone());
     tokio::spawn(carry::vpn_events(Arc::clone(node), events));
     node.tell_relays().await;

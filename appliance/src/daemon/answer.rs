@@ -136,6 +136,7 @@ pub(super) fn kind(path: &PathKind) -> &'static str {
         PathKind::Lan(_) => "lan",
         PathKind::Direct(_) => "direct",
         PathKind::Relayed { .. } => "relayed",
+        PathKind::Stream { .. } => "tls",
     }
 }
 

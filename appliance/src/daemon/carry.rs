@@ -142,7 +142,7 @@ async fn meet(node: Arc<Node>, peer: PeerId, credential: Arc<Credential>) {
                 tracing::debug!(error, node = %credential.node, "a member's revocation list was refused");
             }
             let relays = facts.relays && credential.roles.contains(Role::Relay);
-            if !relays || (facts.data_port != 0 && node.learn_relay(peer, facts.data_port).await) {
+            if !relays || (facts.data_port != 0 && node.learn_relay(peer, &facts).await) {
                 return;
             }
         }

@@ -9,7 +9,9 @@ use aerie_vpn::{Finding, Mapping, NetworkStatus, PairState, PathKind, PathStatus
 
 use super::answer::kind;
 use super::node::{Node, ip_of};
-use crate::diagnosis::{CandidateReport, ChangeReport, NetcheckReport, PairReport, PathReport, RelayReport};
+use crate::diagnosis::{
+    CandidateReport, ChangeReport, NetcheckReport, PairReport, PathReport, RelayReport, TlsReport,
+};
 
 /// A check of the network takes four seconds at most.
 const CHECK_LIMIT: Duration = Duration::from_secs(6);
@@ -151,6 +153,9 @@ fn hint(reason: Reason, path: PathKind, port: u16, relays: usize) -> String {
         Reason::UdpSilent => {
             return format!("let UDP of port {port} out of this network and its answers in");
         }
+        Reason::PeerUdpSilent => {
+            return format!("let UDP of port {port} out of its network and its answers in");
+        }
         Reason::NoAnswer => {
             return format!(
                 "let UDP of port {port} through the firewalls of both sites; 'aerie netcheck' on each node shows \
@@ -227,6 +232,16 @@ pub(super) async fn netcheck(node: &Node) -> Result<NetcheckReport, String> {
         hairpin: known(network.hairpin),
         seen_as: seen.iter().map(ToString::to_string).collect(),
         relays,
+        tls: network
+            .tls
+            .iter()
+            .map(|(relay, addr)| TlsReport {
+                node: node.member_name(*relay),
+                addr: addr.to_string(),
+            })
+            .collect(),
+        tls_port: status.tls.as_ref().and_then(|tls| tls.as_ref().ok().copied()),
+        tls_problem: status.tls.and_then(Result::err).unwrap_or_default(),
         mtu: status.mtu,
         path_mtu: path_mtu.map(|(least, most)| (*least, *most)),
         offloads_off: status
@@ -276,9 +291,17 @@ fn verdict(network: &NetworkStatus, udp: Option<bool>, port: u16) -> (String, St
                 .to_owned(),
             false,
         ),
+        (Some(false), ..) if network.tls.is_empty() => said(
+            "UDP does not pass: no member answers; and no relay is reached over TLS either",
+            format!(
+                "let UDP of port {port} out of this network and its answers in, or TCP to the TLS port of a relay; \
+                 without either the tunnel carries nothing"
+            ),
+            false,
+        ),
         (Some(false), ..) => said(
-            "UDP does not pass: no member answers",
-            format!("let UDP of port {port} out of this network and its answers in; without UDP the tunnel carries nothing"),
+            "UDP does not pass: no member answers; all paths are relayed over TLS",
+            format!("for direct and faster paths let UDP of port {port} out of this network and its answers in"),
             false,
         ),
         (_, Mapping::Open, _) if network.observers.iter().filter_map(|o| o.observed).all(UnderlayAddr::is_private) => said(

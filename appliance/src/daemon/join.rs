@@ -207,6 +207,7 @@ async fn start(
         tunnel: Mutex::new(None),
         tunnel_ended: Notify::new(),
         data_port: AtomicU16::new(0),
+        tls_port: AtomicU16::new(0),
         relays: Mutex::new(BTreeMap::new()),
     });
     shared.set_node(Arc::clone(&node));

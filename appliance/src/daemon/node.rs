@@ -63,7 +63,9 @@ pub(crate) struct Node {
     pub(crate) tunnel_ended: Notify,
     /// UDP port of the tunnel's socket; 0 while there is none.
     pub(crate) data_port: AtomicU16,
-    pub(crate) relays: Mutex<BTreeMap<PeerId, UnderlayAddr>>,
+    /// TCP port at which it takes members that UDP does not reach; 0 while it does not.
+    pub(crate) tls_port: AtomicU16,
+    pub(crate) relays: Mutex<BTreeMap<PeerId, RelayInfo>>,
 }
 
 impl Node {
@@ -115,6 +117,7 @@ impl Node {
     pub(crate) fn facts(&self) -> Facts {
         Facts {
             data_port: self.data_port.load(Ordering::Relaxed),
+            tls_port: self.tls_port.load(Ordering::Relaxed),
             revocations: self.trust.serial(),
             relays: self.credential.borrow().roles.contains(Role::Relay),
         }
@@ -173,13 +176,13 @@ impl Node {
         Some(found.name)
     }
 
-    fn relays(&self) -> MutexGuard<'_, BTreeMap<PeerId, UnderlayAddr>> {
+    fn relays(&self) -> MutexGuard<'_, BTreeMap<PeerId, RelayInfo>> {
         self.relays.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes a member for a datagram relay, at the underlay address of its connection. Whether that is settled: a
     /// member that is connected through another relay only has no address yet.
-    pub(crate) async fn learn_relay(&self, peer: PeerId, data_port: u16) -> bool {
+    pub(crate) async fn learn_relay(&self, peer: PeerId, facts: &Facts) -> bool {
         let members = self.overlay.members().await.unwrap_or_default();
         let Some(member) = members.iter().find(|member| member.peer == peer) else {
             return false;
@@ -193,7 +196,13 @@ impl Node {
             if relays.len() >= MAX_RELAYS && !relays.contains_key(&peer) {
                 return true;
             }
-            relays.insert(peer, UnderlayAddr((ip, data_port).into()));
+            let at = |port: u16| UnderlayAddr((ip, port).into());
+            let info = RelayInfo {
+                peer,
+                addr: at(facts.data_port),
+                tls: Some(facts.tls_port).filter(|port| *port != 0).map(at),
+            };
+            relays.insert(peer, info);
         }
         self.tell_relays().await;
         true
@@ -205,7 +214,7 @@ impl Node {
     }
 
     pub(crate) fn relay_ips(&self) -> BTreeSet<IpAddr> {
-        self.relays().values().map(|addr| addr.0.ip()).collect()
+        self.relays().values().map(|relay| relay.addr.0.ip()).collect()
     }
 
     pub(crate) fn is_relay(&self, peer: PeerId) -> bool {
@@ -215,7 +224,10 @@ impl Node {
     /// The relay whose data socket is at this address.
     pub(crate) fn relay_at(&self, addr: UnderlayAddr) -> Option<PeerId> {
         let relays = self.relays();
-        relays.iter().find(|(_, at)| **at == addr).map(|(peer, _)| *peer)
+        relays
+            .values()
+            .find(|relay| relay.addr == addr)
+            .map(|relay| relay.peer)
     }
 
     /// A member's node name, or what is short of its id while it is not connected.
@@ -227,7 +239,10 @@ impl Node {
     /// A path for a person: relays by their names.
     pub(crate) fn path_text(&self, path: &PathKind) -> String {
         match path {
-            PathKind::Relayed { via, addr } => format!("relayed via {} {addr}", self.member_name(*via)),
+            PathKind::Relayed { via, addr, stream } => {
+                let over = if *stream { " over TLS" } else { "" };
+                format!("relayed via {} {addr}{over}", self.member_name(*via))
+            }
             path => path.to_string(),
         }
     }
@@ -239,14 +254,7 @@ impl Node {
     }
 
     pub(crate) async fn tell_relays(&self) {
-        let relays: Vec<_> = self
-            .relays()
-            .iter()
-            .map(|(peer, addr)| RelayInfo {
-                peer: *peer,
-                addr: *addr,
-            })
-            .collect();
+        let relays: Vec<_> = self.relays().values().copied().collect();
         if let Some(vpn) = self.vpn() {
             vpn.set_relays(relays).await;
         }

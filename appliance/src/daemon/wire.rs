@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Version of the control protocol's messages.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// The longest message, in bytes: the longest revocation list, and the frame around it.
 pub(crate) const MAX_MESSAGE: usize = aerie_identity::MAX_SIGNED_REVOCATIONS + 64;
@@ -33,6 +33,8 @@ pub(crate) enum Tell {
 pub(crate) struct Facts {
     /// UDP port of the tunnel's socket.
     pub(crate) data_port: u16,
+    /// TCP port at which it takes members over TLS that UDP does not reach; 0 if it does not.
+    pub(crate) tls_port: u16,
     /// Serial of the newest revocation list it has; 0 for none.
     pub(crate) revocations: u64,
     /// Whether it forwards datagrams for other members.
@@ -64,6 +66,7 @@ mod tests {
     fn messages_read_back_and_foreign_versions_do_not() {
         let facts = Tell::Facts(Facts {
             data_port: 4242,
+            tls_port: 443,
             revocations: 7,
             relays: true,
         });

@@ -38,6 +38,7 @@
 //! ipv6 = true                     # false: IPv4 alone inside the grid
 //! offload = true                  # false: packet by packet, where the kernel's offloads are broken
 //! cipher = "chacha20-poly1305"    # or "aes-256-gcm"; optional: what suits the processor
+//! tls_port = 443                  # TCP; where a relay takes members that UDP does not reach; 0 takes none
 //! relay_limit = 100               # Mbit/s of each session of a relay; optional: no limit
 //!
 //! [condor]
@@ -66,6 +67,10 @@ pub const DEFAULT_LISTEN_PORT: u16 = 4001;
 
 /// The tunnel's UDP port where the spec names none.
 pub const DEFAULT_VPN_PORT: u16 = 4242;
+
+/// The port at which a relay takes members over TLS where the spec names none: the one that networks let pass which let
+/// pass little.
+pub const DEFAULT_TLS_PORT: u16 = 443;
 
 /// Everything that a node is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -164,6 +169,8 @@ pub struct Vpn {
     pub offload: bool,
     /// The preferred cipher, where it is not to follow from the processor. AES is used where both sides prefer it.
     pub cipher: Option<Cipher>,
+    /// The TCP port at which a relay takes members over TLS that UDP does not reach. 0: none are taken.
+    pub tls_port: u16,
     /// What a relay carries in one session, of which a pair of members has one or two, both directions together, in Mbit/s. No limit where it is not
     /// given.
     pub relay_limit: Option<u16>,
@@ -177,6 +184,7 @@ impl Default for Vpn {
             ipv6: true,
             offload: true,
             cipher: None,
+            tls_port: DEFAULT_TLS_PORT,
             relay_limit: None,
         }
     }

@@ -67,7 +67,15 @@ const OVERLAY: Shape = Shape {
 };
 const VPN: Shape = Shape {
     name: "vpn",
-    keys: &["port", "mtu", "ipv6", "offload", "cipher", "relay_limit"],
+    keys: &[
+        "port",
+        "mtu",
+        "ipv6",
+        "offload",
+        "cipher",
+        "tls_port",
+        "relay_limit",
+    ],
 };
 const CONDOR: Shape = Shape {
     name: "condor",
@@ -313,6 +321,9 @@ fn read_vpn(top: &Table<'_, '_>, listen_port: u16, notes: &mut Notes<'_>) -> Vpn
         ipv6: table.boolean("ipv6", notes).unwrap_or(usual.ipv6),
         offload: table.boolean("offload", notes).unwrap_or(usual.offload),
         cipher: table.parsed("cipher", notes).map(|cipher| cipher.value),
+        tls_port: table
+            .number("tls_port", 0, u16::MAX, notes)
+            .unwrap_or(usual.tls_port),
         relay_limit: table.number("relay_limit", 1, u16::MAX, notes),
     }
 }

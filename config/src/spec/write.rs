@@ -83,6 +83,8 @@ struct RawVpn {
     #[serde(skip_serializing_if = "Option::is_none")]
     cipher: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    tls_port: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     relay_limit: Option<u16>,
 }
 
@@ -147,6 +149,7 @@ pub(super) fn to_toml(spec: &Spec) -> Zeroizing<String> {
             ipv6: (!spec.vpn.ipv6).then_some(false),
             offload: (!spec.vpn.offload).then_some(false),
             cipher: spec.vpn.cipher.map(|cipher| cipher.to_string()),
+            tls_port: Some(spec.vpn.tls_port).filter(|port| *port != super::DEFAULT_TLS_PORT),
             relay_limit: spec.vpn.relay_limit,
         },
         condor: RawCondor {

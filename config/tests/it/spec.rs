@@ -112,11 +112,20 @@ fn what_a_relay_carries_is_bounded_only_where_that_is_said() {
 }
 
 #[test]
+fn the_port_for_members_without_udp_is_written_where_it_is_not_the_usual_one() {
+    let usual = Spec::parse(&changed("mtu = 1280", "tls_port = 443")).unwrap();
+    assert_eq!(usual.vpn, Spec::parse(&changed("mtu = 1280", "")).unwrap().vpn);
+    assert!(!usual.to_toml().contains("tls_port"));
+    let none = Spec::parse(&changed("mtu = 1280", "tls_port = 0")).unwrap();
+    assert!(none.to_toml().contains("tls_port = 0"));
+}
+
+#[test]
 fn a_key_like_no_known_one_is_told_what_there_is() {
     let message = refusal(&changed("[vpn]\n", "[vpn]\nxyzzyplugh = 1\n"));
     assert!(
         message.contains(
-            "vpn.xyzzyplugh is not a known key: known are port, mtu, ipv6, offload, cipher, relay_limit"
+            "vpn.xyzzyplugh is not a known key: known are port, mtu, ipv6, offload, cipher, tls_port, relay_limit"
         ),
         "{message}"
     );
@@ -510,6 +519,7 @@ fn any_spec() -> impl Strategy<Value = Spec> {
         any::<bool>(),
         prop::option::of(prop::sample::select(vec![Cipher::Aes, Cipher::ChaCha20])),
         prop::option::of(1_u16..),
+        any::<u16>(),
     );
     let rest = (prop::option::of("[!-~]{1,80}"), any::<bool>(), any::<bool>());
     let parts = (
@@ -557,6 +567,7 @@ fn any_spec() -> impl Strategy<Value = Spec> {
                 ipv6: numbers.3,
                 offload: numbers.4,
                 cipher: numbers.5,
+                tls_port: numbers.7,
                 relay_limit: numbers.6,
             },
             condor: Condor {

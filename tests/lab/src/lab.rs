@@ -238,6 +238,27 @@ impl Site {
         ))
     }
 
+    /// Drops UDP between the site and the outside. Its LAN goes on.
+    ///
+    /// # Errors
+    /// When the router is gone, or is told so already.
+    pub fn block_udp(&self) -> Result<()> {
+        self.net().nft(
+            "create table inet noudp\n\
+             add chain inet noudp through { type filter hook forward priority -300; }\n\
+             add rule inet noudp through iifname != wan oifname != wan accept\n\
+             add rule inet noudp through meta l4proto udp drop\n",
+        )
+    }
+
+    /// Ends [`Site::block_udp`].
+    ///
+    /// # Errors
+    /// When the router is gone, or lets UDP pass.
+    pub fn pass_udp(&self) -> Result<()> {
+        self.net().nft("delete table inet noudp\n")
+    }
+
     /// Ends [`Site::only`].
     ///
     /// # Errors

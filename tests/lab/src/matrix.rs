@@ -5,6 +5,8 @@
 //! begins with one packet, which has to arrive, and is then watched until its path is as good as it can be; pairs that
 //! have no member in common go at the same time, as a grid's do.
 //!
+//! Two are in networks that let no UDP pass: they talk over TLS through the relays.
+//!
 //! What can be direct is decided here and nowhere else ([`expected`]): a hole can be punched if the mapping that one
 //! side shows to the other is the one that it showed to others before, or if the other side admits a port that it never
 //! saw.
@@ -51,7 +53,7 @@ const fn spot(name: &'static str, nat: Nat) -> Spot {
     }
 }
 
-const SPOTS: [Spot; 12] = [
+const SPOTS: [Spot; 14] = [
     Spot {
         relays: true,
         ..spot("none", Nat::Open)
@@ -76,6 +78,8 @@ const SPOTS: [Spot; 12] = [
         shares: Some("shared-a"),
         ..spot("shared-b", Nat::PortRestricted)
     },
+    spot("no-udp-a", Nat::UdpBlocked),
+    spot("no-udp-b", Nat::UdpBlocked),
 ];
 
 impl Spot {
@@ -120,6 +124,7 @@ fn expected(a: Spot, b: Spot) -> Path {
     }
     let picky = |nat| matches!(nat, Nat::PortRestricted | Nat::Forgetful | Nat::Symmetric);
     match (a.strictest(), b.strictest()) {
+        (Nat::UdpBlocked, _) | (_, Nat::UdpBlocked) => Path::Relayed,
         (Nat::Symmetric, other) | (other, Nat::Symmetric) if picky(other) => Path::Relayed,
         _ => Path::Direct,
     }
@@ -240,6 +245,8 @@ fn members(lab: &Lab, grid: &Grid<'_>, group: &str) -> Result<Vec<Member>> {
                 let answering = said["relays"].as_array().map_or(0, |relays| {
                     relays.iter().filter(|relay| !relay["rtt_ms"].is_null()).count()
                 });
+                // Over TLS, where UDP does not pass.
+                let answering = answering + said["tls"].as_array().map_or(0, Vec::len);
                 Ok((answering >= relays).then_some(()))
             },
         )?;
@@ -285,7 +292,8 @@ fn try_pair((from, member): (Spot, &Member), (to, addr): (Spot, &str)) -> Result
         cell.found = match said.path.as_str() {
             "lan" => Path::Lan,
             "direct" => Path::Direct,
-            "relayed" => Path::Relayed,
+            // A relay is reached over the connection to it.
+            "relayed" | "tls" => Path::Relayed,
             "none" => Path::None,
             other => bail!("there is no path called '{other}'"),
         };
@@ -394,6 +402,8 @@ mod tests {
             ("double-sym", "full-cone", Path::Direct),
             ("forgetful", "symmetric-b", Path::Relayed),
             ("shared-a", "shared-b", Path::Lan),
+            ("no-udp-a", "none", Path::Relayed),
+            ("no-udp-a", "no-udp-b", Path::Relayed),
         ] {
             assert_eq!((of(a, b), of(b, a)), (wanted, wanted), "{a} and {b}");
         }

@@ -97,3 +97,57 @@ fn a_relay_that_is_killed_in_use_is_replaced_within_a_second() {
     );
     assert_ne!(path()["pairs"][0]["via"].as_str().unwrap(), used);
 }
+
+/// TCP passes all the while, and nothing is restarted.
+#[test]
+fn a_network_without_udp_is_left_over_tls_and_udp_is_taken_again_when_it_passes() {
+    let lab = lab("noudp").unwrap();
+    let grid = small_grid(&lab).unwrap();
+    let site = lab.site("a", Nat::PortRestricted).unwrap();
+    site.block_udp().unwrap();
+    let join = Join::new("a", &site, GROUP, "client").option("--no-condor");
+    let a = grid.prepare(&join).unwrap();
+    let b = prepare(&lab, &grid, "b", Nat::PortRestricted, "client");
+    start(&grid, &[&a, &b]);
+    let path = |of: &str| a.said::<serde_json::Value>(&["path", of]).unwrap().0;
+    a.ping(&b.addr().unwrap()).unwrap();
+    let said = path("b");
+    let through = said["through"].as_str().unwrap();
+    assert!(
+        said["path"] == "relayed" && through.ends_with(":443 over TLS"),
+        "{said}"
+    );
+    assert!(
+        said["hint"].as_str().unwrap().starts_with("let UDP of port"),
+        "{said}"
+    );
+    // The only relay is also a member.
+    a.ping(&grid.hub.addr().unwrap()).unwrap();
+    let hub = path(grid.hub.node.name());
+    assert_eq!(hub["path"], "tls", "{hub}");
+    let (network, _) = a.said::<serde_json::Value>(&["netcheck"]).unwrap();
+    assert!(
+        network["udp"] == false && network["tls"][0]["node"] == "hub",
+        "{network}"
+    );
+
+    site.pass_udp().unwrap();
+    wait_until(Duration::from_secs(60), "a direct path", || {
+        a.ping(&b.addr().unwrap())?;
+        Ok((path("b")["path"] == "direct").then_some(()))
+    })
+    .unwrap();
+    site.block_udp().unwrap();
+    let began = std::time::Instant::now();
+    wait_until(Duration::from_secs(15), "an answer over TLS", || {
+        let argv = ["ping", "-n", "-c", "1", "-W", "1", &b.addr()?];
+        let output = a.node.exec("alice", &argv)?;
+        Ok(output.success().then_some(()))
+    })
+    .unwrap();
+    println!(
+        "{:.1} s from the end of UDP to the first answer",
+        began.elapsed().as_secs_f64()
+    );
+    assert_eq!(path("b")["path"], "relayed");
+}

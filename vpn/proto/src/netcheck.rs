@@ -57,6 +57,8 @@ pub struct NetworkStatus {
     pub hairpin: Finding,
     /// Whether datagrams of members come in to which nothing was sent.
     pub admits_strangers: Finding,
+    /// The relays to which this host is connected over TLS, as nobody answers over UDP.
+    pub tls: Vec<(PeerId, UnderlayAddr)>,
     /// Whether the last check has ended, or none was asked for.
     pub complete: bool,
 }

@@ -17,6 +17,8 @@ const MAX_SERVERS: usize = 4;
 /// A query is repeated so often, a second apart.
 const TRIES: u32 = 4;
 const RETRY: Duration = Duration::from_millis(700);
+/// So many queries unanswered make a member silent: after a second and a half.
+const SILENT: u32 = 3;
 /// While somebody is being reached, an answer older than this is asked for again.
 const FRESH: Duration = Duration::from_secs(20);
 /// Peers whose sight of this host is remembered, and how long: their keep-alives come more often.
@@ -61,6 +63,8 @@ pub(crate) struct Reflexive {
 struct Server {
     next: Instant,
     tries: u32,
+    /// Queries since its last answer.
+    unanswered: u32,
     transaction: Option<u64>,
     /// When it was asked last.
     asked: Instant,
@@ -73,6 +77,7 @@ impl Server {
         Self {
             next: now,
             tries: 0,
+            unanswered: 0,
             transaction: None,
             asked: now,
             seen: None,
@@ -164,8 +169,17 @@ impl Reflexive {
         self.servers.contains_key(&addr)
     }
 
+    /// Whether nobody answers any more: most likely UDP does not pass.
+    pub(crate) fn is_silent(&self) -> bool {
+        let silent = |server: &Server| server.unanswered >= SILENT;
+        !self.servers.is_empty() && self.servers.values().all(silent)
+    }
+
     /// Whether anybody has answered, of those asked; `None` while that may still change.
     pub(crate) fn is_heard(&self) -> Option<bool> {
+        if self.is_silent() {
+            return Some(false);
+        }
         if self.servers.values().any(|server| server.seen.is_some()) {
             return Some(true);
         }
@@ -196,6 +210,7 @@ impl Reflexive {
                 server.tries = 0;
             }
             server.tries += 1;
+            server.unanswered += 1;
             server.next = now + if server.tries > TRIES { REFRESH } else { RETRY };
             let transaction = random();
             server.transaction = Some(transaction);
@@ -221,6 +236,7 @@ impl Reflexive {
         }
         server.transaction = None;
         server.tries = 0;
+        server.unanswered = 0;
         server.next = now + REFRESH;
         let changed = server.seen.is_none_or(|(before, _)| before != observed);
         server.seen = Some((observed, now));

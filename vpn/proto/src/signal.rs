@@ -25,6 +25,8 @@ pub enum CandidateKind {
     PeerReflexive,
     /// Through a relay.
     Relayed,
+    /// Over TLS, as UDP does not pass.
+    Stream,
 }
 
 impl std::fmt::Display for CandidateKind {
@@ -34,6 +36,7 @@ impl std::fmt::Display for CandidateKind {
             Self::Reflexive => "reflexive",
             Self::PeerReflexive => "peer-reflexive",
             Self::Relayed => "relayed",
+            Self::Stream => "tls",
         })
     }
 }
@@ -138,6 +141,7 @@ pub(crate) fn is_usable(addr: UnderlayAddr, net: VirtualNet, loopback: bool) -> 
         IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.to_ipv4_mapped().is_some(),
     };
     addr.0.port() != 0
+        && addr.stream().is_none()
         && !ip.is_unspecified()
         && !ip.is_multicast()
         && !special
@@ -195,6 +199,7 @@ mod tests {
             ("169.254.169.254:80", false),
             ("[fe80::1]:1", false),
             ("[::ffff:127.0.0.1]:1", false),
+            ("[100::1]:1", false),
         ] {
             assert_eq!(
                 is_usable(UnderlayAddr(addr.parse().unwrap()), net, false),

@@ -23,6 +23,13 @@ pub enum PathKind {
         via: PeerId,
         /// Its address.
         addr: UnderlayAddr,
+        /// Whether this node has it over TLS, as UDP does not pass.
+        stream: bool,
+    },
+    /// Over TLS between this node and the peer, which relays for others.
+    Stream {
+        /// The peer's address; `None` where the peer has connected to this node.
+        to: Option<UnderlayAddr>,
     },
 }
 
@@ -32,7 +39,12 @@ impl fmt::Display for PathKind {
             Self::None => f.write_str("none"),
             Self::Lan(addr) => write!(f, "lan {addr}"),
             Self::Direct(addr) => write!(f, "direct {addr}"),
-            Self::Relayed { via, addr } => write!(f, "relayed via {} {addr}", via.short()),
+            Self::Relayed { via, addr, stream } => {
+                let over = if *stream { " over TLS" } else { "" };
+                write!(f, "relayed via {} {addr}{over}", via.short())
+            }
+            Self::Stream { to: Some(addr) } => write!(f, "tls {addr}"),
+            Self::Stream { to: None } => f.write_str("tls"),
         }
     }
 }
@@ -135,6 +147,8 @@ pub enum Reason {
     PeerSymmetric,
     /// This host gets no answer over UDP from anybody who was asked.
     UdpSilent,
+    /// The peer has come over TLS, as members do to whom UDP does not pass.
+    PeerUdpSilent,
     /// No address of the peer's answers, for a reason that cannot be seen from here.
     NoAnswer,
 }
@@ -163,6 +177,9 @@ impl fmt::Display for Reason {
                  knows"
             }
             Self::UdpSilent => "no member answers this node over UDP, which something seems to block",
+            Self::PeerUdpSilent => {
+                "the peer has connected to this node over TLS, since no member answers it over UDP"
+            }
             Self::NoAnswer => {
                 "none of its addresses answers: a firewall may drop UDP at one of the two sides, or it is away"
             }

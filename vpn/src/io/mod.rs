@@ -6,6 +6,8 @@
 pub mod faults;
 pub mod memory;
 mod offloads;
+pub(crate) mod streams;
+mod tls;
 mod tun;
 mod udp;
 

@@ -218,7 +218,7 @@ fn fragments_are(wanted: Fragments, v4: bool, socket: &tokio::net::UdpSocket) ->
     }
 }
 
-fn set_option(fd: i32, level: i32, option: i32, value: libc::c_int) -> io::Result<()> {
+pub(super) fn set_option(fd: i32, level: i32, option: i32, value: libc::c_int) -> io::Result<()> {
     // SAFETY: `fd` is an open socket of the caller and the pointer is to a live c_int of the length given.
     let result = unsafe {
         libc::setsockopt(

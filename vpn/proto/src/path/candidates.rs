@@ -27,8 +27,11 @@ impl Agent {
             let Some(stale) = stale else { return };
             self.pairs.remove(&stale);
         }
-        self.pairs
-            .insert(route, Pair::new(CandidateKind::PeerReflexive, now));
+        let kind = match route {
+            Route::Stream(_) => CandidateKind::Stream,
+            _ => CandidateKind::PeerReflexive,
+        };
+        self.pairs.insert(route, Pair::new(kind, now));
     }
 
     pub(super) fn take_candidates(&mut self, candidates: &[Candidate], now: Instant) {
@@ -39,7 +42,10 @@ impl Agent {
         };
         self.pairs.retain(|route, pair| {
             pair.is_alive()
-                || matches!(pair.kind, CandidateKind::Relayed | CandidateKind::PeerReflexive)
+                || matches!(
+                    pair.kind,
+                    CandidateKind::Relayed | CandidateKind::PeerReflexive | CandidateKind::Stream
+                )
                 || announced(route)
         });
         for candidate in candidates {

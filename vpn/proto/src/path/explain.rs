@@ -70,6 +70,9 @@ impl Agent {
                 _ => Reason::Punched,
             };
         }
+        if matches!(self.selected, Some(Route::Stream(_))) && heard != Some(false) {
+            return Reason::PeerUdpSilent;
+        }
         if !self.awake {
             return Reason::Asleep;
         }
@@ -81,6 +84,9 @@ impl Agent {
         if direct.peek().is_none() {
             return Reason::NoCandidates;
         }
+        if heard == Some(false) {
+            return Reason::UdpSilent;
+        }
         if direct.any(|(_, pair)| pair.is_new()) {
             return Reason::Trying;
         }
@@ -88,7 +94,6 @@ impl Agent {
             (true, true) => Reason::BothSymmetric,
             (true, false) => Reason::OwnSymmetric,
             (false, true) => Reason::PeerSymmetric,
-            (false, false) if heard == Some(false) => Reason::UdpSilent,
             (false, false) => Reason::NoAnswer,
         }
     }

@@ -84,6 +84,18 @@ pub(crate) enum Route {
     Direct(UnderlayAddr),
     /// Through a session of a relay.
     Relayed(u64),
+    /// Over a connection between this host and the peer, as UDP does not pass.
+    Stream(UnderlayAddr),
+}
+
+impl Route {
+    /// The way by which a datagram has come from an address.
+    pub(crate) fn from(addr: UnderlayAddr) -> Self {
+        match addr.stream() {
+            Some(_) => Self::Stream(addr),
+            None => Self::Direct(addr),
+        }
+    }
 }
 
 /// What the agent wants done.
@@ -346,6 +358,25 @@ impl Agent {
         }
     }
 
+    /// A connection to the peer is open. Whether that is news.
+    pub(crate) fn add_stream(&mut self, stream: UnderlayAddr, now: Instant) -> bool {
+        let route = Route::Stream(stream);
+        let news = self.pairs.len() < MAX_PAIRS + 2 && !self.pairs.contains_key(&route);
+        if news {
+            self.pairs.insert(route, Pair::new(CandidateKind::Stream, now));
+        }
+        news
+    }
+
+    /// A connection to the peer has ended. Whether there was one.
+    pub(crate) fn remove_stream(&mut self, stream: UnderlayAddr, now: Instant) -> bool {
+        let removed = self.pairs.remove(&Route::Stream(stream)).is_some();
+        if removed {
+            self.reselect(now);
+        }
+        removed
+    }
+
     pub(crate) fn remove_relay(&mut self, session: u64, now: Instant) {
         self.pairs.remove(&Route::Relayed(session));
         self.reselect(now);
@@ -502,7 +533,7 @@ impl Agent {
         match self.selected {
             // Nothing to negotiate; if the way dies the search begins anew.
             Some(Route::Direct(_)) => Duration::from_secs(3600),
-            Some(Route::Relayed(_)) => RELAYED_ROUND,
+            Some(Route::Relayed(_) | Route::Stream(_)) => RELAYED_ROUND,
             None => {
                 let last = OFFER_GAPS[OFFER_GAPS.len() - 1];
                 Duration::from_secs(OFFER_GAPS.get(self.offers as usize).copied().unwrap_or(last))

@@ -55,6 +55,17 @@ impl Link {
         }
     }
 
+    /// Goes to the relay by another way from now on; the session is the same. Whether that is another one.
+    pub(crate) fn move_to(&mut self, addr: UnderlayAddr, now: Instant) -> bool {
+        let other = self.addr != addr;
+        if other {
+            self.addr = addr;
+            self.unanswered = 0;
+            self.next = now;
+        }
+        other
+    }
+
     /// The bind that is due.
     pub(crate) fn poll(&mut self, now: Instant) -> Option<Vec<u8>> {
         if now < self.next || self.is_dead() {

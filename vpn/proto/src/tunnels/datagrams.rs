@@ -31,7 +31,7 @@ impl Tunnels {
         let origin = Origin {
             start: 0,
             from,
-            route: Route::Direct(from),
+            route: Route::from(from),
         };
         self.handle_from(origin, bytes, now)
     }

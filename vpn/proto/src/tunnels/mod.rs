@@ -8,6 +8,7 @@ mod packets;
 mod peers;
 mod relays;
 mod signals;
+mod streams;
 #[cfg(test)]
 mod tests;
 mod timers;
@@ -38,6 +39,7 @@ use crate::status::{Counters, PathKind, PeerStatus};
 use crate::{Error, Now, Suite, Transmits};
 
 use peers::Peers;
+use streams::Streams;
 
 /// How a node takes part.
 #[derive(Debug, Clone)]
@@ -92,6 +94,8 @@ pub struct RelayInfo {
     pub peer: PeerId,
     /// Its data socket, as reachable from here.
     pub addr: UnderlayAddr,
+    /// Where it takes connections over TLS from those that UDP does not reach.
+    pub tls: Option<UnderlayAddr>,
 }
 
 /// What the caller is told or asked.
@@ -115,6 +119,16 @@ pub enum Event {
         /// Why it is not direct.
         why: Option<String>,
     },
+    /// Connect to a relay over TLS, as UDP does not pass. To be answered by [`Tunnels::stream_opened`] or
+    /// [`Tunnels::stream_ended`].
+    OpenStream {
+        /// The relay.
+        relay: PeerId,
+        /// Where to.
+        to: UnderlayAddr,
+    },
+    /// A connection is of no more use.
+    CloseStream(UnderlayAddr),
     /// A ping was answered.
     Pong {
         /// The number given by [`Tunnels::ping`].
@@ -158,6 +172,7 @@ pub struct Tunnels {
     links: BTreeMap<u64, Link>,
     relay: Option<RelayServer>,
     reflexive: Reflexive,
+    streams: Streams,
     /// The last look at the network that was asked for.
     network_check: Option<Check>,
     knock_rate: TokenBucket,
@@ -231,6 +246,7 @@ impl Tunnels {
             relays_avoided: BTreeMap::new(),
             links: BTreeMap::new(),
             reflexive: Reflexive::default(),
+            streams: Streams::default(),
             network_check: None,
             knocked: BTreeMap::new(),
             knock_rate: TokenBucket::new(KNOCKS_PER_SECOND.into(), KNOCKS_PER_SECOND.into(), at),
@@ -408,10 +424,14 @@ impl Tunnels {
             None => PathKind::None,
             Some(route @ Route::Direct(addr)) if peer.agent.is_lan(route) => PathKind::Lan(addr),
             Some(Route::Direct(addr)) => PathKind::Direct(addr),
+            Some(Route::Stream(stream)) => PathKind::Stream {
+                to: self.streams.far(stream),
+            },
             Some(Route::Relayed(session)) => match self.links.get(&session) {
                 Some(link) => PathKind::Relayed {
                     via: link.relay,
-                    addr: link.addr,
+                    addr: self.streams.far(link.addr).unwrap_or(link.addr),
+                    stream: link.addr.stream().is_some(),
                 },
                 None => PathKind::None,
             },
@@ -509,7 +529,7 @@ struct Hop {
 impl Hop {
     fn of(route: Route, links: &BTreeMap<u64, Link>) -> Option<Self> {
         match route {
-            Route::Direct(to) => Some(Self { to, session: None }),
+            Route::Direct(to) | Route::Stream(to) => Some(Self { to, session: None }),
             Route::Relayed(session) => links.get(&session).map(|link| Self {
                 to: link.addr,
                 session: Some(session),

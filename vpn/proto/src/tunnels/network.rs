@@ -52,9 +52,10 @@ impl Tunnels {
     fn pair_of(&self, seen: &Seen) -> Option<PairStatus> {
         let (addr, via) = match seen.route {
             Route::Direct(addr) => (addr, None),
+            Route::Stream(stream) => (self.streams.far(stream).unwrap_or(stream), None),
             Route::Relayed(session) => {
                 let link = self.links.get(&session)?;
-                (link.addr, Some(link.relay))
+                (self.streams.far(link.addr).unwrap_or(link.addr), Some(link.relay))
             }
         };
         Some(PairStatus {
@@ -106,6 +107,7 @@ impl Tunnels {
             mapping: began.map_or_else(|| self.mapping(at), |began| self.mapping_since(began, at)),
             hairpin,
             admits_strangers,
+            tls: self.streams.relays(),
             complete,
         }
     }

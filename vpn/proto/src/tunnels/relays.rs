@@ -52,6 +52,11 @@ impl Tunnels {
             relay.peer != own && crate::signal::is_usable(relay.addr, net, self.config.loopback)
         });
         relays.truncate(MAX_RELAYS);
+        for relay in &mut relays {
+            relay.tls = relay
+                .tls
+                .filter(|addr| crate::signal::is_usable(*addr, net, self.config.loopback));
+        }
         self.reflexive
             .set_servers(relays.iter().map(|relay| relay.addr), now.instant);
         self.relays = relays;
@@ -101,6 +106,7 @@ impl Tunnels {
             .filter(|relay| {
                 relay.peer != far && !self.relays_avoided.contains_key(&relay.peer) && !used(relay.peer)
             })
+            .filter(|relay| self.is_within_reach(relay))
             .map(|relay| (self.reflexive.rtt(relay.addr).unwrap_or(FAR), *relay))
             .collect();
         let nearest = usable.iter().map(|(rtt, _)| *rtt).min()?;
@@ -147,7 +153,12 @@ impl Tunnels {
         let [near_ticket, ticket] = tickets;
         self.add_link(
             session,
-            Link::new((relay.peer, relay.addr), far, (session, 0, &near_ticket), now),
+            Link::new(
+                (relay.peer, self.way_to(&relay)),
+                far,
+                (session, 0, &near_ticket),
+                now,
+            ),
             now,
         );
         self.signal_to(
@@ -183,8 +194,8 @@ impl Tunnels {
     ) {
         // What this node knows of the relay goes before what another member says of it.
         let known = self.relays.iter().find(|known| known.peer == relay.0);
-        let addr = known.map_or(relay.1, |known| known.addr);
-        let usable = crate::signal::is_usable(addr, self.net, self.config.loopback);
+        let usable = known.is_some() || crate::signal::is_usable(relay.1, self.net, self.config.loopback);
+        let addr = known.map_or(relay.1, |known| self.way_to(known));
         let room = self.links.len() < MAX_LINKS && self.links_of(from) < MAX_LINKS_PER_PEER;
         if !usable || !room || self.links.contains_key(&session) || self.ensure_peer(from, now).is_none() {
             return;
@@ -219,12 +230,18 @@ impl Tunnels {
     /// Binds what is due, drops what is dead. The next time to look.
     pub(super) fn drive_links(&mut self, now: Instant) -> Option<Instant> {
         let mut dead = Vec::new();
+        let mut doubt = false;
         for (session, link) in &mut self.links {
             if let Some(bind) = link.poll(now) {
                 self.outbox.push(link.addr, &bind);
+                doubt |= link.is_in_doubt();
             } else if link.is_dead() && now >= link.poll_timeout() {
                 dead.push((*session, link.relay));
             }
+        }
+        if doubt {
+            // Is it the relay, or does nobody hear this host?
+            self.reflexive.ask_again(now);
         }
         for (session, relay) in dead {
             self.relays_avoided.insert(relay, now + AVOID);
@@ -273,6 +290,19 @@ impl Tunnels {
         let old: Vec<u64> = old.map(|(session, _)| *session).collect();
         for session in old {
             self.drop_link(session, now);
+        }
+    }
+
+    /// Has every link to a relay take another way to it.
+    pub(super) fn move_links(&mut self, relay: PeerId, to: UnderlayAddr, now: Instant) {
+        for link in self.links.values_mut().filter(|link| link.relay == relay) {
+            if link.move_to(to, now)
+                && let Some(peer) = self.peers.get_mut(&link.far)
+            {
+                // What fits the one way need not fit the other.
+                peer.mtu.recheck(now);
+                self.peers.look_at(link.far, now);
+            }
         }
     }
 

@@ -85,12 +85,21 @@ impl Tunnels {
                 Action::NeedRelay => self.request_relay(id, Want::Any, at),
                 Action::NeedSpare => self.request_relay(id, Want::Spare, at),
                 Action::RelayLost { session } => {
+                    self.reflexive.ask_again(at);
                     if let Some(link) = self.links.get_mut(&session) {
                         link.hurry(at);
                         self.wake_at(at);
                     }
                 }
                 Action::Selected { to } => {
+                    if to.is_none() {
+                        // Is it this host that nobody hears any more?
+                        self.reflexive.ask_again(at);
+                        self.wake_at(at);
+                    }
+                    let Some(peer) = self.peers.get_mut(&id) else {
+                        return;
+                    };
                     let way = to.and_then(|route| way_of(route, self.config.mtu, &self.links));
                     peer.mtu.set_way(way, at);
                     peer.pathless_since = if to.is_some() { None } else { Some(at) };
@@ -113,7 +122,7 @@ impl Tunnels {
         let path = self.path_of(peer);
         let why = match path {
             PathKind::Lan(_) | PathKind::Direct(_) => None,
-            PathKind::None | PathKind::Relayed { .. } => peer.agent.why(symmetric),
+            PathKind::None | PathKind::Relayed { .. } | PathKind::Stream { .. } => peer.agent.why(symmetric),
         };
         if let Some(peer) = self.peers.get_mut(&id) {
             peer.changed(path, now);

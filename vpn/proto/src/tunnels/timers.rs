@@ -41,12 +41,14 @@ impl Tunnels {
             relay.handle_timeout(at);
         }
         let lookups = self.drive_lookups(at);
+        let streams = self.drive_streams(at);
         let links = self.drive_links(at);
         let relay = self.relay.as_ref().and_then(|relay| relay.poll_timeout());
         self.wake = [
             self.wake,
             lookups,
             links,
+            streams,
             check,
             pings,
             relay,

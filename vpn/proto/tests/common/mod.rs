@@ -19,6 +19,8 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 const LATENCY: Duration = Duration::from_millis(10);
+/// The handshakes of TCP and TLS.
+const CONNECTING: Duration = Duration::from_millis(60);
 const OVERLAY_LATENCY: Duration = Duration::from_millis(40);
 pub(crate) const PORT: u16 = 4242;
 const GRID: GridId = GridId([9; 16]);
@@ -66,6 +68,8 @@ pub(crate) struct Node {
     pub(crate) delivered: Vec<Vec<u8>>,
     pub(crate) events: Vec<Event>,
     pub(crate) online: bool,
+    /// Whether its network drops UDP in both directions.
+    pub(crate) udp_blocked: bool,
     /// How far its wall clock is behind everybody else's.
     pub(crate) behind: Duration,
 }
@@ -116,6 +120,20 @@ enum Item {
         node: usize,
         addr: VirtualAddr,
     },
+    /// A connection comes about, or not.
+    Connect {
+        node: usize,
+        relay: PeerId,
+    },
+    /// A datagram over a connection, to the end with this number.
+    Streamed {
+        to: u64,
+        bytes: Vec<u8>,
+    },
+    /// The connection whose end has this number is closed by the other.
+    Closed {
+        to: u64,
+    },
 }
 
 /// A datagram on the wire, outside of every NAT.
@@ -144,6 +162,10 @@ pub(crate) struct World {
     /// How much longer datagrams take to an address.
     delays: BTreeMap<SocketAddr, Duration>,
     pub(crate) overlay_up: bool,
+    /// Whether TCP passes.
+    pub(crate) tcp_up: bool,
+    /// The ends of connections by their numbers: whose each is, and the number of the other.
+    pub(crate) streams: BTreeMap<u64, (usize, u64)>,
     pub(crate) holders: BTreeMap<VirtualAddr, usize>,
     rng: ChaCha8Rng,
     pub(crate) wall_offset: u64,
@@ -167,6 +189,8 @@ impl World {
             drop_if: None,
             delays: BTreeMap::new(),
             overlay_up: true,
+            tcp_up: true,
+            streams: BTreeMap::new(),
             holders: BTreeMap::new(),
             rng: ChaCha8Rng::seed_from_u64(seed),
             wall_offset: 1_700_000_000_000,
@@ -220,6 +244,7 @@ impl World {
             delivered: Vec::new(),
             events: Vec::new(),
             online: true,
+            udp_blocked: false,
             behind: Duration::ZERO,
         });
         let now = self.moment();
@@ -264,6 +289,7 @@ impl World {
             .map(|n| RelayInfo {
                 peer: self.nodes[*n].peer,
                 addr: UnderlayAddr(self.nodes[*n].host),
+                tls: Some(UnderlayAddr((self.nodes[*n].host.ip(), 443).into())),
             })
             .collect();
         let now = self.moment();
@@ -378,6 +404,13 @@ impl World {
             .collect()
     }
 
+    /// Closes a connection from its end with this number.
+    pub(crate) fn close(&mut self, number: u64) {
+        if let Some((_, far)) = self.streams.remove(&number) {
+            self.push(LATENCY, Item::Closed { to: far });
+        }
+    }
+
     pub(crate) fn signal(&mut self, from: PeerId, to: usize, bytes: &[u8]) {
         let now = self.moment_of(to);
         let _ = self.nodes[to].core.signal(from, bytes, now);
@@ -414,6 +447,16 @@ impl World {
                         },
                     );
                 }
+                Event::OpenStream { relay, .. } => {
+                    self.push(
+                        CONNECTING,
+                        Item::Connect {
+                            node: n,
+                            relay: *relay,
+                        },
+                    );
+                }
+                Event::CloseStream(stream) => self.close(stream.stream().unwrap()),
                 _ => {}
             }
             self.nodes[n].events.push(event);
@@ -427,6 +470,13 @@ impl World {
         let (host, nat) = (self.nodes[n].host, self.nodes[n].nat);
         for run in out.runs(1) {
             let (to, bytes) = (run.to.0, run.bytes);
+            if let Some(number) = run.to.stream() {
+                if let Some((_, far)) = self.streams.get(&number).copied() {
+                    let bytes = bytes.to_vec();
+                    self.push(LATENCY, Item::Streamed { to: far, bytes });
+                }
+                continue;
+            }
             let inside = self.nodes.iter().any(|node| node.host == to && node.nat == nat);
             let (from, via) = match nat {
                 Some(nat) if !inside => (self.nats[nat].outbound(host, to), None),
@@ -439,7 +489,8 @@ impl World {
                 bytes: bytes.to_vec(),
                 whole: run.whole,
             };
-            let dropped = self.drop_if.as_mut().is_some_and(|filter| filter(&seen));
+            let dropped =
+                self.nodes[n].udp_blocked || self.drop_if.as_mut().is_some_and(|filter| filter(&seen));
             self.wire.push(seen);
             if !dropped {
                 let delay = self.delays.get(&to).copied().unwrap_or_default();
@@ -476,6 +527,9 @@ impl World {
                 };
                 let now = self.moment_of(n);
                 let node = &mut self.nodes[n];
+                if node.udp_blocked {
+                    return;
+                }
                 if let Some(packet) = node.core.handle_datagram(UnderlayAddr(from), &mut bytes, now) {
                     node.delivered.push(bytes[packet].to_vec());
                 }
@@ -488,6 +542,43 @@ impl World {
                 let now = self.moment_of(n);
                 self.nodes[n].core.signal(from, &bytes, now).unwrap();
                 self.settle(n);
+            }
+            Item::Connect { node, relay } => {
+                let now = self.moment_of(node);
+                let far = self
+                    .nodes
+                    .iter()
+                    .position(|node| node.peer == relay && node.online);
+                match far.filter(|_| self.tcp_up) {
+                    Some(far) => {
+                        let number = 1 + self.streams.keys().last().copied().unwrap_or(0);
+                        self.streams.insert(number, (node, number + 1));
+                        self.streams.insert(number + 1, (far, number));
+                        let stream = UnderlayAddr::of_stream(number);
+                        self.nodes[node].core.stream_opened(relay, stream, now);
+                    }
+                    None => self.nodes[node].core.stream_failed(relay, now),
+                }
+                self.settle(node);
+            }
+            Item::Streamed { to, mut bytes } => {
+                let Some((n, _)) = self.streams.get(&to).copied() else {
+                    return;
+                };
+                let now = self.moment_of(n);
+                let node = &mut self.nodes[n];
+                let from = UnderlayAddr::of_stream(to);
+                if let Some(packet) = node.core.handle_datagram(from, &mut bytes, now) {
+                    node.delivered.push(bytes[packet].to_vec());
+                }
+                self.settle(n);
+            }
+            Item::Closed { to } => {
+                if let Some((n, _)) = self.streams.remove(&to) {
+                    let now = self.moment_of(n);
+                    self.nodes[n].core.stream_ended(UnderlayAddr::of_stream(to), now);
+                    self.settle(n);
+                }
             }
             Item::Resolved { node, addr } => {
                 let remote = self.holders.get(&addr).map(|holder| {

@@ -1,0 +1,219 @@
+//! Where UDP does not pass: over TLS to relays, and back to UDP when it passes again.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
+mod common;
+
+use std::time::Duration;
+
+use aerie_types::UnderlayAddr;
+use aerie_vpn_proto::{Event, PathKind, Reason};
+use common::{NatKind, World};
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// Two relays, a member whose network drops UDP, and one behind a NAT.
+fn blocked() -> (World, [usize; 2], usize, usize) {
+    let mut world = World::new(17);
+    let relays = [world.relay(), world.relay()];
+    let (a, b) = (
+        world.behind(NatKind::PortRestricted),
+        world.behind(NatKind::PortRestricted),
+    );
+    world.nodes[a].udp_blocked = true;
+    world.announce_relays(&relays);
+    (world, relays, a, b)
+}
+
+/// A packet there and one back.
+fn talk(world: &mut World, a: usize, b: usize) -> Duration {
+    let before = (world.nodes[a].delivered.len(), world.nodes[b].delivered.len());
+    let began = world.now;
+    world.send(a, b, b"question");
+    world.run_until(SOON, |world| world.nodes[b].delivered.len() > before.1);
+    world.send(b, a, b"answer");
+    world.run_until(SOON, |world| world.nodes[a].delivered.len() > before.0);
+    world.now - began
+}
+
+fn over_tls(world: &World, from: usize, to: usize) -> bool {
+    match world.path(from, to) {
+        PathKind::Relayed { stream, .. } => stream,
+        PathKind::Stream { .. } => true,
+        _ => false,
+    }
+}
+
+#[test]
+fn a_member_without_udp_is_reached_through_a_relay_over_tls() {
+    let (mut world, _, a, b) = blocked();
+    world.run(Duration::from_secs(3));
+    let took = talk(&mut world, a, b);
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert!(over_tls(&world, a, b), "{}", world.path(a, b));
+    assert!(
+        matches!(world.path(b, a), PathKind::Relayed { stream: false, .. }),
+        "the other end has UDP: {}",
+        world.path(b, a)
+    );
+    let path = world.nodes[a]
+        .core
+        .path(world.nodes[b].peer, world.moment())
+        .unwrap();
+    assert_eq!(path.reason, Reason::UdpSilent);
+    let PathKind::Relayed { addr, .. } = path.peer.path else {
+        panic!()
+    };
+    assert_eq!(addr.0.port(), 443, "a person is told where it goes");
+}
+
+#[test]
+fn two_members_without_udp_talk_to_each_other() {
+    let (mut world, relays, a, b) = blocked();
+    world.nodes[b].udp_blocked = true;
+    world.announce_relays(&[]);
+    world.announce_relays(&relays);
+    world.run(Duration::from_secs(3));
+    let took = talk(&mut world, b, a);
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert!(over_tls(&world, a, b) && over_tls(&world, b, a));
+}
+
+/// Also where it is the only one, so that there is no relay between.
+#[test]
+fn the_relay_itself_is_reached_over_the_connection() {
+    let mut world = World::new(18);
+    let relay = world.relay();
+    let a = world.behind(NatKind::PortRestricted);
+    world.nodes[a].udp_blocked = true;
+    world.announce_relays(&[relay]);
+    world.run(Duration::from_secs(3));
+    talk(&mut world, a, relay);
+    let there = PathKind::Stream {
+        to: Some(UnderlayAddr((world.nodes[relay].host.ip(), 443).into())),
+    };
+    assert_eq!(world.path(a, relay), there);
+    assert_eq!(world.path(relay, a), PathKind::Stream { to: None });
+    let of = |world: &World, from: usize, to: usize| {
+        let path = world.nodes[from].core.path(world.nodes[to].peer, world.moment());
+        path.unwrap().reason
+    };
+    assert_eq!(of(&world, a, relay), Reason::UdpSilent);
+    assert_eq!(of(&world, relay, a), Reason::PeerUdpSilent);
+}
+
+#[test]
+fn udp_that_passes_again_is_used_again() {
+    let (mut world, _, a, b) = blocked();
+    world.run(Duration::from_secs(3));
+    talk(&mut world, a, b);
+    assert!(over_tls(&world, a, b));
+    world.nodes[a].udp_blocked = false;
+    let began = world.now;
+    while !matches!(world.path(a, b), PathKind::Direct(_)) {
+        assert!(
+            world.now - began < Duration::from_secs(30),
+            "{}",
+            world.path(a, b)
+        );
+        talk(&mut world, a, b);
+        world.run(Duration::from_millis(200));
+    }
+    world.run(Duration::from_secs(1));
+    assert!(world.streams.is_empty(), "the connections are closed");
+}
+
+/// Nothing tells this host that its network has begun to drop UDP.
+#[test]
+fn udp_that_stops_to_pass_costs_a_few_seconds() {
+    let (mut world, _, a, b) = blocked();
+    world.nodes[a].udp_blocked = false;
+    world.run(Duration::from_secs(1));
+    talk(&mut world, a, b);
+    world.run(Duration::from_secs(3));
+    talk(&mut world, a, b);
+    assert!(
+        matches!(world.path(a, b), PathKind::Direct(_)),
+        "{}",
+        world.path(a, b)
+    );
+    world.nodes[a].udp_blocked = true;
+    let (began, before) = (world.now, world.nodes[b].delivered.len());
+    while world.nodes[b].delivered.len() == before {
+        world.send(a, b, b"question");
+        world.run(Duration::from_millis(100));
+        let outage = world.now - began;
+        assert!(outage < Duration::from_secs(15), "{outage:?}");
+    }
+    assert!(over_tls(&world, a, b));
+}
+
+/// A member that was idle has not noticed that UDP passes no more.
+#[test]
+fn the_first_packet_after_udp_has_stopped_finds_that_out() {
+    let (mut world, _, a, b) = blocked();
+    world.nodes[a].udp_blocked = false;
+    world.run(Duration::from_secs(5));
+    world.nodes[a].udp_blocked = true;
+    let took = talk(&mut world, a, b);
+    assert!(took < Duration::from_secs(4), "{took:?}");
+}
+
+#[test]
+fn a_connection_that_breaks_is_opened_again_and_another_one_stands_in() {
+    let (mut world, _, a, b) = blocked();
+    world.run(Duration::from_secs(3));
+    talk(&mut world, a, b);
+    // Until a second relay is at hand.
+    for _ in 0..100 {
+        talk(&mut world, a, b);
+        world.run(Duration::from_millis(50));
+    }
+    assert_eq!(world.streams.len(), 4, "two connections, two ends each");
+    let first = world.streams.iter().find(|(_, (node, _))| *node == a);
+    let (_, far) = *first.unwrap().1;
+    world.close(far);
+    let took = talk(&mut world, a, b);
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    world.run(Duration::from_secs(5));
+    assert_eq!(world.streams.len(), 4, "opened again");
+}
+
+#[test]
+fn connections_that_fail_are_tried_ever_more_rarely() {
+    let (mut world, _, a, _) = blocked();
+    world.tcp_up = false;
+    world.run(Duration::from_secs(600));
+    let tries = |world: &World| {
+        let events = world.nodes[a].events.iter();
+        events
+            .filter(|event| matches!(event, Event::OpenStream { .. }))
+            .count()
+    };
+    let tried = tries(&world);
+    assert!((10..60).contains(&tried), "{tried} in ten minutes, at two relays");
+    world.tcp_up = true;
+    world.run(Duration::from_secs(61));
+    assert_eq!(world.streams.len(), 4);
+}
+
+/// Somebody could otherwise have this node send to a connection of somebody else.
+#[test]
+fn nobody_can_name_a_connection_as_an_address() {
+    let (mut world, _, a, b) = blocked();
+    world.run(Duration::from_secs(3));
+    let now = world.moment();
+    let stream = UnderlayAddr::of_stream(1);
+    world.nodes[b].core.set_hosts(vec![stream], now);
+    talk(&mut world, b, a);
+    let path = world.nodes[a]
+        .core
+        .path(world.nodes[b].peer, world.moment())
+        .unwrap();
+    assert!(
+        path.pairs.iter().all(|pair| pair.addr.stream().is_none()),
+        "{path:?}"
+    );
+    assert_eq!(UnderlayAddr(([192, 0, 2, 1], 443).into()).stream(), None);
+    assert_eq!(stream.stream(), Some(1));
+}
