@@ -136,7 +136,7 @@ impl Tunnels {
             *relay
         });
         if let Some(relay) = relay {
-            self.to_data_socket(relay, at);
+            self.back_to_data_socket(relay, at);
         }
         self.leave(stream, at);
         self.wake_at(at);
@@ -263,14 +263,14 @@ impl Tunnels {
         let open = self.streams.of(relay);
         self.streams.by_relay.remove(&relay);
         if let Some(stream) = open {
-            self.to_data_socket(relay, now);
+            self.back_to_data_socket(relay, now);
             self.leave(stream, now);
             self.emit(Event::CloseStream(stream));
         }
     }
 
     /// Has links to a relay go to its data socket again.
-    fn to_data_socket(&mut self, relay: PeerId, now: Instant) {
+    fn back_to_data_socket(&mut self, relay: PeerId, now: Instant) {
         let addr = self.relays.iter().find(|known| known.peer == relay);
         if let Some(addr) = addr.map(|known| known.addr) {
             self.move_links(relay, addr, now);
