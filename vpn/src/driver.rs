@@ -31,6 +31,7 @@ use tokio::task::JoinHandle;
 use crate::handle::{Command, Event, Handle, Pong, Status};
 use crate::io::streams::{StreamEvent, Streams};
 use crate::io::{Offloads, Tun, TunDevice, Udp, UdpSocket};
+use crate::network::HostNetwork;
 use crate::traffic::Traffic;
 use crate::{Error, NoIpv6};
 
@@ -49,8 +50,6 @@ const COMMANDS: usize = 256;
 const EVENTS: usize = 1024;
 /// Datagrams of connections over TLS that are taken in one turn.
 const STREAMED: usize = 64;
-/// How often the interfaces' addresses are looked at.
-const HOSTS_EVERY: Duration = Duration::from_secs(5);
 /// The pause after an edge has failed: a device that was removed must not keep the driver busy.
 const FAILURE_PAUSE: Duration = Duration::from_millis(100);
 
@@ -192,7 +191,7 @@ struct Driver<T, U> {
     events: mpsc::Sender<Event>,
     pings: BTreeMap<u64, oneshot::Sender<Result<Pong, String>>>,
     next_ping: u64,
-    next_hosts: Instant,
+    network: HostNetwork,
     /// An event for which the channel had no room.
     waiting_event: Option<Event>,
     traffic: Traffic,
@@ -209,6 +208,7 @@ struct Driver<T, U> {
 enum Wake {
     Edge,
     Stream(StreamEvent),
+    Network(std::io::Result<()>),
     Command(Option<Command>),
     Timer,
     EventRoom,
@@ -242,7 +242,7 @@ impl<T: Tun, U: Udp> Driver<T, U> {
         };
         let net = VirtualNet::new(identity.grid, config.range);
         let mut core = Tunnels::new(core_config, identity, check, rng, now())?;
-        core.set_hosts(udp.hosts(net, &config.interface)?, now());
+        let network = HostNetwork::look_first(&udp, (net, &config.interface), &mut core, now())?;
         let (commands, receive_commands) = mpsc::channel(COMMANDS);
         let (events, receive_events) = mpsc::channel(EVENTS);
         let offloads = Offloads {
@@ -274,7 +274,7 @@ impl<T: Tun, U: Udp> Driver<T, U> {
             events,
             pings: BTreeMap::new(),
             next_ping: 0,
-            next_hosts: Instant::now() + HOSTS_EVERY,
+            network,
             waiting_event: None,
             offloads,
             tun_rests_until: None,
@@ -298,6 +298,7 @@ impl<T: Tun, U: Udp> Driver<T, U> {
                     return;
                 }
                 Wake::Command(Some(command)) => self.obey(command),
+                Wake::Network(changed) => self.network.hurry(&changed, now().instant),
                 Wake::Timer | Wake::EventRoom => {}
             }
             self.look_at_clock();
@@ -317,7 +318,7 @@ impl<T: Tun, U: Udp> Driver<T, U> {
             .into_iter()
             .chain([self.core.poll_timeout()])
             .flatten()
-            .fold(self.next_hosts, Instant::min);
+            .fold(self.network.next(), Instant::min);
         let room = async {
             match &self.waiting_event {
                 // A closed channel is noticed when the event is handed out.
@@ -330,6 +331,7 @@ impl<T: Tun, U: Udp> Driver<T, U> {
             command = self.commands.recv() => Wake::Command(command),
             () = tokio::time::sleep_until(timer.into()) => Wake::Timer,
             () = room => Wake::EventRoom,
+            changed = self.network.changed() => Wake::Network(changed),
             () = ready(self.udp.readable()), if self.udp_rests_until.is_none() => Wake::Edge,
             event = self.streams.next() => Wake::Stream(event),
             () = ready(self.tun.readable()), if self.tun_rests_until.is_none() => Wake::Edge,
@@ -341,15 +343,8 @@ impl<T: Tun, U: Udp> Driver<T, U> {
         for rests_until in [&mut self.tun_rests_until, &mut self.udp_rests_until] {
             *rests_until = rests_until.filter(|until| *until > moment.instant);
         }
-        if moment.instant >= self.next_hosts {
-            self.next_hosts = moment.instant + HOSTS_EVERY;
-            match self.udp.hosts(self.net, &self.config.interface) {
-                Ok(hosts) => self.core.set_hosts(hosts, moment),
-                Err(error) => {
-                    tracing::debug!(%error, "the interfaces could not be read; looking again later")
-                }
-            }
-        }
+        let place = (self.net, self.config.interface.as_str());
+        self.network.look(&self.udp, place, &mut self.core, moment);
         if self.core.poll_timeout().is_some_and(|at| at <= moment.instant) {
             self.core.handle_timeout(moment);
         }

@@ -1,6 +1,6 @@
 //! This host's own addresses, as candidates for members of the same network.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use aerie_types::{UnderlayAddr, VirtualNet};
 use nix::ifaddrs::getifaddrs;
@@ -32,6 +32,24 @@ pub(crate) fn candidates(port: u16, net: VirtualNet, own: &str) -> Result<Vec<Un
     addrs.sort_unstable();
     addrs.dedup();
     Ok(addrs)
+}
+
+/// The own addresses that the host would choose towards the Internet, one of each family that it has a way for.
+pub(crate) fn outward() -> Vec<IpAddr> {
+    // Of documentation (RFC 5737, RFC 3849): to connect such a socket sends nothing, and asks for the route.
+    let far: [(IpAddr, IpAddr); 2] = [
+        (Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::new(203, 0, 113, 1).into()),
+        (
+            Ipv6Addr::UNSPECIFIED.into(),
+            Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into(),
+        ),
+    ];
+    let own = |(from, to): (IpAddr, IpAddr)| {
+        let socket = UdpSocket::bind((from, 0)).ok()?;
+        socket.connect((to, 9)).ok()?;
+        Some(socket.local_addr().ok()?.ip())
+    };
+    far.into_iter().filter_map(own).collect()
 }
 
 fn is_usable(ip: IpAddr, net: VirtualNet) -> bool {

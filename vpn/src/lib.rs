@@ -17,6 +17,7 @@ mod handle;
 mod hosts;
 pub mod io;
 pub mod names;
+mod network;
 mod offload;
 pub mod routes;
 mod traffic;

@@ -165,7 +165,7 @@ impl Place {
     pub(crate) fn key(&self) -> String {
         match self {
             Self::Internet => "internet".to_owned(),
-            Self::Site(site) => site.0.wan.to_string(),
+            Self::Site(site) => site.0.wan.addr.to_string(),
         }
     }
 
@@ -197,7 +197,7 @@ impl Site {
     /// Its router's address on the outside.
     #[must_use]
     pub fn wan(&self) -> Ipv4Addr {
-        self.0.wan
+        self.0.wan.addr
     }
 
     /// Its router's network namespace.
@@ -220,6 +220,22 @@ impl Site {
     /// When the router is gone.
     pub fn restore(&self) -> Result<()> {
         self.0.uplink.restore()
+    }
+
+    /// Its router forgets every mapping and gives others from now on, as one that was restarted. Nobody is told.
+    ///
+    /// # Errors
+    /// When the router is gone.
+    pub fn forget(&self) -> Result<()> {
+        let net = self.net();
+        net.nft(
+            "flush chain ip nat postrouting\n\
+             add rule ip nat postrouting oifname wan meta l4proto { tcp, udp } masquerade to :20000-29999\n\
+             add rule ip nat postrouting oifname wan masquerade\n",
+        )?;
+        // With its interface the kernel forgets what was translated to the address on it.
+        net.ip(["link set wan down"])?;
+        net.ip(self.0.wan.up("wan"))
     }
 
     /// Lets nothing pass between the site and the outside but one service elsewhere, by its TCP port. Its LAN goes on.

@@ -91,6 +91,19 @@ impl Port {
     }
 }
 
+impl Lease {
+    /// What brings an interface up that has its address.
+    pub(crate) fn up(self, interface: &str) -> Vec<String> {
+        let Self { prefix, gateway, .. } = self;
+        let mut lines = vec![format!("link set {interface} up")];
+        if prefix == 32 {
+            lines.push(format!("route add {gateway}/32 dev {interface}"));
+        }
+        lines.push(format!("route add default via {gateway} dev {interface}"));
+        lines
+    }
+}
+
 /// How a host is numbered on its segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lease {
@@ -166,20 +179,9 @@ impl Segment {
         );
         self.net.ip(&lines)?;
         port.restore()?;
-        let Lease {
-            addr,
-            prefix,
-            gateway,
-        } = lease;
-        let mut lines = vec![
-            format!("addr add {addr}/{prefix} dev {interface}"),
-            format!("link set {interface} up"),
-        ];
-        if prefix == 32 {
-            lines.push(format!("route add {gateway}/32 dev {interface}"));
-        }
-        lines.push(format!("route add default via {gateway} dev {interface}"));
-        host.ip(&lines)?;
+        let Lease { addr, prefix, .. } = lease;
+        host.ip([format!("addr add {addr}/{prefix} dev {interface}")])?;
+        host.ip(lease.up(interface))?;
         Ok(port)
     }
 }
@@ -240,8 +242,8 @@ impl Internet {
 pub(crate) struct Router {
     pub(crate) bare: Bare,
     pub(crate) nat: Nat,
-    /// Its address on the outside.
-    pub(crate) wan: Ipv4Addr,
+    /// Its address on the outside, and the way there.
+    pub(crate) wan: Lease,
     pub(crate) uplink: Port,
     pub(crate) lan: Segment,
 }
@@ -294,7 +296,7 @@ impl Router {
         Ok(Self {
             bare,
             nat,
-            wan: lease.addr,
+            wan: lease,
             uplink,
             lan,
         })

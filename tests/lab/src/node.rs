@@ -71,11 +71,17 @@ pub struct Node(Arc<Inner>);
 struct Inner {
     shared: Arc<Shared>,
     name: String,
-    place: Place,
-    lease: Lease,
+    seat: Mutex<Seat>,
     disk: PathBuf,
     running: Mutex<Option<Running>>,
     services: Mutex<Vec<Service>>,
+}
+
+/// Where the node is plugged in.
+#[derive(Debug, Clone)]
+struct Seat {
+    place: Place,
+    lease: Lease,
 }
 
 #[derive(Debug)]
@@ -99,8 +105,7 @@ impl Node {
         let node = Self(Arc::new(Inner {
             shared,
             name: name.to_owned(),
-            place,
-            lease,
+            seat: Mutex::new(Seat { place, lease }),
             disk,
             running: Mutex::new(None),
             services: Mutex::new(Vec::new()),
@@ -162,10 +167,9 @@ impl Node {
         let net = NetNs::of(holder.process.pid);
         // As systemd sets it: everybody may ping.
         net.sysctl(&[("ipv4/ping_group_range", "0 2147483647")])?;
-        let port = inner
-            .place
-            .segment(&inner.shared)
-            .attach(net, "eth0", inner.lease)?;
+        let seat = lock(&inner.seat).clone();
+        let segment = seat.place.segment(&inner.shared);
+        let port = segment.attach(net, "eth0", seat.lease)?;
         *running = Some(Running { holder, port });
         Ok(())
     }
@@ -179,7 +183,28 @@ impl Node {
     /// Its address on its segment.
     #[must_use]
     pub fn addr(&self) -> Ipv4Addr {
-        self.0.lease.addr
+        lock(&self.0.seat).lease.addr
+    }
+
+    /// Takes the node's cable out and plugs it in elsewhere: the interface goes with its address and routes, and comes
+    /// back with others. What runs on the node runs on.
+    ///
+    /// # Errors
+    /// When the node is off, or there is no room at that place.
+    pub fn roam(&self, place: impl Into<Place>) -> Result<()> {
+        let inner = &*self.0;
+        let place = place.into();
+        let segment = place.segment(&inner.shared);
+        let lease = segment.lease()?;
+        let net = self.net()?;
+        let mut running = lock(&inner.running);
+        let running = running
+            .as_mut()
+            .with_context(|| format!("the node '{}' is off", inner.name))?;
+        net.ip(["link del eth0"])?;
+        running.port = segment.attach(net, "eth0", lease)?;
+        *lock(&inner.seat) = Seat { place, lease };
+        Ok(())
     }
 
     /// Its network namespace.

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
+use std::io::{Read, Write};
 use std::thread;
 use std::time::Duration;
 
@@ -150,4 +151,74 @@ fn a_network_without_udp_is_left_over_tls_and_udp_is_taken_again_when_it_passes(
         began.elapsed().as_secs_f64()
     );
     assert_eq!(path("b")["path"], "relayed");
+}
+
+/// A TCP connection from one node to another, which is asked and answers, ten times a second.
+fn conversation(from: &Member, to: &Member) -> std::net::TcpStream {
+    let addr: std::net::Ipv4Addr = to.addr().unwrap().parse().unwrap();
+    let listener = to
+        .node
+        .net()
+        .unwrap()
+        .enter(|| Ok(std::net::TcpListener::bind((addr, 7777))?));
+    let listener = listener.unwrap();
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut byte = [0];
+        while stream.read_exact(&mut byte).is_ok() && stream.write_all(&byte).is_ok() {}
+    });
+    let connect = || Ok(std::net::TcpStream::connect((addr, 7777))?);
+    let stream = from.node.net().unwrap().enter(connect).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    stream
+}
+
+/// Of pings ten a second while something happens to the network, the longest time without an answer.
+fn outage(from: &Member, addr: &str, happen: impl FnOnce() + Send) -> Duration {
+    let pings = thread::scope(|scope| {
+        let pings = scope.spawn(|| {
+            let argv = ["ping", "-n", "-i", "0.1", "-c", "250", "-W", "1", addr];
+            from.node.exec("root", &argv).unwrap().stdout
+        });
+        // That they have begun is seen by nothing but time.
+        thread::sleep(Duration::from_secs(2));
+        happen();
+        pings.join().unwrap()
+    });
+    let answered: Vec<u32> = pings
+        .lines()
+        .filter_map(|line| line.split_once("icmp_seq=")?.1.split(' ').next()?.parse().ok())
+        .collect();
+    assert!(answered.last().is_some_and(|last| *last >= 240), "{pings}");
+    let longest = answered.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap();
+    Duration::from_millis(100) * longest
+}
+
+#[test]
+fn a_node_that_changes_its_network_keeps_its_connections() {
+    let lab = lab("roam").unwrap();
+    let grid = small_grid(&lab).unwrap();
+    let relay = prepare(&lab, &grid, "r1", Nat::Open, "relay");
+    let a = prepare(&lab, &grid, "a", Nat::PortRestricted, "client");
+    let b = prepare(&lab, &grid, "b", Nat::PortRestricted, "client");
+    let other = lab.site("cable", Nat::PortRestricted).unwrap();
+    start(&grid, &[&relay, &a, &b]);
+    let addr = b.addr().unwrap();
+    a.ping(&addr).unwrap();
+    let mut stream = conversation(&a, &b);
+    let mut echo = || {
+        stream.write_all(b"x").unwrap();
+        stream.read_exact(&mut [0]).unwrap();
+    };
+    echo();
+    // The kernel says so: the cable is taken out here and put in there.
+    let noticed = outage(&a, &addr, || a.node.roam(&other).unwrap());
+    echo();
+    assert!(noticed < Duration::from_secs(2), "{noticed:?}");
+    // Nobody says so: the router forgets everything, as one that was restarted.
+    let silent = outage(&a, &addr, || other.forget().unwrap());
+    echo();
+    assert!(silent < Duration::from_secs(15), "{silent:?}");
+    println!("without an answer: {noticed:?} when the kernel says so, {silent:?} when nobody does");
 }

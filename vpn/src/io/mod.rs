@@ -3,6 +3,7 @@
 //! Each is a small trait with a real implementation and a twin in memory. Calls never block; waiting is separate,
 //! so that the driver can drain a whole batch for each time it is woken.
 
+pub(crate) mod changes;
 pub mod faults;
 pub mod memory;
 mod offloads;
@@ -13,7 +14,7 @@ mod udp;
 
 use std::future::Future;
 use std::io::{self, IoSlice};
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::ops::Range;
 
 use aerie_types::{UnderlayAddr, VirtualAddr, VirtualNet};
@@ -84,6 +85,10 @@ pub trait Udp: Send + Sync + 'static {
     /// # Errors
     /// [`crate::Error::Interfaces`].
     fn hosts(&self, net: VirtualNet, own_interface: &str) -> Result<Vec<UnderlayAddr>, crate::Error>;
+    /// This host's own addresses for what goes far away, one of each family: they change with the default route.
+    fn outward(&self) -> Vec<IpAddr> {
+        Vec::new()
+    }
 }
 
 /// Whether a datagram was not sent because it is too long for the own link and may not be cut.

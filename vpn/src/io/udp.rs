@@ -12,7 +12,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice, IoSliceMut};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -313,6 +313,10 @@ impl Udp for UdpSocket {
     fn hosts(&self, net: VirtualNet, own_interface: &str) -> Result<Vec<UnderlayAddr>, Error> {
         let port = Udp::port(self).map_err(Error::Interfaces)?;
         crate::hosts::candidates(port, net, own_interface)
+    }
+
+    fn outward(&self) -> Vec<IpAddr> {
+        crate::hosts::outward()
     }
 }
 

@@ -48,6 +48,13 @@ impl Agent {
                 )
                 || announced(route)
         });
+        // What the peer no longer says of itself may have ended with its former network.
+        for (route, pair) in &mut self.pairs {
+            let told = matches!(pair.kind, CandidateKind::Host | CandidateKind::Reflexive);
+            if told && pair.is_sure() && !announced(route) {
+                pair.doubt(now);
+            }
+        }
         for candidate in candidates {
             let route = Route::Direct(candidate.addr);
             if let Some(pair) = self.pairs.get_mut(&route) {

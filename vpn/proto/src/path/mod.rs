@@ -39,6 +39,7 @@ mod failover;
 mod key;
 mod mtu;
 mod pair;
+mod roaming;
 mod select;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -267,24 +268,6 @@ impl Agent {
         }
     }
 
-    /// This host's candidates have changed: tell the peer, unless the way is direct already.
-    pub(crate) fn local_changed(&mut self, now: Instant) {
-        if self.awake && self.remote.is_some() && !matches!(self.selected, Some(Route::Direct(_))) {
-            let at = self.last_round.map_or(now, |last| now.max(last + MIN_ROUND));
-            self.offer_at = Some(self.offer_at.map_or(at, |planned| planned.min(at)));
-        }
-    }
-
-    /// Every way is in doubt: this host's network has changed.
-    pub(crate) fn network_changed(&mut self, now: Instant) {
-        if self.awake {
-            self.search(now);
-            for pair in self.pairs.values_mut() {
-                pair.hurry(now, Duration::ZERO);
-            }
-        }
-    }
-
     /// Takes the peer's offer.
     pub(crate) fn handle_offer(&mut self, offer: &Offer, now: Instant) -> Exchange {
         let exchange = match &mut self.remote {
@@ -397,7 +380,7 @@ impl Agent {
         let remote = self.remote.as_ref()?;
         if self.awake
             && let Some(pair) = self.pairs.get_mut(&route)
-            && !pair.is_alive()
+            && !pair.is_sure()
         {
             // The way is open at the other side now: our own probe is likely to pass.
             if matches!(pair.state, State::Failed(_)) {
@@ -442,28 +425,6 @@ impl Agent {
         Some(now + self.suspect_after())
     }
 
-    /// A packet of the session came in.
-    pub(crate) fn heard(&mut self, route: Route, now: Instant) {
-        if self.selected == Some(route) {
-            self.sent_at = None;
-            self.suspected_at = None;
-            self.heard_at = Some(now);
-            return;
-        }
-        if self.follow(route, now) {
-            return;
-        }
-        self.learn(route, now);
-        if let Some(pair) = self.pairs.get_mut(&route)
-            && !pair.is_alive()
-        {
-            pair.hurry(now, Duration::from_millis(200));
-        }
-        if let Some(pair) = self.selected.and_then(|selected| self.pairs.get_mut(&selected)) {
-            pair.hurry(now, Duration::from_secs(1));
-        }
-    }
-
     /// Does what is due. Probes are numbered at random: a peer may name the address of somebody else as its own, and
     /// must not be able to answer in its stead for those that it has not seen.
     pub(crate) fn handle_timeout(&mut self, now: Instant, mut random: impl FnMut() -> u64) {
@@ -495,7 +456,7 @@ impl Agent {
         }
         if self.relay_at.is_some_and(|at| now >= at) {
             self.relay_at = None;
-            if self.selected.is_none() || !self.pairs.values().any(Pair::is_alive) {
+            if self.selected.is_none() || !self.pairs.values().any(Pair::is_sure) {
                 self.relay_at = Some(now + RELAY_PATIENCE);
                 self.actions.push_back(Action::NeedRelay);
             }

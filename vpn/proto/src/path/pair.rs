@@ -68,6 +68,8 @@ pub(super) struct Pair {
     pub(super) rtt: Option<Duration>,
     /// When it answered last.
     pub(super) answered_at: Option<Instant>,
+    /// Something has happened since its last answer that may have ended it: any that answers is better.
+    pub(super) doubted: bool,
 }
 
 impl Pair {
@@ -82,11 +84,29 @@ impl Pair {
             inflight: VecDeque::new(),
             rtt: None,
             answered_at: None,
+            doubted: false,
         }
     }
 
     pub(super) fn is_alive(&self) -> bool {
         self.state == State::Alive
+    }
+
+    /// It may have ended: asks at once.
+    pub(super) fn doubt(&mut self, now: Instant) {
+        self.doubted = true;
+        self.hurry(now, Duration::ZERO);
+    }
+
+    /// Whether it is alive beyond doubt.
+    pub(super) fn is_sure(&self) -> bool {
+        self.is_alive() && !self.doubted
+    }
+
+    /// Whether a probe has gone unanswered for so long.
+    pub(super) fn is_late(&self, patience: Duration, now: Instant) -> bool {
+        let since = self.last_probe.filter(|_| self.tries > 0);
+        since.is_some_and(|at| now.saturating_duration_since(at) >= patience)
     }
 
     /// Probes anew from the start.
@@ -147,6 +167,7 @@ impl Pair {
         self.rtt = Some(self.rtt.map_or(sample, |rtt| (rtt * 7 + sample) / 8));
         self.state = State::Alive;
         self.answered_at = Some(now);
+        self.doubted = false;
         self.tries = 0;
         self.unanswered = 0;
         true

@@ -10,13 +10,13 @@ use super::{Action, Agent, RELAY_PATIENCE, Route};
 const HYSTERESIS: Duration = Duration::from_millis(2);
 
 impl Agent {
-    /// Takes the best way: the best class, and within it the shortest round trip, unless the gain is small.
+    /// Takes the best way: one that is not in doubt, of those the best class, and within it the shortest round trip, unless the gain is small.
     pub(super) fn reselect(&mut self, now: Instant) {
         let best = self
             .pairs
             .iter()
             .filter(|(_, pair)| pair.is_alive())
-            .min_by_key(|(route, pair)| (class(**route, Some(pair)), pair.rtt))
+            .min_by_key(|(route, pair)| (pair.doubted, class(**route, Some(pair)), pair.rtt))
             .map(|(route, _)| *route);
         let current = self
             .selected
@@ -35,7 +35,9 @@ impl Agent {
                 _ => false,
             };
             let same_class = class(best, other) == class(route, Some(pair));
-            if pair.is_alive() && !better_class && !(same_class && faster) {
+            let surer = pair.doubted && other.is_some_and(|other| !other.doubted);
+            let better = surer || better_class || (same_class && faster);
+            if pair.is_alive() && !better {
                 return;
             }
         }

@@ -60,8 +60,7 @@ impl Link {
         let other = self.addr != addr;
         if other {
             self.addr = addr;
-            self.unanswered = 0;
-            self.next = now;
+            self.rebind(now);
         }
         other
     }
@@ -76,6 +75,12 @@ impl Link {
         self.unanswered += 1;
         self.sequence += 1;
         Some(wire::relay_bind(self.session, self.end, self.sequence, &self.key))
+    }
+
+    /// This host's network has changed: binds again from where it is now.
+    pub(crate) fn rebind(&mut self, now: Instant) {
+        self.unanswered = 0;
+        self.next = now;
     }
 
     /// Asks the relay now whether it is there, unless it is being asked.

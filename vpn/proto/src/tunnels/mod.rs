@@ -307,14 +307,23 @@ impl Tunnels {
         let first = self.hosts.is_empty();
         self.hosts = hosts;
         if !first {
-            self.reflexive.reset(now.instant);
-            self.peers.change(now.instant, |peer| {
-                peer.agent.network_changed(now.instant);
-                peer.mtu.recheck(now.instant);
-                true
-            });
+            self.network_changed(now);
         }
         self.wake_at(now.instant);
+    }
+
+    /// This host's way to the outside is another one, though its addresses may be the same. What is known of it is
+    /// asked for anew, and every way is in doubt until it answers.
+    pub fn network_changed(&mut self, now: Now) {
+        let at = now.instant;
+        self.reflexive.reset(at);
+        self.peers.change(at, |peer| {
+            peer.agent.network_changed(at);
+            peer.mtu.recheck(at);
+            true
+        });
+        self.links.values_mut().for_each(|link| link.rebind(at));
+        self.wake_at(at);
     }
 
     /// Another credential of this node, after a renewal. Sessions take it over at their next handshake.

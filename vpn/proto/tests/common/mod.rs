@@ -2,11 +2,14 @@
 //! and a wire that can be listened to, cut and tampered with.
 
 // Each test binary uses its own part of this.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports)]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 #![expect(clippy::disallowed_methods, reason = "a test's clock starts somewhere")]
 
-use std::collections::{BTreeMap, BTreeSet};
+mod nat;
+mod packets;
+
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -18,46 +21,17 @@ use aerie_vpn_proto::{
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
+pub(crate) use nat::NatKind;
+pub(crate) use packets::{udp, udp6};
+
+use nat::Nat;
+
 const LATENCY: Duration = Duration::from_millis(10);
 /// The handshakes of TCP and TLS.
 const CONNECTING: Duration = Duration::from_millis(60);
 const OVERLAY_LATENCY: Duration = Duration::from_millis(40);
 pub(crate) const PORT: u16 = 4242;
 const GRID: GridId = GridId([9; 16]);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum NatKind {
-    FullCone,
-    PortRestricted,
-    Symmetric,
-}
-
-struct Nat {
-    kind: NatKind,
-    public: Ipv4Addr,
-    mappings: BTreeMap<(SocketAddr, Option<SocketAddr>), u16>,
-    allowed: BTreeSet<(u16, SocketAddr)>,
-    next_port: u16,
-}
-
-impl Nat {
-    fn outbound(&mut self, from: SocketAddr, to: SocketAddr) -> SocketAddr {
-        let key = (from, (self.kind == NatKind::Symmetric).then_some(to));
-        let next = &mut self.next_port;
-        let port = *self.mappings.entry(key).or_insert_with(|| {
-            *next += 1;
-            *next
-        });
-        self.allowed.insert((port, to));
-        SocketAddr::new(self.public.into(), port)
-    }
-
-    fn inbound(&self, from: SocketAddr, port: u16) -> Option<SocketAddr> {
-        let ((inner, _), _) = self.mappings.iter().find(|(_, mapped)| **mapped == port)?;
-        let open = self.kind == NatKind::FullCone || self.allowed.contains(&(port, from));
-        open.then_some(*inner)
-    }
-}
 
 pub(crate) struct Node {
     pub(crate) core: Tunnels,
@@ -199,13 +173,8 @@ impl World {
 
     pub(crate) fn nat(&mut self, kind: NatKind) -> usize {
         let n = self.nats.len();
-        self.nats.push(Nat {
-            kind,
-            public: Ipv4Addr::new(198, 51, 100, n as u8 + 1),
-            mappings: BTreeMap::new(),
-            allowed: BTreeSet::new(),
-            next_port: 20_000,
-        });
+        self.nats
+            .push(Nat::new(kind, Ipv4Addr::new(198, 51, 100, n as u8 + 1)));
         n
     }
 
@@ -329,6 +298,20 @@ impl World {
         self.nodes[from].core.handle_inner(packet, now, &mut out);
         self.dispatch(from, &out);
         self.settle(from);
+    }
+
+    /// A NAT forgets every mapping and has another address from now on, and says so to nobody.
+    pub(crate) fn renumber(&mut self, nat: usize) {
+        self.nats[nat].renumber();
+    }
+
+    /// A node goes to a network behind another NAT, and its host notices.
+    pub(crate) fn roam(&mut self, n: usize, nat: usize) {
+        let host: SocketAddr = (Ipv4Addr::new(10, nat as u8, 0, n as u8 + 1), PORT).into();
+        (self.nodes[n].host, self.nodes[n].nat) = (host, Some(nat));
+        let now = self.moment_of(n);
+        self.nodes[n].core.set_hosts(vec![UnderlayAddr(host)], now);
+        self.settle(n);
     }
 
     /// Makes an address farther away.
@@ -603,23 +586,4 @@ pub(crate) fn ula() -> Ula {
 /// The IPv6 address that follows from a virtual address.
 pub(crate) fn virt6(tag: u8) -> Ipv6Addr {
     ula().addr(virt(tag)).unwrap()
-}
-
-pub(crate) fn udp6(source: Ipv6Addr, destination: Ipv6Addr, payload: &[u8]) -> Vec<u8> {
-    let mut packet = vec![0x60, 0, 0, 0, 0, 0, 17, 64];
-    packet[4..6].copy_from_slice(&(payload.len() as u16).to_be_bytes());
-    packet.extend(source.octets());
-    packet.extend(destination.octets());
-    packet.extend(payload);
-    packet
-}
-
-pub(crate) fn udp(source: VirtualAddr, destination: VirtualAddr, payload: &[u8]) -> Vec<u8> {
-    let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0];
-    packet.extend(source.v4().unwrap().octets());
-    packet.extend(destination.v4().unwrap().octets());
-    packet.extend(payload);
-    let total = packet.len() as u16;
-    packet[2..4].copy_from_slice(&total.to_be_bytes());
-    packet
 }

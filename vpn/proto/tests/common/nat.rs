@@ -1,0 +1,56 @@
+//! NATs as RFC 4787 names them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, SocketAddr};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NatKind {
+    FullCone,
+    PortRestricted,
+    Symmetric,
+}
+
+pub(super) struct Nat {
+    kind: NatKind,
+    pub(super) public: Ipv4Addr,
+    mappings: BTreeMap<(SocketAddr, Option<SocketAddr>), u16>,
+    allowed: BTreeSet<(u16, SocketAddr)>,
+    next_port: u16,
+}
+
+impl Nat {
+    pub(super) fn new(kind: NatKind, public: Ipv4Addr) -> Self {
+        Self {
+            kind,
+            public,
+            mappings: BTreeMap::new(),
+            allowed: BTreeSet::new(),
+            next_port: 20_000,
+        }
+    }
+
+    /// Forgets everything, and has another address from now on.
+    pub(super) fn renumber(&mut self) {
+        let [a, b, c, d] = self.public.octets();
+        self.public = Ipv4Addr::new(a, b, c, d + 100);
+        self.mappings.clear();
+        self.allowed.clear();
+    }
+
+    pub(super) fn outbound(&mut self, from: SocketAddr, to: SocketAddr) -> SocketAddr {
+        let key = (from, (self.kind == NatKind::Symmetric).then_some(to));
+        let next = &mut self.next_port;
+        let port = *self.mappings.entry(key).or_insert_with(|| {
+            *next += 1;
+            *next
+        });
+        self.allowed.insert((port, to));
+        SocketAddr::new(self.public.into(), port)
+    }
+
+    pub(super) fn inbound(&self, from: SocketAddr, port: u16) -> Option<SocketAddr> {
+        let ((inner, _), _) = self.mappings.iter().find(|(_, mapped)| **mapped == port)?;
+        let open = self.kind == NatKind::FullCone || self.allowed.contains(&(port, from));
+        open.then_some(*inner)
+    }
+}
