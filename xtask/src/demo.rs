@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 use std::os::unix::process::CommandExt;
 use std::time::{Duration, Instant};
 
-use aerie_lab::campus::{self, Campus, Progress, SUBMITTER};
+use aerie_lab::campus::{Campus, Progress, SUBMITTER};
 use aerie_lab::grid::AERIE;
 use aerie_lab::pool::Done;
 use aerie_lab::state::{self, State};
@@ -185,12 +185,13 @@ fn watch(campus: &mut Campus<'_>) -> Result<()> {
     };
     let lines = MultiProgress::with_draw_target(target);
     let style = ProgressStyle::with_template("   {spinner} {prefix:14} {msg}")?.tick_chars("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏✓");
-    let bars: BTreeMap<_, _> = campus::nodes()
+    let bars: BTreeMap<String, _> = campus
+        .nodes()
         .map(|(name, site)| {
             let bar = lines.add(ProgressBar::new_spinner().with_style(style.clone()));
             bar.set_prefix(format!("{name} ({site})"));
             bar.enable_steady_tick(Duration::from_millis(100));
-            (name, bar)
+            (name.to_owned(), bar)
         })
         .collect();
     campus.assemble(&|name, progress| {
@@ -245,7 +246,7 @@ fn show_nodes(campus: &Campus<'_>) -> Result<()> {
     Ok(())
 }
 
-fn show_jobs(jobs: &[(&str, Done)]) {
+fn show_jobs(jobs: &[(String, Done)]) {
     let mut table = table(["pinned to", "ran on", "starts", "took", "output"]);
     for (worker, done) in jobs {
         let result = done.result.split_whitespace().next().unwrap_or("nothing");

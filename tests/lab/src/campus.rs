@@ -10,7 +10,7 @@
 //! ```
 //!
 //! `m` are managers, `s` is the submit node, `w` are workers. w4 belongs to physics, w5 to chemistry. The nodes get
-//! their blobs in every form there is.
+//! their blobs in every form there is. A larger campus ([`Campus::enlarge`]) has more workers, at each site in turn.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -28,9 +28,6 @@ pub const NAME: &str = "campus";
 /// The submit node.
 pub const SUBMITTER: &str = "s1";
 
-/// The workers.
-pub const WORKERS: [&str; 5] = ["w1", "w2", "w3", "w4", "w5"];
-
 /// The sites, with what their routers do.
 const SITES: [(&str, Nat); 3] = [
     ("physics", Nat::PortRestricted),
@@ -38,10 +35,11 @@ const SITES: [(&str, Nat); 3] = [
     ("dorm", Nat::Symmetric),
 ];
 
-/// A node: name, site, group, role and how it gets its blob.
-type Plan = (&'static str, &'static str, &'static str, &'static str, Delivery);
+/// Nodes that boot and join at a time: more would only wait for each other's processor.
+const AT_ONCE: usize = 10;
 
-const NODES: [Plan; 8] = [
+/// A node of the usual campus: name, site, group, role and how it gets its blob.
+const NODES: [(&str, &str, &str, &str, Delivery); 8] = [
     ("m1", "physics", "physics", "manager", Delivery::File),
     ("m2", "chemistry", "chemistry", "manager", Delivery::Zip),
     ("s1", "physics", "physics", "submit", Delivery::Dir),
@@ -52,9 +50,24 @@ const NODES: [Plan; 8] = [
     ("w5", "dorm", "chemistry", "worker", Delivery::File),
 ];
 
-/// The names of the nodes with their sites, in the order in which they are shown; the hub is not among them.
-pub fn nodes() -> impl Iterator<Item = (&'static str, &'static str)> {
-    NODES.iter().map(|(name, site, ..)| (*name, *site))
+#[derive(Debug, Clone)]
+struct Plan {
+    name: String,
+    site: &'static str,
+    group: &'static str,
+    role: &'static str,
+    delivery: Delivery,
+}
+
+fn plans() -> Vec<Plan> {
+    let plan = |(name, site, group, role, delivery): (&str, _, _, _, _)| Plan {
+        name: name.to_owned(),
+        site,
+        group,
+        role,
+        delivery,
+    };
+    NODES.map(plan).into()
 }
 
 /// How far a node is.
@@ -76,7 +89,8 @@ pub struct Campus<'a> {
     /// Its sites by name.
     pub sites: BTreeMap<&'static str, Site>,
     /// Its members by name, without the hub.
-    pub members: BTreeMap<&'static str, Member>,
+    pub members: BTreeMap<String, Member>,
+    plans: Vec<Plan>,
 }
 
 impl<'a> Campus<'a> {
@@ -94,32 +108,63 @@ impl<'a> Campus<'a> {
             grid,
             sites,
             members: BTreeMap::new(),
+            plans: plans(),
         })
     }
 
-    /// Lets every node join at once and waits until all are ready. `progress` is told by several threads.
+    /// Adds workers until there are so many machines in all, the hub among them.
+    pub fn enlarge(&mut self, machines: usize) {
+        let mut sites = SITES.iter().map(|(site, _)| *site).cycle();
+        let mut groups = ["physics", "chemistry"].into_iter().cycle();
+        while self.plans.len() + 1 < machines
+            && let (Some(site), Some(group)) = (sites.next(), groups.next())
+        {
+            let number = self.workers().count() + 1;
+            self.plans.push(Plan {
+                name: format!("w{number}"),
+                site,
+                group,
+                role: "worker",
+                delivery: Delivery::File,
+            });
+        }
+    }
+
+    /// The names of the nodes with their sites, in the order in which they are shown; the hub is not among them.
+    pub fn nodes(&self) -> impl Iterator<Item = (&str, &'static str)> {
+        self.plans.iter().map(|plan| (plan.name.as_str(), plan.site))
+    }
+
+    /// The workers.
+    pub fn workers(&self) -> impl Iterator<Item = &str> {
+        let workers = self.plans.iter().filter(|plan| plan.role == "worker");
+        workers.map(|plan| plan.name.as_str())
+    }
+
+    /// Lets every node join, ten at once, and waits until all are ready. `progress` is told by several threads.
     ///
     /// # Errors
     /// When a node does not become ready in time; the message holds its stages and the ends of all logs.
     pub fn assemble(&mut self, progress: &(dyn Fn(&str, Progress) + Sync)) -> Result<()> {
         let (grid, sites) = (&self.grid, &self.sites);
-        let joined: Result<Vec<_>> = std::thread::scope(|scope| {
-            let threads: Vec<_> = NODES
-                .iter()
-                .map(|plan| {
-                    scope.spawn(move || join(grid, sites, plan, progress).map(|member| (plan.0, member)))
-                })
-                .collect();
-            threads
-                .into_iter()
-                .map(|thread| {
-                    thread
-                        .join()
-                        .map_err(|_| anyhow!("the thread of a node panicked"))?
-                })
-                .collect()
-        });
-        self.members.extend(joined?);
+        for wave in self.plans.chunks(AT_ONCE) {
+            let joined: Result<Vec<_>> = std::thread::scope(|scope| {
+                let threads: Vec<_> = wave
+                    .iter()
+                    .map(|plan| scope.spawn(move || join(grid, sites, plan, progress)))
+                    .collect();
+                let threads = threads.into_iter().zip(wave);
+                threads
+                    .map(|(thread, plan)| {
+                        let joined = thread
+                            .join()
+                            .map_err(|_| anyhow!("the thread of a node panicked"))?;
+                        Ok((plan.name.clone(), joined?))
+                    })
+                    .collect()
+            });
+            self.members.extend(joined?);
+        }
         Ok(())
     }
 
@@ -137,11 +182,11 @@ impl<'a> Campus<'a> {
     ///
     /// # Errors
     /// When a job cannot be submitted or does not end in time.
-    pub fn run_pinned_jobs(&self, round: &str, limit: Duration) -> Result<Vec<(&'static str, Done)>> {
+    pub fn run_pinned_jobs(&self, round: &str, limit: Duration) -> Result<Vec<(String, Done)>> {
         let submitter = &self.member(SUBMITTER)?.node;
         let start = Instant::now();
         let mut jobs = Vec::new();
-        for worker in WORKERS {
+        for worker in self.workers() {
             let spec = JobSpec::whereabouts(&format!("{round}-{worker}"), Some(&self.grid.fqdn(worker)));
             jobs.push((worker, Job::submit(submitter, "alice", &spec)?));
         }
@@ -150,7 +195,12 @@ impl<'a> Campus<'a> {
             let waits: Vec<_> = jobs
                 .iter()
                 .map(|(worker, job)| {
-                    scope.spawn(move || Ok((*worker, job.wait(limit.saturating_sub(start.elapsed()))?)))
+                    scope.spawn(move || {
+                        Ok((
+                            (*worker).to_owned(),
+                            job.wait(limit.saturating_sub(start.elapsed()))?,
+                        ))
+                    })
                 })
                 .collect();
             waits
@@ -170,12 +220,12 @@ fn join(
     plan: &Plan,
     progress: &(dyn Fn(&str, Progress) + Sync),
 ) -> Result<Member> {
-    let (name, site, group, role, delivery) = *plan;
+    let name = plan.name.as_str();
     progress(name, Progress::Booting);
     let site = sites
-        .get(site)
-        .with_context(|| format!("there is no site '{site}'"))?;
-    let member = grid.join(&Join::new(name, site, group, role).by(delivery))?;
+        .get(plan.site)
+        .with_context(|| format!("there is no site '{}'", plan.site))?;
+    let member = grid.join(&Join::new(name, site, plan.group, plan.role).by(plan.delivery))?;
     let start = Instant::now();
     let ready = |status: &Status| {
         if let Some(stage) = status.pending() {

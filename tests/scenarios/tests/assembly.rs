@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use aerie_lab::campus::{Campus, SUBMITTER, WORKERS};
+use aerie_lab::campus::{Campus, SUBMITTER};
 use aerie_lab::{Lab, wait::wait_until};
 use aerie_scenarios::{SOON, lab, wait_for_name};
 
@@ -33,7 +33,7 @@ fn grid_assembles_across_nats() {
 
     // The first packet opens the tunnel, so each is asked once and has to answer at once.
     let submitter = campus.member(SUBMITTER).unwrap();
-    for worker in WORKERS {
+    for worker in campus.workers() {
         wait_for_name(submitter, &campus.grid.fqdn(worker)).unwrap();
         submitter.ping(&campus.grid.fqdn(worker)).unwrap();
     }
@@ -59,7 +59,7 @@ fn job_pinned_to_each_worker_with_one_start() {
     let lab = lab("jobs").unwrap();
     let campus = assembled(&lab);
     let jobs = campus.run_pinned_jobs("job", Duration::from_secs(90)).unwrap();
-    assert_eq!(jobs.len(), WORKERS.len());
+    assert_eq!(jobs.len(), campus.workers().count());
     let submitter = &campus.member(SUBMITTER).unwrap().node;
     for (worker, done) in jobs {
         assert_eq!(done.out.trim(), worker, "the job of {worker} ran elsewhere");

@@ -42,6 +42,9 @@ struct Common {
     /// Measure the debug build of aerie; its figures are no promise.
     #[arg(long)]
     debug: bool,
+    /// Machines of the grid: workers are added to the nine of the demo, at its three sites in turn.
+    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u16).range(9..=250))]
+    nodes: u16,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -64,14 +67,15 @@ fn on_campus<T>(common: Common, measure: impl FnOnce(&Campus<'_>) -> Result<T>) 
     let aerie = test::build_aerie(!common.debug)?;
     tools::root_file_system(&mut |step| eprintln!("   {step}"))?;
     let lab = Lab::builder("bench").bind(aerie, AERIE).start()?;
-    let measured = assembled(&lab).and_then(|campus| measure(&campus));
+    let measured = assembled(&lab, common.nodes).and_then(|campus| measure(&campus));
     lab.destroy()?;
     measured
 }
 
-fn assembled(lab: &Lab) -> Result<Campus<'_>> {
-    eprintln!("── nine nodes become a grid");
+fn assembled(lab: &Lab, nodes: u16) -> Result<Campus<'_>> {
+    eprintln!("── {nodes} nodes become a grid");
     let mut campus = Campus::found(lab)?;
+    campus.enlarge(nodes.into());
     campus.assemble(&|name, progress| {
         if let Progress::Ready(took) = progress {
             eprintln!("   {name}: ready after {:.1} s", took.as_secs_f64());
