@@ -24,7 +24,7 @@ use aerie_types::{VirtualAddr, VirtualNet, VirtualRange, WallMillis};
 use aerie_vpn_proto as proto;
 use aerie_vpn_proto::{Config, CredentialCheck, Identity, Now, RelayLimits, Suite, Tunnels};
 use rand::CryptoRng;
-use tokio::runtime::Runtime;
+use tokio::runtime::{self, Runtime};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
@@ -117,6 +117,7 @@ impl Vpn {
         if !(576..=9000).contains(&config.mtu) {
             return Err(Error::Mtu { mtu: config.mtu });
         }
+        let caller = runtime::Handle::try_current();
         // The thread comes first: a runtime must not be dropped here, in case this is a task of another one.
         let (hand_over, receive) =
             std::sync::mpsc::sync_channel::<(Runtime, Driver<TunDevice, UdpSocket>)>(1);
@@ -128,7 +129,7 @@ impl Vpn {
                 }
             })
             .map_err(Error::Worker)?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
+        let runtime = runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(Error::Worker)?;
@@ -144,7 +145,8 @@ impl Vpn {
                 )?;
                 Ok((tun, udp))
             });
-            edges.and_then(|(tun, udp)| Driver::new(config, identity, check, rng, tun, udp))
+            let elsewhere = caller.unwrap_or_else(|_| runtime.handle().clone());
+            edges.and_then(|(tun, udp)| Driver::new(config, identity, check, rng, (tun, udp), elsewhere))
         };
         match made {
             Ok((driver, handle, events)) => {
@@ -171,7 +173,8 @@ impl Vpn {
         tun: T,
         udp: U,
     ) -> Result<(Handle, mpsc::Receiver<Event>, JoinHandle<()>), Error> {
-        let (driver, handle, events) = Driver::new(config, identity, check, rng, tun, udp)?;
+        let here = runtime::Handle::current();
+        let (driver, handle, events) = Driver::new(config, identity, check, rng, (tun, udp), here)?;
         Ok((handle, events, tokio::spawn(driver.run())))
     }
 }
@@ -220,8 +223,8 @@ impl<T: Tun, U: Udp> Driver<T, U> {
         identity: Identity,
         check: Box<dyn CredentialCheck>,
         rng: &mut R,
-        tun: T,
-        udp: U,
+        (tun, udp): (T, U),
+        elsewhere: runtime::Handle,
     ) -> Result<(Self, Handle, mpsc::Receiver<Event>), Error> {
         let port = udp.port().map_err(|source| Error::Udp {
             port: config.port,
@@ -250,7 +253,7 @@ impl<T: Tun, U: Udp> Driver<T, U> {
             udp: udp.offloads(),
         };
         tracing::info!(interface = config.interface, %offloads, "offloads");
-        let mut streams = Streams::new();
+        let mut streams = Streams::new(elsewhere);
         let no_tls = match config.tls_port.map(|port| streams.listen(port)) {
             // It still relays to all others.
             Some(Err(error)) => {

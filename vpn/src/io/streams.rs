@@ -23,6 +23,7 @@ use aerie_vpn_proto::Run;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -70,6 +71,9 @@ pub(crate) enum StreamEvent {
 pub(crate) struct Streams {
     shared: Arc<Shared>,
     arrived: mpsc::Receiver<StreamEvent>,
+    /// Where connections are worked for: not in the driver's thread, whose time others must not be able to take by
+    /// handshakes.
+    runtime: Handle,
     /// The listener and what was opened from here. Ends with this.
     tasks: JoinSet<()>,
     /// The port that is listened at.
@@ -91,7 +95,7 @@ struct Queue {
 
 impl Streams {
     /// None yet, and nobody is listened to.
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(runtime: Handle) -> Self {
         let (events, arrived) = mpsc::channel(ARRIVED);
         Self {
             shared: Arc::new(Shared {
@@ -101,6 +105,7 @@ impl Streams {
                 next: AtomicU64::new(1),
             }),
             arrived,
+            runtime,
             tasks: JoinSet::new(),
             port: None,
         }
@@ -113,10 +118,14 @@ impl Streams {
     pub(crate) fn listen(&mut self, port: u16) -> Result<(), Error> {
         let acceptor = tls::acceptor()?;
         let refused = |source| Error::TlsPort { port, source };
-        let listener = bind(port).map_err(refused)?;
+        let listener = {
+            let _registered_there = self.runtime.enter();
+            bind(port).map_err(refused)?
+        };
         self.port = Some(listener.local_addr().map_err(refused)?.port());
         let shared = Arc::clone(&self.shared);
-        self.tasks.spawn(accept_all(listener, acceptor, shared));
+        let accept = accept_all(listener, acceptor, shared);
+        self.tasks.spawn_on(accept, &self.runtime);
         Ok(())
     }
 
@@ -129,7 +138,7 @@ impl Streams {
     pub(crate) fn open(&mut self, relay: PeerId, to: UnderlayAddr) {
         while self.tasks.try_join_next().is_some() {}
         let shared = Arc::clone(&self.shared);
-        self.tasks.spawn(async move {
+        let work = async move {
             let connected = match timeout(HANDSHAKE, connect(to.0)).await {
                 Ok(connected) => connected,
                 Err(_) => Err(io::ErrorKind::TimedOut.into()),
@@ -146,7 +155,8 @@ impl Streams {
                     shared.say(StreamEvent::Failed { relay }).await;
                 }
             }
-        });
+        };
+        self.tasks.spawn_on(work, &self.runtime);
     }
 
     /// Ends a connection. Of one that is not known nothing is done.
@@ -409,7 +419,7 @@ mod tests {
     use super::*;
 
     async fn pair() -> (Streams, Streams, UnderlayAddr) {
-        let (mut relay, mut member) = (Streams::new(), Streams::new());
+        let (mut relay, mut member) = (Streams::new(Handle::current()), Streams::new(Handle::current()));
         relay.listen(0).unwrap();
         let to = UnderlayAddr((Ipv4Addr::LOCALHOST, relay.port().unwrap()).into());
         member.open(PeerId([1; 32]), to);
@@ -467,7 +477,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_speaks_something_else_is_turned_away() {
-        let (mut relay, member) = (Streams::new(), Streams::new());
+        let (mut relay, member) = (Streams::new(Handle::current()), Streams::new(Handle::current()));
         relay.listen(0).unwrap();
         let port = relay.port().unwrap();
         let plain = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
@@ -491,7 +501,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_port_where_nobody_listens_is_told_of() {
-        let mut member = Streams::new();
+        let mut member = Streams::new(Handle::current());
         let port = bind(0).unwrap().local_addr().unwrap().port();
         member.open(PeerId([1; 32]), UnderlayAddr((Ipv4Addr::LOCALHOST, port).into()));
         assert!(matches!(member.next().await, StreamEvent::Failed { .. }));
@@ -501,13 +511,13 @@ mod tests {
     async fn a_port_that_is_taken_is_named() {
         let taken = std::net::TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).unwrap();
         let port = taken.local_addr().unwrap().port();
-        let error = Streams::new().listen(port).err().unwrap();
+        let error = Streams::new(Handle::current()).listen(port).err().unwrap();
         assert!(error.to_string().contains(&port.to_string()), "{error}");
     }
 
-    #[test]
-    fn one_address_cannot_have_all_the_room() {
-        let streams = Streams::new();
+    #[tokio::test]
+    async fn one_address_cannot_have_all_the_room() {
+        let streams = Streams::new(Handle::current());
         let enter = |from: &str| streams.shared.enter(from.parse().unwrap());
         let many: Vec<_> = (0..MAX_PER_SOURCE)
             .map(|n| enter(&format!("2001:db8::{n:x}")).unwrap())
@@ -526,7 +536,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_a_stalled_connection_does_not_take_is_dropped() {
-        let streams = Streams::new();
+        let streams = Streams::new(Handle::current());
         let (number, (queue, _outgoing)) = streams.shared.admit();
         let stream = UnderlayAddr::of_stream(number);
         for _ in 0..100 {
