@@ -1,6 +1,76 @@
 //! What can go wrong while packages and images are made.
 
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+
 /// Why a package or an image was not made.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum Error {}
+pub enum Error {
+    /// A file cannot be read or written.
+    #[error("cannot {what} {path}: {source}; check its owner and the space left on its disk")]
+    File {
+        /// What was to be done, as in "cannot read".
+        what: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A manifest names a path that begins at no root.
+    #[error("{path} in the manifest of {package} is not an absolute path; write it as it is on the machine")]
+    Relative {
+        /// The path.
+        path: PathBuf,
+        /// The package.
+        package: &'static str,
+    },
+    /// A program is absent.
+    #[error("cannot run {program}: {source}; as root: apt-get install {package}")]
+    Program {
+        /// The program.
+        program: &'static str,
+        /// The Debian package that has it.
+        package: &'static str,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A program ended with an error.
+    #[error("{program} ended with {status}: {said}")]
+    Refused {
+        /// The program.
+        program: &'static str,
+        /// How it ended.
+        status: ExitStatus,
+        /// What it wrote about it.
+        said: String,
+    },
+    /// A version that Debian does not take.
+    #[error(
+        "'{version}' is no version of a Debian package: it begins with a digit and has only letters, digits and .+~"
+    )]
+    Version {
+        /// The text.
+        version: String,
+    },
+    /// A program printed something else than was expected of it.
+    #[error("{program} printed '{said}', which is not what was expected; is it of Debian 12 or later?")]
+    Answer {
+        /// The program.
+        program: &'static str,
+        /// What it printed.
+        said: String,
+    },
+}
+
+impl Error {
+    /// For `map_err`: what could not be done with which file.
+    pub(crate) fn file(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::File {
+            what,
+            path: path.to_owned(),
+            source,
+        }
+    }
+}

@@ -1,8 +1,9 @@
-//! The project's own commands: `cargo xtask test`, `tidy`, `prepush`, `demo`, `bench`, `nats`, `sim`.
+//! The project's own commands: `cargo xtask test`, `tidy`, `prepush`, `demo`, `bench`, `nats`, `sim`, `package`.
 
 mod bench;
 mod demo;
 mod nats;
+mod package;
 mod sim;
 mod steps;
 mod test;
@@ -36,6 +37,8 @@ enum Command {
     Nats(nats::Args),
     /// Play courses of faults on simulated grids, thousands of seeds, and check what is promised.
     Sim(sim::Args),
+    /// Make the Debian packages, and check them by lintian.
+    Package(package::Args),
     /// Check the structure: directions of dependencies, purity of the protocol crates, lengths of files.
     Tidy,
 }
@@ -58,6 +61,7 @@ fn run(command: Command) -> Result<()> {
         Command::Bench(args) => bench::run(&args),
         Command::Nats(args) => nats::run(&args),
         Command::Sim(args) => sim::run(&args),
+        Command::Package(args) => package::run(&args),
         Command::Tidy => tidy::run(),
     }
 }

@@ -9,9 +9,13 @@ use anyhow::{Result, ensure};
 use crate::steps::call;
 
 /// Debian packages of the lab and of tests that compare with other people's tools.
-const PACKAGES: [&str; 10] = [
+const PACKAGES: [&str; 14] = [
+    "apt-utils",
+    "binutils",
     "debian-archive-keyring",
     "dosfstools",
+    "dpkg-dev",
+    "gpg",
     "iproute2",
     "iputils-ping",
     "jq",

@@ -23,6 +23,7 @@ mod node;
 mod notify;
 mod pool;
 mod programs;
+mod reload;
 mod serve;
 mod shared;
 mod source;
@@ -47,6 +48,7 @@ pub(crate) async fn run(args: UpArgs) -> Result<(), Error> {
     let watchdog = tokio::spawn(notify::keep(Arc::clone(&shared)));
     let ended = tokio::select! {
         ended = join::join(&args, &shared) => ended,
+        () = reload::on_signals(&args, &shared) => Ok(()),
         () = stopped() => Ok(()),
     };
     watchdog.abort();

@@ -1,4 +1,4 @@
-//! What the service manager is told: readiness, a line of status, and signs of life.
+//! What the service manager is told: readiness, reloads, a line of status, and signs of life.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +24,19 @@ pub(crate) async fn keep(shared: Arc<Shared>) {
         tell(&[NotifyState::Status(&line), NotifyState::Watchdog]);
         tokio::time::sleep(every).await;
     }
+}
+
+/// Says that a reload has begun. The service manager waits for [`reloaded`] from now on.
+pub(crate) fn reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => tell(&[NotifyState::Reloading, now]),
+        Err(error) => tracing::debug!(%error, "no monotonic clock to tell the service manager of"),
+    }
+}
+
+/// Says that a reload has ended.
+pub(crate) fn reloaded() {
+    tell(&[NotifyState::Ready]);
 }
 
 fn tell(states: &[NotifyState<'_>]) {

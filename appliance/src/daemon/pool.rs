@@ -62,6 +62,7 @@ pub(crate) async fn run(
         host = host(&node.paths, &shared) => host,
         () = shared.leave_asked() => return,
     };
+    let mut reloads = shared.reloads();
     let mut pool = Pool::new(node, shared, host);
     loop {
         let known = managers.borrow_and_update().clone();
@@ -74,6 +75,7 @@ pub(crate) async fn run(
             changed = managers.changed() => if changed.is_err() { return pool.ended().await },
             changed = addr.changed() => if changed.is_err() { return pool.ended().await },
             () = pool.node.member_gone.notified() => pool.probe().await,
+            _ = reloads.changed() => pool.look_again(),
             () = tokio::time::sleep_until(until) => {}
         }
     }
@@ -211,6 +213,13 @@ impl Pool {
         }
         self.keeper
             .probed(&manager.node, alive, Instant::now(), &mut rand::rng());
+    }
+
+    /// Makes everything due that would be in a while.
+    fn look_again(&mut self) {
+        self.settled = None;
+        self.retry = None;
+        self.next_look = Instant::now();
     }
 
     fn report_managers(&mut self) {

@@ -15,6 +15,8 @@ pub(crate) struct Shared {
     tracker: Mutex<Tracker>,
     node: OnceLock<Arc<Node>>,
     leave: watch::Sender<bool>,
+    /// Counts how often the daemon was told to look again.
+    reloads: watch::Sender<u64>,
     /// The task that owns HTCondor.
     pool: Mutex<Option<JoinHandle<()>>>,
 }
@@ -26,6 +28,7 @@ impl Shared {
             tracker: Mutex::new(Tracker::new()),
             node: OnceLock::new(),
             leave: watch::Sender::new(false),
+            reloads: watch::Sender::new(0),
             pool: Mutex::new(None),
         }
     }
@@ -102,6 +105,16 @@ impl Shared {
 
     pub(crate) fn ask_to_leave(&self) {
         self.leave.send_replace(true);
+    }
+
+    /// Wakes what looks at the world outside the daemon.
+    pub(crate) fn ask_to_reload(&self) {
+        self.reloads.send_modify(|count| *count += 1);
+    }
+
+    /// Changes whenever the daemon is told to look again.
+    pub(crate) fn reloads(&self) -> watch::Receiver<u64> {
+        self.reloads.subscribe()
     }
 
     /// Completes when somebody asked the daemon to leave its grid.

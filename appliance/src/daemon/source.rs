@@ -22,6 +22,7 @@ const HINT_NONE: &str = "make a blob with 'aerie grid blob' and hand it over: as
 
 /// Searches until there is a spec. A node without one joins nothing and says how to get one.
 pub(crate) async fn find(args: &UpArgs, shared: &Shared) -> Result<Spec, Error> {
+    let mut reloads = shared.reloads();
     loop {
         match look(args, shared).await {
             Ok(Some(spec)) => return keep(&args.state, spec),
@@ -32,7 +33,29 @@ pub(crate) async fn find(args: &UpArgs, shared: &Shared) -> Result<Spec, Error> 
                 "mend or replace the blob; the search goes on",
             ),
         }
-        tokio::time::sleep(SEARCH_AGAIN).await;
+        tokio::select! {
+            () = tokio::time::sleep(SEARCH_AGAIN) => {}
+            _ = reloads.changed() => {}
+        }
+    }
+}
+
+/// Says in the log whether another configuration than the one in force is to be found.
+pub(crate) async fn compare(args: &UpArgs, in_force: &Spec) {
+    let found = match &args.config {
+        Some(path) => aerie_config::load(path).map(Some),
+        None => aerie_config::find(&places(args)).await.outcome,
+    };
+    match found {
+        Ok(Some(found)) if found.spec.clone().without_token() != in_force.clone().without_token() => {
+            tracing::warn!(
+                source = %found.source,
+                "the configuration there differs from the one in force; it is taken at the next start: \
+                 'systemctl restart aerie'"
+            );
+        }
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "the configuration there is not usable; the one in force stays"),
     }
 }
 
