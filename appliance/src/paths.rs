@@ -14,6 +14,11 @@ pub(crate) const RUN_DIR: &str = "/run/aerie";
 /// Default folder of a grid's CA and its enrolment database.
 pub(crate) const PORTAL_DIR: &str = "/var/lib/aerie-portal";
 
+/// Where `aerie join` puts the blob.
+pub(crate) const BLOB: &str = "/etc/aerie/blob";
+/// The file in a grid's folder by which `aerie join` remembers where it put the blob.
+pub(crate) const JOINED: &str = "joined";
+
 /// The folders of one grid on this machine.
 #[derive(Debug, Clone)]
 pub(crate) struct GridPaths {
@@ -53,6 +58,11 @@ impl GridPaths {
     /// The configuration that this node was given, kept so that a restart needs no blob.
     pub(crate) fn spec(&self) -> PathBuf {
         self.root.join("aerie.toml")
+    }
+
+    /// Where `aerie join` put the blob; absent where it did not.
+    pub(crate) fn joined(&self) -> PathBuf {
+        self.root.join(JOINED)
     }
 
     pub(crate) fn keys(&self) -> PathBuf {

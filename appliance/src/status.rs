@@ -142,7 +142,9 @@ pub(crate) struct ManagerReport {
 pub(crate) struct Report {
     pub(crate) version: String,
     pub(crate) pid: u32,
+    /// Known once the node has its credential.
     pub(crate) grid: String,
+    /// Known once there is a configuration.
     pub(crate) grid_id: String,
     pub(crate) node: String,
     pub(crate) peer: String,

@@ -92,7 +92,7 @@ fn a_daemon_without_a_configuration_is_ready_and_says_what_it_waits_for() {
 fn a_reload_is_announced_with_its_time_and_finds_a_new_configuration() {
     let folder = tempfile::tempdir().unwrap();
     let mut daemon = Daemon::start(folder.path());
-    daemon.told("STATUS=source: ");
+    daemon.told("blob.toml");
     std::fs::write(folder.path().join("blob.toml"), blob()).unwrap();
     daemon.signal(Signal::SIGHUP);
     let reloading = daemon.told("RELOADING=1");

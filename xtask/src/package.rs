@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use aerie_image_build::package::{self, Compression, Stamp};
+use aerie_image_build::package::{self, Compression, Signer, Stamp};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
@@ -66,7 +66,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     if let Some(folder) = &args.repository {
         tools::install_debian(&PUBLISHERS)?;
-        let line = package::publish(folder, &files, args.sign.as_deref())?;
+        let signer = args.sign.clone().map(|key| Signer { key, home: None });
+        let line = package::publish(folder, &files, signer.as_ref())?;
         println!(
             "Serve {} by any web server. For this machine, in a file of /etc/apt/sources.list.d:",
             folder.display()

@@ -1,5 +1,6 @@
 //! `aerie grid`: what an administrator does in the folder of the grid's CA and database.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::SystemTime;
@@ -33,6 +34,8 @@ pub(super) fn run(command: GridCommand) -> Result<ExitCode> {
             }
             let settings = GridSettings { pool, witnesses };
             let portal = Portal::create_grid(&dir.dir, name, settings, now())?;
+            give_to_owner(&dir.dir)
+                .with_context(|| format!("cannot give what is in {} to its owner", dir.dir.display()))?;
             let grid = portal.grid();
             let GridSettings { pool, witnesses } = portal.settings()?;
             if json {
@@ -274,6 +277,19 @@ fn with_peer(addr: &str, portal: &Portal) -> Result<String> {
     }
 }
 
+/// Makes what root wrote into a folder its owner's: the service that enrols nodes runs as a user of its own.
+fn give_to_owner(dir: &Path) -> std::io::Result<()> {
+    let owner = std::fs::metadata(dir)?;
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let own = entry.metadata()?;
+        if (own.uid(), own.gid()) != (owner.uid(), owner.gid()) {
+            std::os::unix::fs::lchown(entry.path(), Some(owner.uid()), Some(owner.gid()))?;
+        }
+    }
+    Ok(())
+}
+
 fn write_blob(bundle: &Bundle, spec: &Spec, args: &BlobArgs) -> Result<()> {
     let bytes = match args.form {
         BlobForm::Dir => {
@@ -284,6 +300,7 @@ fn write_blob(bundle: &Bundle, spec: &Spec, args: &BlobArgs) -> Result<()> {
         BlobForm::Floppy => bundle.to_floppy()?,
         BlobForm::Zip => bundle.to_zip()?,
         BlobForm::UserData => bundle.to_user_data()?,
+        BlobForm::Line => super::join::line(bundle)?.into_bytes(),
         BlobForm::Toml => spec.to_toml().as_bytes().to_vec(),
     };
     if args.out == Path::new("-") {

@@ -4,6 +4,7 @@ mod config;
 mod diagnose;
 mod docs;
 mod grid;
+mod join;
 mod logging;
 mod portal;
 mod query;
@@ -36,6 +37,8 @@ pub(crate) struct Args {
 enum Command {
     /// Join the grid named by the configuration and stay: the daemon, in the foreground.
     Up(UpArgs),
+    /// Make this machine a member of a grid: keep the configuration, start the service, and watch until it is ready.
+    Join(JoinArgs),
     /// Show how far this node is, stage by stage.
     Status(StatusArgs),
     /// List the members that this node knows, with the path to each.
@@ -48,7 +51,7 @@ enum Command {
     Netcheck(QueryArgs),
     /// Check this machine and its daemon from the ground up, and say how to mend what is wrong.
     Doctor(DoctorArgs),
-    /// Give the address back, stop HTCondor and end the daemon.
+    /// Give the address back, stop HTCondor and end the daemon; undo what 'aerie join' did.
     Leave(LeaveArgs),
     /// Create and administer a grid.
     #[command(subcommand)]
@@ -189,9 +192,38 @@ pub(crate) struct DoctorArgs {
     pub(crate) bundle: Option<PathBuf>,
 }
 
+/// Options of `aerie join`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct JoinArgs {
+    /// The blob: a file (TOML, zip, floppy image or user-data), a folder, '-' for standard input, or the line that
+    /// 'aerie grid blob --as line' prints.
+    pub(crate) blob: String,
+    /// Do not ask.
+    #[arg(long)]
+    pub(crate) yes: bool,
+    /// Only keep the configuration, for the service's next start.
+    #[arg(long)]
+    pub(crate) no_start: bool,
+    /// How long to wait for the node to be ready; the exit code is 1 if it is not.
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    pub(crate) wait: u64,
+    /// Where the configuration is kept.
+    #[arg(long, value_name = "FILE", default_value = paths::BLOB, hide = true)]
+    pub(crate) place: PathBuf,
+    /// Folder of keys, credentials and leases.
+    #[arg(long, value_name = "DIR", default_value = paths::STATE_DIR)]
+    pub(crate) state: PathBuf,
+    /// Folder of the control socket.
+    #[arg(long, value_name = "DIR", default_value = paths::RUN_DIR)]
+    pub(crate) run_dir: PathBuf,
+}
+
 /// Options of `aerie leave`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct LeaveArgs {
+    /// Folder of keys, credentials and leases.
+    #[arg(long, value_name = "DIR", default_value = paths::STATE_DIR)]
+    pub(crate) state: PathBuf,
     #[command(flatten)]
     pub(crate) daemon: DaemonArgs,
     /// Do not ask.
@@ -363,6 +395,8 @@ pub(crate) enum BlobForm {
     Dir,
     /// The bare configuration file.
     Toml,
+    /// One line of text, to be pasted after 'aerie join'.
+    Line,
 }
 
 #[derive(Debug, Subcommand)]
@@ -396,6 +430,7 @@ enum ConfigCommand {
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
     match args.command {
         Command::Up(args) => up::run(args),
+        Command::Join(args) => join::run(&args),
         Command::Status(args) => query::status(&args),
         Command::Peers(args) => query::peers(&args),
         Command::Ping(args) => query::ping(&args),

@@ -1,6 +1,5 @@
 //! Commands that ask the daemon and print what it says.
 
-use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::thread;
@@ -9,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use comfy_table::{Table, presets};
 
+use super::join::{self, confirmed};
 use super::{LeaveArgs, PingArgs, QueryArgs, StatusArgs};
 use crate::client::ask;
 use crate::control::{Reply, Request};
@@ -191,27 +191,25 @@ pub(crate) fn ping(args: &PingArgs) -> Result<ExitCode> {
 }
 
 pub(crate) fn leave(args: &LeaveArgs) -> Result<ExitCode> {
-    if !args.yes {
-        if !std::io::stdin().is_terminal() {
-            bail!(
-                "leaving gives the address back and stops HTCondor; say --yes to do it without being asked"
-            );
-        }
-        print!("Give the address back, stop HTCondor and end the daemon? [y/N] ");
-        std::io::stdout().flush()?;
-        let mut answer = String::new();
-        std::io::stdin().read_line(&mut answer)?;
-        if !matches!(answer.trim(), "y" | "Y" | "yes") {
-            println!("Nothing was changed.");
-            return Ok(ExitCode::FAILURE);
-        }
+    if !args.yes && !confirmed("Give the address back, stop HTCondor and end the daemon? [y/N] ")? {
+        println!("Nothing was changed.");
+        return Ok(ExitCode::FAILURE);
     }
+    let grid = match ask(
+        &args.daemon.run_dir,
+        args.daemon.grid.as_deref(),
+        &Request::Status,
+    )? {
+        Reply::Status(report) => report.grid_id,
+        other => return unexpected(other),
+    };
     match ask(&args.daemon.run_dir, args.daemon.grid.as_deref(), &Request::Leave)? {
         Reply::Ok { message } => println!("{message}"),
         other => return unexpected(other),
     }
     let run_dir = &args.daemon.run_dir;
     if gone(run_dir, args.daemon.grid.as_deref()) {
+        join::undo(&args.state, &grid)?;
         println!("Left.");
         return Ok(ExitCode::SUCCESS);
     }

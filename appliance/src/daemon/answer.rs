@@ -78,6 +78,7 @@ async fn report(shared: &Shared) -> Report {
         ready: tracker.is_ready(),
         ready_ms: tracker.ready_ms(),
         stages: tracker.reports(),
+        grid_id: shared.grid().map(|grid| grid.to_string()).unwrap_or_default(),
         ..Report::default()
     });
     let Some(node) = shared.node() else { return report };

@@ -45,6 +45,7 @@ pub(crate) async fn join(args: &UpArgs, shared: &Arc<Shared>) -> Result<(), Erro
         spec = source::find(args, shared) => spec?,
         () = shared.leave_asked() => return Ok(()),
     };
+    shared.set_grid(spec.grid.id());
     let paths = GridPaths::new(&args.state, spec.grid.id());
     let _control = listen(args, Some(spec.grid.id()), shared).await?;
     drop(waiting);

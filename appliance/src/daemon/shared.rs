@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
+use aerie_types::GridId;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -14,6 +15,7 @@ pub(crate) struct Shared {
     started: Instant,
     tracker: Mutex<Tracker>,
     node: OnceLock<Arc<Node>>,
+    grid: OnceLock<GridId>,
     leave: watch::Sender<bool>,
     /// Counts how often the daemon was told to look again.
     reloads: watch::Sender<u64>,
@@ -27,6 +29,7 @@ impl Shared {
             started: Instant::now(),
             tracker: Mutex::new(Tracker::new()),
             node: OnceLock::new(),
+            grid: OnceLock::new(),
             leave: watch::Sender::new(false),
             reloads: watch::Sender::new(0),
             pool: Mutex::new(None),
@@ -89,6 +92,16 @@ impl Shared {
     /// Publishes the running node; there is one in a daemon's life.
     pub(crate) fn set_node(&self, node: Arc<Node>) {
         self.node.get_or_init(|| node);
+    }
+
+    /// The grid that this daemon serves, once it has a configuration.
+    pub(crate) fn grid(&self) -> Option<GridId> {
+        self.grid.get().copied()
+    }
+
+    /// Publishes the grid; there is one in a daemon's life.
+    pub(crate) fn set_grid(&self, grid: GridId) {
+        self.grid.get_or_init(|| grid);
     }
 
     pub(crate) fn set_pool(&self, task: JoinHandle<()>) {

@@ -17,8 +17,8 @@ use crate::status::Stage;
 /// How often the sources are searched again while none of them holds a blob.
 const SEARCH_AGAIN: Duration = Duration::from_secs(10);
 
-const HINT_NONE: &str = "make a blob with 'aerie grid blob' and hand it over: as a floppy, as cloud user-data, at \
-                         /etc/aerie/blob, or with 'aerie up --config FILE'";
+const HINT_NONE: &str = "make a blob with 'aerie grid blob' and hand it over: to 'aerie join' on this machine, as a \
+                         floppy, as cloud user-data, at /etc/aerie/blob, or with 'aerie up --config FILE'";
 
 /// Searches until there is a spec. A node without one joins nothing and says how to get one.
 pub(crate) async fn find(args: &UpArgs, shared: &Shared) -> Result<Spec, Error> {

@@ -21,4 +21,4 @@ pub use contents::{Completions, Inputs};
 pub use deb::{Compression, write};
 pub use manifest::{Content, ControlFile, Entry, Package, Stamp};
 pub use program::inputs;
-pub use repository::publish;
+pub use repository::{Signer, publish};

@@ -22,13 +22,32 @@ const COMPONENT: &str = "main";
 /// The file with the public key.
 const KEY: &str = "aerie.asc";
 
+/// Who signs a repository.
+#[derive(Debug, Clone)]
+pub struct Signer {
+    /// The key, by any name that gpg knows it by.
+    pub key: String,
+    /// Where gpg's keys are, if not at their usual place.
+    pub home: Option<PathBuf>,
+}
+
+impl Signer {
+    fn gpg(&self) -> Command {
+        let mut gpg = Command::new("gpg");
+        gpg.args(["--batch", "--yes", "--quiet", "--armor"]);
+        if let Some(home) = &self.home {
+            gpg.arg("--homedir").arg(home);
+        }
+        gpg
+    }
+}
+
 /// Adds packages to the repository in a folder, which is made if absent, and returns the line of `sources.list` by
-/// which a machine installs from that folder. `sign` is a key of gpg's, by any name that gpg knows it by; without one
-/// the line says that the repository is to be trusted as it is.
+/// which a machine installs from that folder. Without a signer the line says that the repository is to be trusted as it is.
 ///
 /// # Errors
 /// When a file cannot be read or written, or `apt-ftparchive` or `gpg` is absent or fails.
-pub fn publish(folder: &Path, packages: &[PathBuf], sign: Option<&str>) -> Result<String, Error> {
+pub fn publish(folder: &Path, packages: &[PathBuf], signer: Option<&Signer>) -> Result<String, Error> {
     let pool = folder.join("pool");
     fs::create_dir_all(&pool).map_err(Error::file("make the folder", &pool))?;
     let folder = folder
@@ -70,9 +89,9 @@ pub fn publish(folder: &Path, packages: &[PathBuf], sign: Option<&str>) -> Resul
     }
     let release = run(release, "apt-ftparchive", "apt-utils")?;
     write(&suite.join("Release"), &release)?;
-    let trust = match sign {
-        Some(key) => {
-            signed(&folder, &suite, key)?;
+    let trust = match signer {
+        Some(signer) => {
+            signed(&folder, &suite, signer)?;
             format!("signed-by={}", folder.join(KEY).display())
         }
         None => "trusted=yes".to_owned(),
@@ -83,27 +102,15 @@ pub fn publish(folder: &Path, packages: &[PathBuf], sign: Option<&str>) -> Resul
     ))
 }
 
-fn signed(folder: &Path, suite: &Path, key: &str) -> Result<(), Error> {
-    let sign = |how: &str, name: &str| {
-        let mut gpg = Command::new("gpg");
-        gpg.args([
-            "--batch",
-            "--yes",
-            "--quiet",
-            "--armor",
-            "--local-user",
-            key,
-            how,
-            "--output",
-        ])
-        .arg(suite.join(name))
-        .arg(suite.join("Release"));
-        run(gpg, "gpg", "gpg")
-    };
-    sign("--clearsign", "InRelease")?;
-    sign("--detach-sign", "Release.gpg")?;
-    let mut export = Command::new("gpg");
-    export.args(["--batch", "--armor", "--export", key]);
+fn signed(folder: &Path, suite: &Path, signer: &Signer) -> Result<(), Error> {
+    for (how, name) in [("--clearsign", "InRelease"), ("--detach-sign", "Release.gpg")] {
+        let mut gpg = signer.gpg();
+        gpg.args(["--local-user", &signer.key, how, "--output"])
+            .args([suite.join(name), suite.join("Release")]);
+        run(gpg, "gpg", "gpg")?;
+    }
+    let mut export = signer.gpg();
+    export.args(["--export", &signer.key]);
     write(&folder.join(KEY), &run(export, "gpg", "gpg")?)
 }
 

@@ -22,13 +22,15 @@
 //! - [`grid`]: a whole grid, built through the `aerie` command
 //! - [`campus`]: the grid of the demonstration; [`matrix`]: every kind of NAT against every other
 //! - [`pool`]: HTCondor jobs as a person submits them
-//! - [`rootfs`], [`mirror`], [`cache`]: the nodes' root file system, built once
+//! - [`rootfs`], [`mirror`], [`cache`]: the root file systems, built once
+//! - [`chroot`]: a machine that is only a root file system, to install packages on
 //! - [`state`]: what is written down of each lab, and the removal of what a crash left
 //! - [`wait`]: waiting for something with a message that tells why it did not come
 
 pub mod cache;
 pub mod campus;
 mod cgroup;
+pub mod chroot;
 pub mod grid;
 mod lab;
 pub mod matrix;

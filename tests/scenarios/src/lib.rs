@@ -11,6 +11,8 @@
 //! - `tests/names.rs`: names resolve, and a node leaves
 //! - `tests/refusals.rs`: tokens, devices, programs, disks and clocks that are not as they should be
 //! - `tests/hosts.rs`: machines that are not as they should be
+//! - `tests/joining.rs`: `aerie join` takes a blob to a node that is ready, and `aerie leave` undoes it
+//! - `tests/packages.rs`: Debian packages are installed, upgraded, removed and purged
 
 use std::time::Duration;
 

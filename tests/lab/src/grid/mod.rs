@@ -252,6 +252,16 @@ impl<'a> Grid<'a> {
         Ok(())
     }
 
+    /// Makes a blob, in a form of `aerie grid blob`, for a node that is to join by other means than [`Grid::join`].
+    ///
+    /// # Errors
+    /// When the command fails.
+    pub fn blob(&self, group: &str, roles: &str, name: &str, form: &str) -> Result<Vec<u8>> {
+        let made = format!("/root/{name}.{form}");
+        make_blob(&self.hub.node, group, roles, name, form, &made, true)?;
+        self.hub.node.get(&made)
+    }
+
     /// Revokes a node's credentials.
     ///
     /// # Errors

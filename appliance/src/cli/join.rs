@@ -1,0 +1,384 @@
+//! `aerie join`: from a blob to a node that is ready, on a machine with the package installed; and what `aerie leave`
+//! undoes of it.
+//!
+//! The blob goes to `/etc/aerie/blob`, where the service looks for one at each start, and a note of it to the grid's
+//! folder: only what this command has put there does [`undo`] remove.
+
+use std::io::{IsTerminal, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use aerie_config::{Bundle, MAX_CARRIER_BYTES, SPEC_FILE, Spec};
+use aerie_identity::files::write_atomic;
+use aerie_types::GridId;
+use anyhow::{Context, Result, bail, ensure};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, geteuid};
+use zeroize::Zeroizing;
+
+use super::JoinArgs;
+use crate::client::{ask, ask_all};
+use crate::control::{Reply, Request};
+use crate::paths::{self, GridPaths};
+use crate::status::{Report, StageReport, State};
+
+/// What a blob in one line begins with.
+const LINE: &str = "aerie-blob:";
+
+/// The service of a node.
+const UNIT: &str = "aerie.service";
+
+/// How often the daemon is asked how far it is.
+const POLL: Duration = Duration::from_millis(250);
+
+/// How long a service that starts may take to answer.
+const START_LIMIT: Duration = Duration::from_secs(20);
+
+pub(super) fn run(args: &JoinArgs) -> Result<ExitCode> {
+    ensure!(
+        geteuid().is_root(),
+        "joining writes {} and starts a service: run it as root, such as 'sudo aerie join'",
+        args.place.display()
+    );
+    let bundle = read(&args.blob)?;
+    let spec = bundle.spec()?;
+    let grid = spec.grid.id();
+    refuse_members(args, &spec)?;
+    let systemd = Path::new("/run/systemd/system").is_dir();
+    println!("{}", aerie_config::explain(&spec, Some(&bundle)));
+    tell_plan(args, &spec, systemd);
+    if !args.yes && !confirmed("Join this grid? [y/N] ")? {
+        println!("Nothing was changed.");
+        return Ok(ExitCode::FAILURE);
+    }
+    put(args, &bundle, grid)?;
+    if args.no_start {
+        println!("The service takes it at its next start.");
+        return Ok(ExitCode::SUCCESS);
+    }
+    if systemd {
+        systemctl(&["enable", "--quiet", UNIT])?;
+        systemctl(&["start", UNIT])?;
+    }
+    let woken = wake(&args.run_dir);
+    if !systemd && !woken {
+        println!(
+            "No systemd runs here: start the daemon yourself, now and at each boot, by 'aerie up'. 'aerie status \
+             --wait 120' tells how far it is."
+        );
+        return Ok(ExitCode::SUCCESS);
+    }
+    follow(args, grid)
+}
+
+/// A blob as one line of text, for a person to paste.
+pub(super) fn line(bundle: &Bundle) -> Result<String> {
+    Ok(format!(
+        "{LINE}{}\n",
+        URL_SAFE_NO_PAD.encode(bundle.to_user_data()?)
+    ))
+}
+
+/// The blob that a person means: the line itself, what standard input gives, or a file or folder.
+fn read(blob: &str) -> Result<Bundle> {
+    if blob.starts_with(LINE) {
+        return open(blob.as_bytes()).context("the blob on the command line is not usable");
+    }
+    if blob == "-" {
+        let mut bytes = Zeroizing::new(Vec::new());
+        let limit = MAX_CARRIER_BYTES as u64 + 1;
+        std::io::stdin()
+            .take(limit)
+            .read_to_end(&mut bytes)
+            .context("cannot read standard input")?;
+        ensure!(
+            bytes.len() <= MAX_CARRIER_BYTES,
+            "standard input gives more than {MAX_CARRIER_BYTES} bytes, which no blob has"
+        );
+        return open(&bytes).context("the blob on standard input is not usable");
+    }
+    let path = Path::new(blob);
+    if blob.starts_with(aerie_identity::TOKEN_PREFIX) && !path.exists() {
+        bail!(
+            "'{}…' is a join token alone, which does not say where its grid is: ask for the blob that it is in \
+             ('aerie grid blob --as line' prints one to paste)",
+            blob.chars().take(14).collect::<String>()
+        );
+    }
+    // A line that was saved to a file, as from a mail.
+    if let Ok(text) = std::fs::read_to_string(path)
+        && text.trim_start().starts_with(LINE)
+    {
+        return open(text.as_bytes()).with_context(|| format!("{blob} is not usable"));
+    }
+    Ok(aerie_config::load(path)?.bundle)
+}
+
+fn open(bytes: &[u8]) -> Result<Bundle> {
+    let text = std::str::from_utf8(bytes).unwrap_or_default().trim();
+    let Some(body) = text.strip_prefix(LINE) else {
+        return Ok(Bundle::open(bytes)?);
+    };
+    // Mail breaks long lines.
+    let body: Zeroizing<String> = Zeroizing::new(body.split_whitespace().collect());
+    let inner = URL_SAFE_NO_PAD
+        .decode(body.as_bytes())
+        .map(Zeroizing::new)
+        .map_err(|_| anyhow::anyhow!("the line is not whole: copy all of it, from '{LINE}' to its end"))?;
+    Ok(Bundle::open(&inner)?)
+}
+
+/// A machine is in one grid by its service.
+fn refuse_members(args: &JoinArgs, spec: &Spec) -> Result<()> {
+    let grid = spec.grid.id();
+    let running = ask_all(&args.run_dir, &Request::Status);
+    let running = running.into_iter().flatten().find_map(|reply| match reply {
+        Reply::Status(report) if !report.grid_id.is_empty() => {
+            Some((report.grid.clone(), report.grid_id.clone()))
+        }
+        _ => None,
+    });
+    let Some((name, id)) = running.or_else(|| joined(&args.state)) else {
+        return Ok(());
+    };
+    if id == grid.to_string() {
+        bail!(
+            "this machine has joined grid {name} already: 'aerie status' says how it is, and 'aerie leave' takes it \
+             out again"
+        );
+    }
+    bail!(
+        "this machine is a member of grid {name} (id {id}), and its service serves one grid: 'aerie leave' takes it out \
+         of that one first"
+    )
+}
+
+/// The grid that this command has joined before: its name and id.
+fn joined(state: &Path) -> Option<(String, String)> {
+    let entries = std::fs::read_dir(paths::grids_dir(state)).ok()?;
+    entries.flatten().find_map(|entry| {
+        let id = entry.file_name().into_string().ok()?;
+        let blob = std::fs::read_to_string(entry.path().join(paths::JOINED)).ok()?;
+        let spec = aerie_config::load(Path::new(blob.trim())).ok()?.spec;
+        (spec.grid.id().to_string() == id).then(|| (spec.grid.name.to_string(), id))
+    })
+}
+
+fn tell_plan(args: &JoinArgs, spec: &Spec, systemd: bool) {
+    let folder = GridPaths::new(&args.state, spec.grid.id());
+    println!("This machine is to join the grid {}. It", spec.grid.name);
+    println!(
+        "  keeps the configuration in {} (for root's eyes)",
+        args.place.display()
+    );
+    println!(
+        "  keeps its keys, its credentials and its address in {}",
+        folder.root().display()
+    );
+    println!(
+        "  takes an address of {} on the interface aerie-{}",
+        spec.grid.pool.range(),
+        spec.grid.id().short()
+    );
+    if spec
+        .node
+        .roles
+        .iter()
+        .any(|role| role != aerie_types::Role::Relay)
+    {
+        println!("  configures HTCondor in /etc/condor and starts it");
+    }
+    if systemd && !args.no_start {
+        println!("  enables and starts {UNIT}, now and at each boot");
+    }
+    println!("'aerie leave' undoes it.");
+}
+
+/// Asks on the terminal. Without one nothing is confirmed.
+pub(super) fn confirmed(question: &str) -> Result<bool> {
+    if !std::io::stdin().is_terminal() {
+        bail!("there is no terminal to ask at; say --yes to go on without being asked");
+    }
+    print!("{question}");
+    std::io::stdout().flush()?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+/// Puts the blob where the service finds it, and the note of it beside the grid's keys.
+fn put(args: &JoinArgs, bundle: &Bundle, grid: GridId) -> Result<()> {
+    let bytes = if bundle.len() == 1 {
+        Zeroizing::new(bundle.get(SPEC_FILE).unwrap_or_default().to_vec())
+    } else {
+        Zeroizing::new(bundle.to_zip()?)
+    };
+    if let Some(folder) = args.place.parent() {
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+    }
+    let folder = GridPaths::new(&args.state, grid);
+    folder
+        .prepare()
+        .with_context(|| format!("cannot make the folder {}", folder.root().display()))?;
+    // The note first: a blob without one would be nobody's to remove.
+    let note = format!("{}\n", args.place.display());
+    write_atomic(&folder.joined(), note.as_bytes(), 0o600)?;
+    write_atomic(&args.place, &bytes, 0o600)?;
+    Ok(())
+}
+
+fn systemctl(args: &[&str]) -> Result<()> {
+    let output = Command::new("systemctl")
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .context("cannot run systemctl")?;
+    ensure!(
+        output.status.success(),
+        "'systemctl {}' failed: {}; 'systemctl status {UNIT}' says more",
+        args.join(" "),
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(())
+}
+
+/// Tells daemons that wait for a configuration to look now. Whether there was one.
+fn wake(run_dir: &Path) -> bool {
+    let mut woken = false;
+    for reply in ask_all(run_dir, &Request::Status).into_iter().flatten() {
+        if let Reply::Status(report) = reply
+            && report.grid_id.is_empty()
+            && let Ok(pid) = i32::try_from(report.pid)
+        {
+            woken |= kill(Pid::from_raw(pid), Signal::SIGHUP).is_ok();
+        }
+    }
+    woken
+}
+
+/// Shows each stage as it changes, until the node is ready or the time is over.
+fn follow(args: &JoinArgs, grid: GridId) -> Result<ExitCode> {
+    let start = Instant::now();
+    let limit = Duration::from_secs(args.wait);
+    let id = grid.to_string();
+    let mut shown: Vec<StageReport> = Vec::new();
+    loop {
+        let report = match ask(&args.run_dir, Some(&id), &Request::Status) {
+            Ok(Reply::Status(report)) => Some(report),
+            Ok(_) => None,
+            Err(error) if start.elapsed() > START_LIMIT.min(limit) && shown.is_empty() => {
+                return Err(error.context(format!(
+                    "the service was started and does not answer; 'journalctl -u {UNIT}' says why"
+                )));
+            }
+            Err(_) => None,
+        };
+        if let Some(report) = &report {
+            show_changes(&report.stages, &mut shown);
+            if report.ready {
+                println!("{}", ready(report));
+                return Ok(ExitCode::SUCCESS);
+            }
+        }
+        if start.elapsed() > limit {
+            return stuck(report.as_deref(), args.wait);
+        }
+        thread::sleep(POLL);
+    }
+}
+
+fn show_changes(now: &[StageReport], shown: &mut Vec<StageReport>) {
+    for stage in now {
+        let before = shown.iter().find(|before| before.stage == stage.stage);
+        if before == Some(stage) || (before.is_none() && stage.reason == "not begun") {
+            continue;
+        }
+        let name = stage.stage.as_str();
+        match stage.state {
+            State::Done => {
+                let seconds = stage.ms.unwrap_or_default() as f64 / 1000.0;
+                println!("{name:<12} done ({seconds:.1} s): {}", stage.reason);
+            }
+            State::Off => println!("{name:<12} off: {}", stage.reason),
+            State::Waiting => println!("{name:<12} waiting: {}", stage.reason),
+            State::Failed => println!("{name:<12} FAILED: {}", stage.reason),
+        }
+    }
+    *shown = now.to_vec();
+}
+
+fn ready(report: &Report) -> String {
+    let addr = report.addr.as_deref().unwrap_or("no address");
+    format!(
+        "{} is a member of grid {} ({addr}), and ready.",
+        report.node, report.grid
+    )
+}
+
+fn stuck(report: Option<&Report>, seconds: u64) -> Result<ExitCode> {
+    let pending = report.and_then(|report| {
+        let mut stages = report.stages.iter();
+        stages.find(|stage| !matches!(stage.state, State::Done | State::Off))
+    });
+    let Some(stage) = pending else {
+        bail!("the daemon does not answer; 'journalctl -u {UNIT}' says why");
+    };
+    eprintln!(
+        "aerie: not ready after {seconds} s: {}: {}",
+        stage.stage.as_str(),
+        stage.reason
+    );
+    if !stage.hint.is_empty() {
+        eprintln!("aerie: {}", stage.hint);
+    }
+    eprintln!("aerie: the service goes on trying; 'aerie status' says how far it is");
+    Ok(ExitCode::FAILURE)
+}
+
+/// Removes what joining a grid has put in place: the blob, unless it is another grid's meanwhile, the grid's part of
+/// the configuration, and the service's start at each boot. The node's keys stay. Does nothing on a machine that did
+/// not join by this command.
+pub(super) fn undo(state: &Path, grid: &str) -> Result<()> {
+    let Ok(grid) = grid.parse::<GridId>() else {
+        return Ok(());
+    };
+    let folder = GridPaths::new(state, grid);
+    let note = match std::fs::read_to_string(folder.joined()) {
+        Ok(note) => note,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => {
+            return Err(error).with_context(|| format!("cannot read {}", folder.joined().display()));
+        }
+    };
+    let place = PathBuf::from(note.trim());
+    let is_ours = aerie_config::load(&place).is_ok_and(|found| found.spec.grid.id() == grid);
+    if is_ours {
+        remove(&place)?;
+        println!("Removed {}.", place.display());
+    }
+    remove(&folder.spec())?;
+    if Path::new("/run/systemd/system").is_dir() {
+        systemctl(&["disable", "--quiet", UNIT])?;
+        println!("{UNIT} does not start at boot any more.");
+    }
+    remove(&folder.joined())?;
+    println!(
+        "This node's keys stay in {}: with them it may come back under its name.",
+        folder.root().display()
+    );
+    Ok(())
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
