@@ -10,6 +10,9 @@ use crate::Error;
 /// HTCondor as of Debian 13: the oldest that understands Aerie's configuration.
 const CONDOR: &str = "condor (>= 23.9)";
 
+/// What asks, at the installation and before a purge takes keys away.
+const DEBCONF: &str = "debconf (>= 0.5) | debconf-2.0";
+
 /// What the packages are made of, beside the files of `packaging/`.
 #[derive(Debug, Clone)]
 pub struct Inputs {
@@ -54,7 +57,11 @@ impl Inputs {
 
     /// `aerie`: the program, and the service of a node.
     fn node(&self) -> Result<Package, Error> {
-        let depends = self.libraries.iter().cloned().chain([CONDOR.to_owned()]);
+        let depends = self
+            .libraries
+            .iter()
+            .cloned()
+            .chain([CONDOR, DEBCONF].map(str::to_owned));
         let mut package = Package {
             name: "aerie",
             version: self.version.clone(),
@@ -75,6 +82,11 @@ impl Inputs {
                           'aerie join' takes one.",
             entries: BTreeMap::new(),
             control: scripts([
+                (ControlFile::Config, include_str!("../../packaging/aerie.config")),
+                (
+                    ControlFile::Templates,
+                    include_str!("../../packaging/aerie.templates"),
+                ),
                 (
                     ControlFile::Postinst,
                     include_str!("../../packaging/aerie.postinst"),

@@ -132,29 +132,54 @@ fn packages_install_upgrade_and_go_and_keep_what_is_not_theirs() {
          test -e /etc/default/aerie; test -e /var/lib/aerie/grids/1/keys/k; test -e /etc/aerie/blob",
     );
     let said = machine.sh("dpkg --purge aerie aerie-portal 2>&1");
-    assert!(
-        said.contains("/var/lib/aerie ") && said.contains("/var/lib/aerie-portal"),
-        "{said}"
-    );
+    for left in [
+        "/var/lib/aerie is left",
+        "/etc/aerie/blob is left",
+        "/var/lib/aerie-portal is left",
+    ] {
+        assert!(said.contains(left), "{said}");
+    }
     machine.sh(
         "test ! -e /etc/default/aerie; test -e /var/lib/aerie/grids/1/keys/k; test -e /etc/aerie/blob
-         test -e /var/lib/aerie-portal/portal.sqlite; test ! -e /etc/systemd/system/multi-user.target.wants/aerie.service",
+         test -e /var/lib/aerie-portal/portal.sqlite
+         test ! -e /etc/systemd/system/multi-user.target.wants/aerie.service",
     );
+
+    // Again, with the answers of a preseed file: a blob to join by, and keys that may go at the end.
+    let blob = format!(
+        "version = 1\n[grid]\nname = \"lab\"\nca_hash = \"{}\"\nrange = \"100.96.0.0/11\"\n\
+         [enrol]\nurls = [\"https://192.0.2.1:8443\"]\ntoken = \"very-secret\"\n\
+         [node]\nroles = [\"worker\"]\ngroup = \"physics\"\n",
+        "ab".repeat(32)
+    );
+    fs::write(machine.chroot.shared().join("blob.toml"), blob).unwrap();
+    let line = "aerie-blob:$(gzip -c /mnt/blob.toml | base64 -w0 | tr '+/' '-_' | tr -d =)";
+    machine.sh(&format!(
+        "rm /etc/aerie/blob; line=\"{line}\"
+         echo \"aerie aerie/blob password $line\" | debconf-set-selections
+         echo 'aerie aerie/purge-keys boolean true' | debconf-set-selections
+         {INSTALL} aerie
+         grep -q very-secret /etc/aerie/blob; test \"$(stat -c %a /etc/aerie/blob)\" = 600
+         if grep -rlF \"$line\" /var /etc /tmp; then exit 1; fi",
+    ));
+    machine.sh("dpkg --purge aerie; test ! -e /var/lib/aerie; test ! -e /etc/aerie");
+    // A blob that is none stops no installation.
+    let said = machine.sh(&format!(
+        "echo 'aerie aerie/blob password /absent' | debconf-set-selections; {INSTALL} aerie 2>&1",
+    ));
+    assert!(said.contains("the configuration was not taken"), "{said}");
+    machine.sh("test ! -e /etc/aerie/blob; aerie --version");
 }
 
 #[test]
 fn a_repository_that_somebody_changed_is_refused() {
     let machine = Machine::new();
-    machine.sh(UPDATE);
     let lists = machine
         .chroot
         .shared()
         .join("repo/dists/stable/main/binary-amd64");
     let packages = fs::read_to_string(lists.join("Packages")).unwrap();
-    machine.publish("1.1");
-    for name in ["Packages", "Packages.gz"] {
-        fs::remove_file(lists.join(name)).unwrap();
-    }
+    fs::remove_file(lists.join("Packages.gz")).unwrap();
     fs::write(lists.join("Packages"), packages.replace("condor", "cowsay")).unwrap();
     let refused = machine.chroot.sh(UPDATE).unwrap_err().to_string();
     assert!(
