@@ -35,7 +35,8 @@ const DIRECTIONS: &[(&str, &[&str])] = &[
     ),
     ("aerie-condor", &["aerie-identity", "aerie-config", "aerie-types"]),
     ("aerie-portal", &["aerie-identity", "aerie-config", "aerie-types"]),
-    ("aerie-context", &["aerie-types"]),
+    ("aerie-context-proto", &["aerie-types"]),
+    ("aerie-context", &["aerie-context-proto", "aerie-types"]),
     ("aerie-image-build", &["aerie-config", "aerie-types"]),
     (
         "aerie",
@@ -43,6 +44,7 @@ const DIRECTIONS: &[(&str, &[&str])] = &[
             "aerie-condor",
             "aerie-config",
             "aerie-context",
+            "aerie-context-proto",
             "aerie-dht",
             "aerie-dht-proto",
             "aerie-identity",
