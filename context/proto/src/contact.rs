@@ -142,6 +142,54 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// What a creator shows. Who has it may create, see and destroy every context of the broker.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(Zeroizing<String>);
+
+impl Token {
+    /// Takes a token over.
+    #[must_use]
+    pub fn new(text: String) -> Self {
+        Self(Zeroizing::new(text))
+    }
+
+    /// The text that travels. Do not log it.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(redacted)")
+    }
+}
+
+impl Serialize for Token {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Token {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(Self::new)
+    }
+}
+
+/// How a creator reaches a broker: the file `broker.json` in the broker's folder, or a copy of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BrokerFile {
+    /// Its address.
+    pub url: String,
+    /// The fingerprint of its certificate.
+    pub fingerprint: Fingerprint,
+    /// Its token.
+    pub token: Token,
+}
+
 /// A key or certificate that is not base64, or too long.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("base64 of at most 8192 bytes is expected")]

@@ -32,7 +32,9 @@ pub use cluster::{
     Cluster, Deploy, Line, Nic, ProvidedIdentity, ProvidedRole, Provides, RequiredData, RequiredRole,
     Requires, Workspace, is_data,
 };
-pub use contact::{BadDer, BadFingerprint, BadUrl, Contact, Fingerprint, Secret, UserData, check_url};
+pub use contact::{
+    BadDer, BadFingerprint, BadUrl, BrokerFile, Contact, Fingerprint, Secret, Token, UserData, check_url,
+};
 pub use error::{Corrupt, DocumentError, Refusal};
 pub use names::{
     BadName, ContextId, DataName, HostKey, HostName, Instance, InstanceHash, Interface, MemberName, RoleName,

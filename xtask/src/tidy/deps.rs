@@ -36,7 +36,12 @@ const DIRECTIONS: &[(&str, &[&str])] = &[
     ("aerie-condor", &["aerie-identity", "aerie-config", "aerie-types"]),
     ("aerie-portal", &["aerie-identity", "aerie-config", "aerie-types"]),
     ("aerie-context-proto", &["aerie-types"]),
-    ("aerie-context", &["aerie-context-proto", "aerie-types"]),
+    ("aerie-context-client", &["aerie-context-proto", "aerie-types"]),
+    ("aerie-context-agent", &["aerie-context-client", "aerie-context-proto", "aerie-types"]),
+    (
+        "aerie-context",
+        &["aerie-context-proto", "aerie-identity", "aerie-types"],
+    ),
     ("aerie-image-build", &["aerie-config", "aerie-types"]),
     (
         "aerie",
@@ -44,6 +49,7 @@ const DIRECTIONS: &[(&str, &[&str])] = &[
             "aerie-condor",
             "aerie-config",
             "aerie-context",
+            "aerie-context-client",
             "aerie-context-proto",
             "aerie-dht",
             "aerie-dht-proto",
