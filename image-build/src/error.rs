@@ -62,6 +62,68 @@ pub enum Error {
         /// What it printed.
         said: String,
     },
+    /// Programs that an image needs are absent.
+    #[error("not installed: {programs}; as root: apt-get install {packages}")]
+    Tools {
+        /// The programs, parted by commas.
+        programs: String,
+        /// The Debian packages that have them, parted by spaces.
+        packages: String,
+    },
+    /// No folder for what is kept between builds.
+    #[error("no place for the cache: set AERIE_CACHE to a folder, or name one with --cache")]
+    Cache,
+    /// A manifest or a lock file cannot be understood.
+    #[error("{path}: {reason}")]
+    Manifest {
+        /// The file, or the name of a built-in manifest.
+        path: PathBuf,
+        /// What is wrong in it, and where.
+        reason: String,
+    },
+    /// No built-in manifest has this name.
+    #[error("there is no manifest '{name}': neither a file nor built in; built in are {known}")]
+    NoManifest {
+        /// The name.
+        name: String,
+        /// The names that there are.
+        known: String,
+    },
+    /// A lock file and what is asked for do not belong together.
+    #[error("the lock does not fit: {reason}; write another one with 'aerie image lock'")]
+    Lock {
+        /// What differs.
+        reason: String,
+    },
+    /// A package cannot be fetched as it is locked.
+    #[error(
+        "cannot fetch {package} from {uri}: {said}; if the archive has a newer version by now, write another lock \
+         with 'aerie image lock', or name an archive that keeps old ones with --mirror"
+    )]
+    Fetch {
+        /// Name and version.
+        package: String,
+        /// Where it was looked for.
+        uri: String,
+        /// What was said about it.
+        said: String,
+    },
+    /// The partition table or the EFI system partition cannot be written.
+    #[error("cannot write the {part} of {path}: {reason}")]
+    Disk {
+        /// The part of the disk.
+        part: &'static str,
+        /// The disk.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// Two builds of the same inputs differ.
+    #[error("two builds of the same inputs differ: {difference}")]
+    Differs {
+        /// The first differences.
+        difference: String,
+    },
 }
 
 impl Error {

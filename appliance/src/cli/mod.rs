@@ -4,6 +4,7 @@ mod config;
 mod diagnose;
 mod docs;
 mod grid;
+mod image;
 mod join;
 mod logging;
 mod portal;
@@ -62,6 +63,9 @@ enum Command {
     /// Look at configurations.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Make disks that boot into a grid.
+    #[command(subcommand)]
+    Image(image::ImageCommand),
     /// Print the completion script of a shell.
     Completion {
         /// The shell.
@@ -441,6 +445,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         Command::Grid(command) => grid::run(command),
         Command::Portal(PortalCommand::Serve { dir, listen, sans }) => portal::serve(&dir.dir, listen, sans),
         Command::Config(ConfigCommand::Check { file, json }) => config::check(&file, json),
+        Command::Image(command) => image::run(command),
         Command::Completion { shell } => docs::completion(shell),
         Command::Man { dir } => docs::man(&dir),
     }

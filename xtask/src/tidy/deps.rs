@@ -37,7 +37,10 @@ const DIRECTIONS: &[(&str, &[&str])] = &[
     ("aerie-portal", &["aerie-identity", "aerie-config", "aerie-types"]),
     ("aerie-context-proto", &["aerie-types"]),
     ("aerie-context-client", &["aerie-context-proto", "aerie-types"]),
-    ("aerie-context-agent", &["aerie-context-client", "aerie-context-proto", "aerie-types"]),
+    (
+        "aerie-context-agent",
+        &["aerie-context-client", "aerie-context-proto", "aerie-types"],
+    ),
     (
         "aerie-context",
         &["aerie-context-proto", "aerie-identity", "aerie-types"],

@@ -1,0 +1,129 @@
+//! What is dear to make and kept between builds, each piece under a name made of its inputs.
+//!
+//! `debs/` holds packages by their SHA-256, `tools-*/` the unpacked programs, `root-*.tar` root file systems,
+//! `apt-*/` the archives' lists. A piece is made beside its place and moved there by one rename: who sees it sees all
+//! of it. A build holds the lock of the cache, so that two of them do not make the same piece at once.
+
+use std::fs::{self, File, OpenOptions};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{Flock, FlockArg};
+use sha2::{Digest, Sha256};
+
+use crate::Error;
+
+/// The folder of the pieces.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    dir: PathBuf,
+}
+
+impl Cache {
+    /// The cache in this folder, which is made if absent.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn at(dir: &Path) -> Result<Self, Error> {
+        let debs = dir.join("debs");
+        fs::create_dir_all(&debs).map_err(Error::file("make the folder", &debs))?;
+        let dir = fs::canonicalize(dir).map_err(Error::file("find", dir))?;
+        Ok(Self { dir })
+    }
+
+    /// The user's own: `images` in `$AERIE_CACHE`, else in `$XDG_CACHE_HOME/aerie`, else in `~/.cache/aerie`.
+    ///
+    /// # Errors
+    /// When none of the variables is set, or the folder cannot be made.
+    pub fn of_user() -> Result<Self, Error> {
+        let var = |name| {
+            std::env::var_os(name)
+                .filter(|value| !value.is_empty())
+                .map(PathBuf::from)
+        };
+        let base = var("AERIE_CACHE")
+            .or_else(|| var("XDG_CACHE_HOME").map(|dir| dir.join("aerie")))
+            .or_else(|| var("HOME").map(|dir| dir.join(".cache/aerie")))
+            .ok_or(Error::Cache)?;
+        Self::at(&base.join("images"))
+    }
+
+    /// The place of a piece.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// The place of a package.
+    pub(crate) fn deb(&self, sha256: &str) -> PathBuf {
+        self.dir.join("debs").join(format!("{sha256}.deb"))
+    }
+
+    /// A place for work that is removed when the returned value is dropped.
+    pub(crate) fn work(&self) -> Result<tempfile::TempDir, Error> {
+        tempfile::Builder::new()
+            .prefix("work-")
+            .tempdir_in(&self.dir)
+            .map_err(Error::file("make a folder in", &self.dir))
+    }
+
+    /// Waits for other builds with this cache to end. The lock ends when the returned value is dropped.
+    pub(crate) fn lock(&self) -> Result<Flock<File>, Error> {
+        let path = self.dir.join("lock");
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(Error::file("write", &path))?;
+        Flock::lock(file, FlockArg::LockExclusive)
+            .map_err(|(_, errno)| Error::file("lock", &path)(errno.into()))
+    }
+}
+
+/// A name for a piece made of these inputs: the first 16 digits of their SHA-256.
+pub(crate) fn key<'a>(inputs: impl IntoIterator<Item = &'a [u8]>) -> String {
+    let mut hash = Sha256::new();
+    for input in inputs {
+        hash.update((input.len() as u64).to_be_bytes());
+        hash.update(input);
+    }
+    hex::encode(&hash.finalize()[..8])
+}
+
+/// The SHA-256 of a file, as hexadecimal digits.
+pub(crate) fn sha256(path: &Path) -> Result<String, Error> {
+    let mut file = File::open(path).map_err(Error::file("read", path))?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        let read = std::io::Read::read(&mut file, &mut buffer).map_err(Error::file("read", path))?;
+        if read == 0 {
+            return Ok(hex::encode(hash.finalize()));
+        }
+        hash.update(&buffer[..read]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inputs_are_told_apart_by_their_borders() {
+        let one: [&[u8]; 2] = [b"ab", b"c"];
+        let other: [&[u8]; 2] = [b"a", b"bc"];
+        assert_ne!(key(one), key(other));
+        assert_eq!(key(one), key(one));
+    }
+
+    #[test]
+    fn a_second_build_waits_for_the_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::at(dir.path()).unwrap();
+        let lock = cache.lock().unwrap();
+        let file = File::open(dir.path().join("lock")).unwrap();
+        assert!(Flock::lock(file, FlockArg::LockExclusiveNonblock).is_err());
+        drop(lock);
+        let file = File::open(dir.path().join("lock")).unwrap();
+        assert!(Flock::lock(file, FlockArg::LockExclusiveNonblock).is_ok());
+    }
+}
