@@ -13,6 +13,8 @@ ln -sf ../run/systemd/resolve/stub-resolv.conf "$root/etc/resolv.conf"
 chroot "$root" systemctl --quiet enable systemd-networkd.service systemd-resolved.service systemd-repart.service
 # The network comes when it comes: an appliance without one says so, and starts all the same.
 chroot "$root" systemctl --quiet mask systemd-networkd-wait-online.service
+# For volumes of a kind that this disk does not have.
+chroot "$root" systemctl --quiet disable e2scrub_reap.service e2scrub_all.timer
 # HTCondor is started by Aerie, once it knows as what.
 if [ -e "$root/usr/lib/systemd/system/condor.service" ]; then
     chroot "$root" systemctl --quiet disable condor.service
@@ -44,3 +46,6 @@ rm -rf "$root"/var/lib/apt/lists/* "$root"/var/cache/apt/*.bin "$root"/var/cache
 rm -f "$root"/var/cache/ldconfig/aux-cache "$root"/var/cache/debconf/*-old "$root"/var/lib/dpkg/*-old
 rm -f "$root"/etc/passwd- "$root"/etc/shadow- "$root"/etc/group- "$root"/etc/gshadow- "$root"/etc/subuid- "$root"/etc/subgid-
 rm -rf "$root"/tmp/* "$root"/var/tmp/* "$root"/run/*
+
+# What the packages' scripts have done need not be done again at the first boot.
+touch "$root/etc/.updated" "$root/var/.updated"

@@ -43,6 +43,9 @@ pub(crate) enum ImageCommand {
         /// The file; `-` for standard output. Without it, beside the manifest, with the ending .lock.
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
     },
     /// List the built-in manifests.
     List {
@@ -125,7 +128,7 @@ pub(super) fn run(command: ImageCommand) -> Result<ExitCode> {
                 _ => check_twice(&request, json),
             }
         }
-        ImageCommand::Lock { inputs, out } => lock(&inputs, out),
+        ImageCommand::Lock { inputs, out, json } => lock(&inputs, out, json),
         ImageCommand::List { json } => list(json),
         ImageCommand::Check { manifest, json } => check(&manifest, json),
     }
@@ -202,7 +205,7 @@ fn check_twice(request: &Request, json: bool) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn lock(inputs: &Inputs, out: Option<PathBuf>) -> Result<ExitCode> {
+fn lock(inputs: &Inputs, out: Option<PathBuf>, json: bool) -> Result<ExitCode> {
     let out = out.or_else(|| lock_beside(&inputs.manifest)).with_context(|| {
         format!(
             "the manifest '{}' is built in: say with --out where its lock goes",
@@ -217,7 +220,11 @@ fn lock(inputs: &Inputs, out: Option<PathBuf>) -> Result<ExitCode> {
         print!("{text}");
     } else {
         std::fs::write(&out, text).with_context(|| format!("cannot write {}", out.display()))?;
-        println!("{}: {} packages", out.display(), lock.packages.len());
+        if json {
+            println!("{}", json!({ "path": out, "packages": lock.packages.len() }));
+        } else {
+            println!("{}: {} packages", out.display(), lock.packages.len());
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

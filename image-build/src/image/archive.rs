@@ -115,6 +115,7 @@ impl Apt {
             let folder = dir.join(folder);
             fs::create_dir_all(&folder).map_err(Error::file("make the folder", &folder))?;
         }
+        Cache::used(&dir)?;
         let apt = Self {
             dir,
             mirrors: mirrors.clone(),

@@ -7,7 +7,7 @@ use super::archive::{Apt, Mirrors, given};
 use super::cache::{Cache, sha256};
 use super::disk::{self, Ids};
 use super::fetch;
-use super::format;
+use super::format::{self, Described};
 use super::lock::{Lock, Locked, Origin};
 use super::manifest::{Format, Manifest};
 use super::root;
@@ -221,8 +221,12 @@ impl Ready {
         progress: &mut dyn FnMut(Event),
     ) -> Result<(), Error> {
         progress(Event::Step(&format!("writing the {}", format.extension())));
-        let Manifest { name, size, .. } = &request.manifest;
-        format::convert(&self.tools, name, *size, self.lock.epoch, raw, format, to, work)
+        let described = Described {
+            name: &request.manifest.name,
+            size: request.manifest.size,
+            epoch: self.lock.epoch,
+        };
+        format::convert(&self.tools, described, raw, format, to, work)
     }
 }
 

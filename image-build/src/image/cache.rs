@@ -6,11 +6,19 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use nix::fcntl::{Flock, FlockArg};
 use sha2::{Digest, Sha256};
 
 use crate::Error;
+
+/// What an unfinished build leaves behind begins with this.
+const WORK: &str = "work-";
+
+/// How many pieces of a kind are kept, of those used last. A root file system has half a gigabyte, and a lab has about
+/// three images; programs are those of the images and the emulator.
+const KEPT: [(&str, usize); 3] = [("root-", 4), ("tools-", 4), ("apt-", 3)];
 
 /// The folder of the pieces.
 #[derive(Debug, Clone)]
@@ -60,9 +68,45 @@ impl Cache {
     /// A place for work that is removed when the returned value is dropped.
     pub(crate) fn work(&self) -> Result<tempfile::TempDir, Error> {
         tempfile::Builder::new()
-            .prefix("work-")
+            .prefix(WORK)
             .tempdir_in(&self.dir)
             .map_err(Error::file("make a folder in", &self.dir))
+    }
+
+    /// Notes that a piece is used.
+    pub(crate) fn used(path: &Path) -> Result<(), Error> {
+        File::open(path)
+            .and_then(|file| file.set_modified(SystemTime::now()))
+            .map_err(Error::file("note the use of", path))
+    }
+
+    /// Removes what builds that were cut off have left, and the pieces that were not used for the longest time. For
+    /// who holds the lock.
+    fn tidy(&self) -> Result<(), Error> {
+        let entries = fs::read_dir(&self.dir).map_err(Error::file("read", &self.dir))?;
+        let mut pieces = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(Error::file("read", &self.dir))?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let modified = entry.metadata().and_then(|data| data.modified());
+            pieces.push((modified.unwrap_or(SystemTime::UNIX_EPOCH), name, entry.path()));
+        }
+        pieces.sort();
+        pieces.reverse();
+        let of = |prefix: &'static str| pieces.iter().filter(move |(_, name, _)| name.starts_with(prefix));
+        let old = KEPT
+            .into_iter()
+            // The log of the last installation is no piece.
+            .flat_map(|(prefix, kept)| of(prefix).filter(|(_, name, _)| name != "root.log").skip(kept));
+        for (_, _, path) in of(WORK).chain(old) {
+            let removed = if path.is_dir() {
+                fs::remove_dir_all(path)
+            } else {
+                fs::remove_file(path)
+            };
+            removed.map_err(Error::file("remove", path))?;
+        }
+        Ok(())
     }
 
     /// Waits for other builds with this cache to end. The lock ends when the returned value is dropped.
@@ -74,8 +118,10 @@ impl Cache {
             .write(true)
             .open(&path)
             .map_err(Error::file("write", &path))?;
-        Flock::lock(file, FlockArg::LockExclusive)
-            .map_err(|(_, errno)| Error::file("lock", &path)(errno.into()))
+        let lock = Flock::lock(file, FlockArg::LockExclusive)
+            .map_err(|(_, errno)| Error::file("lock", &path)(errno.into()))?;
+        self.tidy()?;
+        Ok(lock)
     }
 }
 
@@ -113,6 +159,38 @@ mod tests {
         let other: [&[u8]; 2] = [b"a", b"bc"];
         assert_ne!(key(one), key(other));
         assert_eq!(key(one), key(one));
+    }
+
+    #[test]
+    fn what_was_used_last_is_kept_and_what_was_cut_off_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::at(dir.path()).unwrap();
+        fs::create_dir(dir.path().join("work-x")).unwrap();
+        fs::write(dir.path().join("root.log"), "").unwrap();
+        for nth in 0..6 {
+            let file = File::create(dir.path().join(format!("root-{nth}.tar"))).unwrap();
+            file.set_modified(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(nth))
+                .unwrap();
+        }
+        Cache::used(&dir.path().join("root-0.tar")).unwrap();
+        drop(cache.lock().unwrap());
+        let mut names: Vec<_> = fs::read_dir(dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        assert_eq!(
+            names,
+            [
+                "debs",
+                "lock",
+                "root-0.tar",
+                "root-3.tar",
+                "root-4.tar",
+                "root-5.tar",
+                "root.log"
+            ]
+        );
     }
 
     #[test]

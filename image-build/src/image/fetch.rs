@@ -3,7 +3,7 @@
 //! Each package is fetched by apt's own helper, which knows the host's proxies and checks the hash, into the cache
 //! under its SHA-256. What is in the cache is hashed again before it is used: a damaged file is fetched anew.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::io::Write;
 use std::path::Path;
@@ -31,8 +31,13 @@ pub(crate) fn fetch(
     packages: &[&Locked],
     mut progress: impl FnMut(u64, u64),
 ) -> Result<(), Error> {
-    let total = packages.iter().map(|package| package.size).sum();
-    let queue: Mutex<VecDeque<&Locked>> = Mutex::new(packages.iter().copied().collect());
+    // An image and the programs that make it share some; two must not write one file.
+    let unique: BTreeMap<&str, &Locked> = packages
+        .iter()
+        .map(|package| (package.sha256.as_str(), *package))
+        .collect();
+    let total = unique.values().map(|package| package.size).sum();
+    let queue: Mutex<VecDeque<&Locked>> = Mutex::new(unique.into_values().collect());
     let (done, results) = mpsc::channel();
     std::thread::scope(|scope| {
         for _ in 0..AT_ONCE {

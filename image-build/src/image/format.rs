@@ -13,12 +13,20 @@ use crate::Error;
 
 const OVF: &str = include_str!("../../image/machine.ovf");
 
+/// What a machine's description says of it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Described<'a> {
+    pub(crate) name: &'a str,
+    /// The disk's size in bytes.
+    pub(crate) size: u64,
+    /// The time of the files in an archive, in seconds since 1970.
+    pub(crate) epoch: u64,
+}
+
 /// Writes the disk in another form. `work` is on the same file system as `to`.
 pub(crate) fn convert(
     tools: &Tools,
-    name: &str,
-    size: u64,
-    epoch: u64,
+    described: Described,
     disk: &Path,
     format: Format,
     to: &Path,
@@ -40,13 +48,14 @@ pub(crate) fn convert(
         Format::Ova => {
             let vmdk = work.join("disk.vmdk");
             qemu_img("vmdk", &["-o", "subformat=streamOptimized"], &vmdk)?;
-            ova(name, size, epoch, &vmdk, to)
+            ova(described, &vmdk, to)
         }
     }
 }
 
 /// An OVA (DSP0243): a tar archive of the machine's description, the hashes of both files, and the disk.
-fn ova(name: &str, size: u64, epoch: u64, vmdk: &Path, to: &Path) -> Result<(), Error> {
+fn ova(described: Described, vmdk: &Path, to: &Path) -> Result<(), Error> {
+    let Described { name, size, epoch } = described;
     let length = fs::metadata(vmdk).map_err(Error::file("read", vmdk))?.len();
     let ovf = OVF
         .replace("@NAME@", name)
@@ -84,7 +93,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (vmdk, to) = (dir.path().join("d"), dir.path().join("o"));
         fs::write(&vmdk, "disk").unwrap();
-        ova("lab", 4 << 30, 7, &vmdk, &to).unwrap();
+        let described = Described {
+            name: "lab",
+            size: 4 << 30,
+            epoch: 7,
+        };
+        ova(described, &vmdk, &to).unwrap();
         let mut archive = tar::Archive::new(fs::File::open(&to).unwrap());
         let mut parts = Vec::new();
         for entry in archive.entries().unwrap() {

@@ -4,7 +4,7 @@
 //! user namespace. Packages are installed as on any machine, their scripts with them; files of the manifest come
 //! after, and `finish.sh` last.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use std::process::Command;
 
 use super::cache::{Cache, key};
 use super::fetch;
-use super::lock::Lock;
+use super::lock::{Lock, Origin};
 use super::manifest::{Content, File, Manifest};
 use super::process;
 use crate::Error;
@@ -26,6 +26,9 @@ const RECIPE: &str = "1";
 /// Where the loader looks for its menu.
 pub(crate) const GRUB_DIR: &str = "/boot/grub";
 
+/// Where apt keeps which packages nobody asked for by name, so that it can take earlier kernels away.
+const AUTOMATIC: &str = "/var/lib/apt/extended_states";
+
 /// The root file system of a lock and a manifest: the archive in the cache, made unless it is there or `anew`.
 pub(crate) fn make(
     cache: &Cache,
@@ -35,7 +38,7 @@ pub(crate) fn make(
     anew: Option<&Path>,
     mut step: impl FnMut(&str),
 ) -> Result<PathBuf, Error> {
-    let files = files(manifest, fs_id);
+    let files = files(manifest, lock, fs_id);
     let overlay = overlay(&files, lock.epoch);
     let mut inputs: Vec<Vec<u8>> = vec![
         RECIPE.into(),
@@ -49,6 +52,7 @@ pub(crate) fn make(
     let name = format!("root-{}.tar", key(inputs.iter().map(Vec::as_slice)));
     let place = cache.path(&name);
     if anew.is_none() && place.is_file() {
+        Cache::used(&place)?;
         return Ok(place);
     }
     let work = cache.work()?;
@@ -62,7 +66,7 @@ pub(crate) fn make(
         fs::write(path, bytes).map_err(Error::file("write", path))?;
     }
     let log = cache.path("root.log");
-    let mut command = Command::new("mmdebstrap");
+    let mut command = mmdebstrap(work.path());
     command
         .env("SOURCE_DATE_EPOCH", lock.epoch.to_string())
         .env("LC_ALL", "C.UTF-8")
@@ -102,6 +106,19 @@ pub(crate) fn make(
     Ok(place)
 }
 
+/// mmdebstrap, whose mounts and files do not outlive it, in whatever way it ends.
+fn mmdebstrap(work: &Path) -> Command {
+    if !nix::unistd::geteuid().is_root() {
+        // It makes a user namespace, whose root has to reach the folder for temporary files.
+        return Command::new("mmdebstrap");
+    }
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "--propagation=private", "mmdebstrap"])
+        .env("TMPDIR", work);
+    command
+}
+
 fn names(lock: &Lock) -> String {
     let names: Vec<_> = lock
         .packages
@@ -116,15 +133,28 @@ fn quoted(path: &Path) -> String {
     format!("'{}'", path.display().to_string().replace('\'', "'\\''"))
 }
 
-/// The manifest's files and the loader's menu.
-fn files(manifest: &Manifest, fs_id: &str) -> BTreeMap<String, File> {
+/// The manifest's files, the loader's menu, and apt's list of packages that are there for the sake of others.
+fn files(manifest: &Manifest, lock: &Lock, fs_id: &str) -> BTreeMap<String, File> {
     let mut files = manifest.files.clone();
-    files
-        .entry(format!("{GRUB_DIR}/grub.cfg"))
-        .or_insert_with(|| File {
+    let mut add = |path: String, text: String| {
+        files.entry(path).or_insert_with(|| File {
             mode: 0o644,
-            content: Content::Bytes(GRUB_MENU.replace("@ROOT@", fs_id).into_bytes()),
+            content: Content::Bytes(text.into_bytes()),
         });
+    };
+    add(format!("{GRUB_DIR}/grub.cfg"), GRUB_MENU.replace("@ROOT@", fs_id));
+    let wanted: BTreeSet<&str> = manifest.all_packages().collect();
+    let for_others = lock
+        .packages
+        .iter()
+        .filter(|package| package.origin != Origin::File && !wanted.contains(package.name.as_str()))
+        .map(|package| {
+            format!(
+                "Package: {}\nArchitecture: amd64\nAuto-Installed: 1\n\n",
+                package.name
+            )
+        });
+    add(AUTOMATIC.to_owned(), for_others.collect());
     files
 }
 
@@ -160,11 +190,27 @@ fn overlay(files: &BTreeMap<String, File>, epoch: u64) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::Locked;
 
     #[test]
     fn the_files_of_a_manifest_arrive_with_mode_link_and_time() {
         let manifest = Manifest::load("appliance").unwrap();
-        let bytes = overlay(&files(&manifest, "12-34"), 77);
+        let package = |name: &str, origin| Locked {
+            name: name.to_owned(),
+            version: "1".to_owned(),
+            arch: "all".to_owned(),
+            origin,
+            path: String::new(),
+            size: 1,
+            sha256: String::new(),
+        };
+        let packages = vec![
+            package("aerie", Origin::File),
+            package("chrony", Origin::Debian),
+            package("libc6", Origin::Debian),
+        ];
+        let lock = Lock::new(&manifest, 77, packages, Vec::new());
+        let bytes = overlay(&files(&manifest, &lock, "12-34"), lock.epoch);
         let mut archive = tar::Archive::new(bytes.as_slice());
         let mut seen = BTreeMap::new();
         for entry in archive.entries().unwrap() {
@@ -176,8 +222,12 @@ mod tests {
             std::io::Read::read_to_string(&mut entry, &mut text).unwrap();
             seen.insert(path, (entry.header().mode().unwrap(), link, text));
         }
-        assert_eq!(seen.len(), manifest.files.len() + 1);
+        assert_eq!(seen.len(), manifest.files.len() + 2);
         assert_eq!(seen["usr/lib/aerie-image/console"].0, 0o755);
+        assert_eq!(
+            seen["var/lib/apt/extended_states"].2,
+            "Package: libc6\nArchitecture: amd64\nAuto-Installed: 1\n\n"
+        );
         assert!(seen["boot/grub/grub.cfg"].2.contains("root=UUID=12-34 ro"));
         let link = &seen["etc/systemd/system/multi-user.target.wants/aerie-console.service"].1;
         assert_eq!(link.as_deref(), Some("/etc/systemd/system/aerie-console.service"));

@@ -62,6 +62,7 @@ impl Tools {
             }
             fs::rename(&part, &root).map_err(Error::file("write", &root))?;
         }
+        Cache::used(&root)?;
         Ok(Self { root })
     }
 

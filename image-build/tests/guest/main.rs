@@ -6,6 +6,12 @@
 //!
 //! Packages, root file systems and QEMU itself come from the cache of `aerie image`, and are made there first.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "all of it belongs to tests"
+)]
+
 mod machine;
 
 use std::fs::{self, File};
@@ -15,12 +21,12 @@ use std::process::Command;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use aerie_image_build::image::{self, Cache, Format, Lock, Manifest, Mirrors, Request, Tools};
+use aerie_image_build::image::{self, Cache, Event, Format, Lock, Manifest, Mirrors, Request, Tools};
 
 use machine::{Firmware, Machine};
 
 /// How long a boot may take under emulation, where other programs have the machine too.
-const BOOT: Duration = Duration::from_secs(240);
+const BOOT: Duration = Duration::from_secs(300);
 
 /// Where the root file system begins on the disk.
 const ROOT_AT: u64 = 34 << 20;
@@ -63,13 +69,19 @@ fn disk(manifest: &str) -> PathBuf {
     let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("image");
     let mut request = request(manifest);
     request.lock = Lock::read(&out.join(format!("{manifest}.lock"))).ok();
-    let build = |request: &Request| image::build(request, &out, &mut |event| eprintln!("{event:?}"));
+    let build = |request: &Request| image::build(request, &out, &mut say);
     let built = build(&request).or_else(|_| {
         request.lock = None;
         build(&request)
     });
     let built = built.unwrap();
     built.iter().find(|file| file.kind == "raw").unwrap().path.clone()
+}
+
+fn say(event: Event) {
+    if let Event::Step(step) = event {
+        eprintln!("{step}");
+    }
 }
 
 fn emulator() -> Tools {
@@ -122,7 +134,7 @@ fn own(screen: &str) -> Option<Own> {
     let keys = shown[..end]
         .lines()
         .filter_map(|line| line.trim().strip_prefix("SSH "))
-        .map(str::to_owned)
+        .map(|key| key.trim().to_owned())
         .collect();
     Some(Own {
         host: host.to_owned(),
@@ -234,6 +246,6 @@ fn a_blob_on_a_floppy_ends_the_waiting() {
 #[test]
 #[ignore = "installs a root file system twice"]
 fn two_builds_of_the_same_inputs_are_identical() {
-    let hash = image::verify(&request("small"), &mut |event| eprintln!("{event:?}")).unwrap();
+    let hash = image::verify(&request("small"), &mut say).unwrap();
     assert_eq!(hash.len(), 64);
 }
