@@ -11,6 +11,9 @@ use crate::{test, tools};
 
 const GROUP: &str = "chem";
 
+/// What is promised of the pairs that can be direct: so many are by the first round of probes.
+const FIRST_SHARE: f64 = 0.97;
+
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// How often, each time in a new grid.
@@ -36,8 +39,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         drop(grid);
         lab.destroy()?;
         let missed = found.faults();
+        let (first, possible) = found.first_round();
         println!(
-            "run {run} of {}: {} pairs, {} not as promised",
+            "run {run} of {}: {} pairs, {} not as promised; {first} of {possible} direct by the first probes",
             args.runs,
             found.cells.len(),
             missed.len()
@@ -54,6 +58,19 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
     }
     println!("\n{}", matrix::markdown(&runs));
+    let rounds = runs.iter().map(Matrix::first_round);
+    let (first, possible) = rounds.fold((0, 0), |all, run| (all.0 + run.0, all.1 + run.1));
+    let share = first as f64 / possible.max(1) as f64;
+    println!(
+        "direct by the first probes: {first} of {possible} pairs that can be ({:.1}%)",
+        share * 100.0
+    );
+    ensure!(
+        share >= FIRST_SHARE,
+        "{:.1}% are less than the promised {:.0}%",
+        share * 100.0,
+        FIRST_SHARE * 100.0
+    );
     ensure!(faults == 0, "{faults} pairs were not as promised");
     Ok(())
 }
@@ -68,6 +85,6 @@ fn page(runs: usize, table: &str) -> String {
          - `full-cone` lets everybody in, `address` whoever has the address of somebody spoken to, `port` only the very \
          port, `symmetric` shows each destination another port as well (RFC 4787)\n\
          - `double` is a home router behind a provider's, `forgetful` drops a mapping after 20 s, `shared` are two nodes \
-         behind one router without hairpin\n\n{table}"
+         behind one router without hairpin, `no-udp` is a network that lets no UDP pass, which is left over TLS\n\n{table}"
     )
 }

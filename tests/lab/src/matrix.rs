@@ -28,6 +28,9 @@ pub const DIRECT_WITHIN: Duration = Duration::from_secs(5);
 /// The first packet of a pair arrives after this long, through a relay where it has to.
 pub const FIRST_WITHIN: Duration = Duration::from_secs(2);
 
+/// Addresses are exchanged again a second after the first time: what took less was found by the first probes.
+pub const FIRST_ROUND: Duration = Duration::from_secs(1);
+
 /// How long is waited for a path, so that one that comes late is told as late and not as missing.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -316,6 +319,14 @@ fn round_trip(said: &str) -> Option<Duration> {
 }
 
 impl Matrix {
+    /// How many pairs that can be direct are so by their first round of probes, and how many there are.
+    #[must_use]
+    pub fn first_round(&self) -> (usize, usize) {
+        let possible = self.cells.iter().filter(|cell| cell.expected < Path::Relayed);
+        let found = |cell: &&Cell| cell.found <= cell.expected && cell.took <= FIRST_ROUND;
+        (possible.clone().filter(found).count(), possible.count())
+    }
+
     /// What is not as promised.
     #[must_use]
     pub fn faults(&self) -> Vec<String> {
