@@ -8,7 +8,7 @@ use aerie_types::{PeerId, UnderlayAddr, VirtualNet};
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-const SIGNAL_VERSION: u8 = 1;
+const SIGNAL_VERSION: u8 = 2;
 /// Longest signal: an offer with all its candidates takes about 500 bytes.
 pub const MAX_SIGNAL: usize = 2048;
 /// Candidates of one offer. A host has a few addresses; each costs the other side a dozen probes.
@@ -61,6 +61,8 @@ pub(crate) struct Offer {
     pub(crate) answer: bool,
     /// Whether this side's NAT gives every destination another port.
     pub(crate) symmetric: bool,
+    /// Whether nobody answers this side over UDP.
+    pub(crate) unheard: bool,
     #[zeroize(skip)]
     pub(crate) candidates: Vec<Candidate>,
 }
@@ -168,6 +170,7 @@ mod tests {
             secret: [255; 32],
             answer: false,
             symmetric: true,
+            unheard: true,
             candidates: vec![candidate; candidates],
         })
     }

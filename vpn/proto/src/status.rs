@@ -147,7 +147,7 @@ pub enum Reason {
     PeerSymmetric,
     /// This host gets no answer over UDP from anybody who was asked.
     UdpSilent,
-    /// The peer has come over TLS, as members do to whom UDP does not pass.
+    /// The peer gets no answer over UDP from anybody whom it has asked.
     PeerUdpSilent,
     /// No address of the peer's answers, for a reason that cannot be seen from here.
     NoAnswer,
@@ -178,7 +178,7 @@ impl fmt::Display for Reason {
             }
             Self::UdpSilent => "no member answers this node over UDP, which something seems to block",
             Self::PeerUdpSilent => {
-                "the peer has connected to this node over TLS, since no member answers it over UDP"
+                "no member answers the peer over UDP, which something at its side seems to block"
             }
             Self::NoAnswer => {
                 "none of its addresses answers: a firewall may drop UDP at one of the two sides, or it is away"

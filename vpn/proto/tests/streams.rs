@@ -61,6 +61,12 @@ fn a_member_without_udp_is_reached_through_a_relay_over_tls() {
         .path(world.nodes[b].peer, world.moment())
         .unwrap();
     assert_eq!(path.reason, Reason::UdpSilent);
+    let other = world.nodes[b].core.path(world.nodes[a].peer, world.moment());
+    assert_eq!(
+        other.unwrap().reason,
+        Reason::PeerUdpSilent,
+        "the other end knows it too"
+    );
     let PathKind::Relayed { addr, .. } = path.peer.path else {
         panic!()
     };

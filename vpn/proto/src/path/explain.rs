@@ -70,22 +70,22 @@ impl Agent {
                 _ => Reason::Punched,
             };
         }
-        if matches!(self.selected, Some(Route::Stream(_))) && heard != Some(false) {
-            return Reason::PeerUdpSilent;
-        }
         if !self.awake {
             return Reason::Asleep;
         }
         let Some(remote) = &self.remote else {
             return Reason::NoExchange { offers: self.offers };
         };
+        if heard == Some(false) {
+            return Reason::UdpSilent;
+        }
+        if remote.unheard {
+            return Reason::PeerUdpSilent;
+        }
         let direct = |route: &Route| matches!(route, Route::Direct(_));
         let mut direct = self.pairs.iter().filter(|(route, _)| direct(route)).peekable();
         if direct.peek().is_none() {
             return Reason::NoCandidates;
-        }
-        if heard == Some(false) {
-            return Reason::UdpSilent;
         }
         if direct.any(|(_, pair)| pair.is_new()) {
             return Reason::Trying;

@@ -124,6 +124,7 @@ pub(crate) enum Action {
 struct Remote {
     tag: u64,
     symmetric: bool,
+    unheard: bool,
     key: hmac::Key,
 }
 
@@ -234,12 +235,18 @@ impl Agent {
     }
 
     /// This side's offer.
-    pub(crate) fn offer(&self, answer: bool, candidates: Vec<Candidate>, symmetric: bool) -> Offer {
+    pub(crate) fn offer(
+        &self,
+        answer: bool,
+        candidates: Vec<Candidate>,
+        (symmetric, unheard): (bool, bool),
+    ) -> Offer {
         Offer {
             tag: self.tag,
             secret: *self.secret,
             answer,
             symmetric,
+            unheard,
             candidates,
         }
     }
@@ -273,6 +280,7 @@ impl Agent {
         let exchange = match &mut self.remote {
             Some(remote) if remote.tag == offer.tag => {
                 remote.symmetric = offer.symmetric;
+                remote.unheard = offer.unheard;
                 Exchange::Same
             }
             _ => {
@@ -281,6 +289,7 @@ impl Agent {
                 self.remote = Some(Remote {
                     tag: offer.tag,
                     symmetric: offer.symmetric,
+                    unheard: offer.unheard,
                     key,
                 });
                 self.pairs

@@ -78,7 +78,8 @@ impl Tunnels {
                     let symmetric = self.mapping(at) == Mapping::Dependent;
                     let candidates = self.candidates(at);
                     if let Some(peer) = self.peers.get(&id) {
-                        let offer = peer.agent.offer(answer, candidates, symmetric);
+                        let unheard = self.reflexive.is_silent();
+                        let offer = peer.agent.offer(answer, candidates, (symmetric, unheard));
                         self.signal_to(id, &Signal::Offer(offer));
                     }
                 }

@@ -80,7 +80,7 @@ impl Member {
             kind: CandidateKind::Host,
             addr: Self::addr(n),
         };
-        let offer = Signal::Offer(agent.offer(false, vec![own], false));
+        let offer = Signal::Offer(agent.offer(false, vec![own], (false, false)));
         core.signal(peer(n), &offer.encode(), now).unwrap();
         core.handle_timeout(now);
         while let Some(event) = core.poll_event() {
