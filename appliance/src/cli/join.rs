@@ -10,6 +10,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use aerie_condor::Layout;
 use aerie_config::{Bundle, MAX_CARRIER_BYTES, SPEC_FILE, Spec};
 use aerie_identity::files::write_atomic;
 use aerie_types::GridId;
@@ -340,8 +341,8 @@ fn stuck(report: Option<&Report>, seconds: u64) -> Result<ExitCode> {
     Ok(ExitCode::FAILURE)
 }
 
-/// Removes what joining a grid has put in place: the blob, unless it is another grid's meanwhile, the grid's part of
-/// the configuration, and the service's start at each boot. The node's keys stay. Does nothing on a machine that did
+/// Removes what joining a grid has put in place: the blob, unless it is another grid's meanwhile, the grid's
+/// configuration of this node and of HTCondor, and the service's start at each boot. The node's keys stay. Does nothing on a machine that did
 /// not join by this command.
 pub(super) fn undo(state: &Path, grid: &str) -> Result<()> {
     let Ok(grid) = grid.parse::<GridId>() else {
@@ -362,6 +363,15 @@ pub(super) fn undo(state: &Path, grid: &str) -> Result<()> {
         println!("Removed {}.", place.display());
     }
     remove(&folder.spec())?;
+    // HTCondor would start with it at the next boot, and look for an address that is gone.
+    let condor = Layout::default();
+    for path in [
+        condor.config_file(grid),
+        condor.identity_map(grid),
+        condor.group_map(grid),
+    ] {
+        remove(&path)?;
+    }
     if Path::new("/run/systemd/system").is_dir() {
         systemctl(&["disable", "--quiet", UNIT])?;
         println!("{UNIT} does not start at boot any more.");

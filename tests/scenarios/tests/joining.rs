@@ -85,6 +85,14 @@ fn one_line_takes_a_machine_into_the_pool_and_leaving_removes_what_it_put_there(
         "{kept}"
     );
 
+    let condor = node
+        .sh(
+            "root",
+            "find /etc/condor -name '*aerie*.conf' -o -name condor.map",
+        )
+        .unwrap();
+    assert_eq!(condor, "");
+
     // Back again: nothing waits here now, so the command says what to run.
     let said = node.run("root", &[AERIE, "join", line, "--yes"]).unwrap();
     assert!(said.contains("'aerie up'"), "{said}");
