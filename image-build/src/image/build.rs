@@ -10,6 +10,7 @@ use super::fetch;
 use super::format::{self, Described};
 use super::lock::{Lock, Locked, Origin};
 use super::manifest::{Format, Manifest};
+use super::merge::merge;
 use super::root;
 use super::sbom;
 use super::tools::{self, Tools, of_host_present};
@@ -84,11 +85,11 @@ pub fn build(request: &Request, out: &Path, progress: &mut dyn FnMut(Event)) -> 
     fs::create_dir_all(out).map_err(Error::file("make the folder", out))?;
     let _held = request.cache.lock()?;
     let ready = Ready::make(request, progress)?;
-    let root = ready.root(request, None, progress)?;
     let work = tempfile::Builder::new()
         .prefix(".aerie-image-")
         .tempdir_in(out)
         .map_err(Error::file("make a folder in", out))?;
+    let root = ready.root(request, None, work.path(), progress)?;
     let name = &request.manifest.name;
     let mut built = Vec::new();
     let raw = work.path().join("disk.raw");
@@ -132,7 +133,7 @@ pub fn verify(request: &Request, progress: &mut dyn FnMut(Event)) -> Result<Stri
     let mut roots = Vec::new();
     for (nth, work) in works.iter().enumerate() {
         let anew = (nth > 0).then_some(work.path());
-        let root = ready.root(request, anew, progress)?;
+        let root = ready.root(request, anew, work.path(), progress)?;
         let raw = work.path().join("disk.raw");
         let qcow2 = work.path().join("disk.qcow2");
         ready.disk(request, &root, &raw, work.path(), progress)?;
@@ -185,17 +186,23 @@ impl Ready {
         Ok(Self { lock, tools, ids })
     }
 
+    /// The root file system: packages, kept in the cache or installed `anew`, and the manifest's files over them.
     fn root(
         &self,
         request: &Request,
         anew: Option<&Path>,
+        work: &Path,
         progress: &mut dyn FnMut(Event),
     ) -> Result<PathBuf, Error> {
         progress(Event::Step("installing the root file system"));
         let Request { manifest, cache, .. } = request;
-        root::make(cache, manifest, &self.lock, &self.ids.root(), anew, |text| {
+        let base = root::make(cache, manifest, &self.lock, anew, |text| {
             progress(Event::Detail(text));
-        })
+        })?;
+        let files = root::files(manifest, &self.lock, &self.ids.root());
+        let merged = work.join("root-with-files.tar");
+        merge(&base, &files, self.lock.epoch, &merged)?;
+        Ok(merged)
     }
 
     fn disk(

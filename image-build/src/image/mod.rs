@@ -1,9 +1,9 @@
 //! Disks that boot into a grid.
 //!
 //! ```text
-//!  manifest ──► packages ──► lock ──► .debs ──► root.tar ──► disk ──► qcow2, vmdk, ova
-//!  manifest     archive      lock     fetch     root         disk     format
-//!                 (apt)              (cache)  (mmdebstrap)  (mke2fs, GRUB)
+//!  manifest ──► packages ──► lock ──► .debs ──► root.tar ──► with files ──► disk ──► qcow2, vmdk, ova
+//!  manifest     archive      lock     fetch     root         merge          disk     format
+//!                 (apt)              (cache)  (mmdebstrap)                (mke2fs, GRUB)
 //! ```
 //!
 //! A [`Manifest`] says what an image is: the suite, the kernel, packages, files, the size. From it apt chooses the
@@ -24,6 +24,7 @@ mod fetch;
 mod format;
 mod lock;
 mod manifest;
+mod merge;
 mod process;
 mod root;
 mod sbom;

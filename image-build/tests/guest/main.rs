@@ -234,10 +234,10 @@ fn a_blob_on_a_floppy_ends_the_waiting() {
         &disk,
         Some(Path::new(&floppy)),
     );
-    let ((), took) = machine.wait_for("the grid that the floppy names", BOOT, |text| {
-        text.contains("of grid floppygrid").then_some(())
+    let ((), took) = machine.wait_for("the blob to be found", BOOT, |text| {
+        text.contains("floppy /dev/fd0").then_some(())
     });
-    eprintln!("the floppy's grid after {:.1} s", took.as_secs_f64());
+    eprintln!("the floppy's blob after {:.1} s", took.as_secs_f64());
     let shown = machine.text();
     let last = &shown[shown.rfind("Aerie appliance: ").unwrap()..];
     assert!(!last.contains(WAITING), "{last}");
