@@ -1,5 +1,6 @@
 //! Identifiers: of a grid, of a member, of one start of a member, and keys of the hash table.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::str::FromStr;
 
@@ -61,8 +62,22 @@ impl FromStr for GridId {
 ///
 /// Its text is the libp2p peer id (base58 of the identity multihash of the protobuf-framed key), so that it can
 /// be pasted into a multiaddress.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PeerId(pub [u8; 32]);
+
+impl Ord for PeerId {
+    #[inline]
+    fn cmp(&self, other: &Self) -> Ordering {
+        order(&self.0, &other.0)
+    }
+}
+
+impl PartialOrd for PeerId {
+    #[inline]
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
 
 /// Identity multihash (0x00), 36 bytes long, of a protobuf with key type Ed25519 (1) and 32 bytes of key.
 const PEER_ID_PREFIX: [u8; 6] = [0x00, 0x24, 0x08, 0x01, 0x12, 0x20];
@@ -137,8 +152,22 @@ impl fmt::Display for Instance {
 }
 
 /// A point of the 256-bit key space, in which members and keys have XOR distances.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Key(pub [u8; 32]);
+
+impl Ord for Key {
+    #[inline]
+    fn cmp(&self, other: &Self) -> Ordering {
+        order(&self.0, &other.0)
+    }
+}
+
+impl PartialOrd for Key {
+    #[inline]
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
 
 impl Key {
     /// Hashes parts into a key. Each part is preceded by its length, so that no two lists of parts collide.
@@ -159,6 +188,7 @@ impl Key {
     }
 
     /// The XOR distance between two positions; compare as big-endian numbers.
+    #[inline]
     #[must_use]
     pub fn distance(&self, other: &Self) -> [u8; 32] {
         std::array::from_fn(|i| self.0[i] ^ other.0[i])
@@ -177,9 +207,42 @@ impl fmt::Debug for Key {
     }
 }
 
+/// The order of the bytes. Ids are keys of large maps: two pairs of numbers compare in a fraction of the time that byte
+/// strings take.
+#[inline]
+fn order(one: &[u8; 32], other: &[u8; 32]) -> Ordering {
+    halves(one).cmp(&halves(other))
+}
+
+#[inline]
+fn halves(bytes: &[u8; 32]) -> (u128, u128) {
+    let half = |from: usize| {
+        let mut half = [0; 16];
+        half.copy_from_slice(&bytes[from..from + 16]);
+        u128::from_be_bytes(half)
+    };
+    (half(0), half(16))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ids_and_keys_are_in_the_order_of_their_bytes() {
+        let differing_at = |place: usize, byte: u8| {
+            let mut bytes = [9; 32];
+            bytes[place] = byte;
+            bytes
+        };
+        for place in [0, 1, 7, 8, 15, 31] {
+            for byte in [0, 8, 9, 10, 255] {
+                let (one, other) = (differing_at(place, byte), differing_at(7, 128));
+                assert_eq!(PeerId(one).cmp(&PeerId(other)), one.cmp(&other));
+                assert_eq!(Key(other).cmp(&Key(one)), other.cmp(&one));
+            }
+        }
+    }
 
     #[test]
     fn a_peer_id_reads_back_from_its_text() {

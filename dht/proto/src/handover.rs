@@ -41,7 +41,7 @@ impl<S: Store, K: Keys> Register<S, K> {
     pub(crate) fn offer_answered(&mut self, from: PeerId, answer: Result<Answer, SendError>, now: Now) {
         let Ok(Answer::Want(keys)) = answer else {
             for record in self.records.values_mut() {
-                record.offered.remove(&from);
+                record.offered.remove(from);
             }
             return;
         };
@@ -96,9 +96,13 @@ impl<S: Store, K: Keys> Register<S, K> {
                 continue;
             };
             let nine = self.members.witnesses(&named, *key, self.config.quorum.witnesses);
-            for peer in nine.into_iter().filter(|peer| *peer != self.me) {
+            for peer in nine {
+                if peer == self.me || record.offered.has(peer) {
+                    continue;
+                }
                 let batch = offers.entry(peer).or_default();
-                if batch.len() < MAX_SUMMARIES && record.offered.insert(peer) {
+                if batch.len() < MAX_SUMMARIES {
+                    record.offered.insert(peer);
                     let holder = seen.certificate.terms.holder;
                     let rest = seen.until - now.instant;
                     batch.push(Summary::new(*key, holder, rest, Some(&seen.certificate)));
@@ -106,9 +110,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             }
         }
         for (peer, batch) in offers {
-            if !batch.is_empty() {
-                self.ask(peer, &Request::Offer(batch), Purpose::Offer, now);
-            }
+            self.ask(peer, &Request::Offer(batch), Purpose::Offer, now);
         }
     }
 }

@@ -37,6 +37,20 @@ struct Known {
     connected: bool,
 }
 
+impl Known {
+    /// Somebody that does not count and is not connected.
+    fn new(peer: PeerId, until: Instant, now: Instant) -> Self {
+        Self {
+            position: peer.position(),
+            until,
+            first: now,
+            counts: false,
+            left: None,
+            connected: false,
+        }
+    }
+}
+
 /// The members that this node knows, other than itself.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Members {
@@ -67,17 +81,9 @@ impl Members {
         }
         let until = now + (REMEMBERED - age);
         let room = self.known.len() < MAX_MEMBERS;
-        let fresh = Known {
-            position: peer.position(),
-            until,
-            first: now,
-            counts: false,
-            left: None,
-            connected: false,
-        };
         let known = match self.known.entry(peer) {
             Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(vacant) if room => vacant.insert(fresh),
+            Entry::Vacant(vacant) if room => vacant.insert(Known::new(peer, until, now)),
             Entry::Vacant(_) => return false,
         };
         if known.left.is_some_and(|left| until <= left) {
@@ -106,14 +112,8 @@ impl Members {
                 self.known.remove(&idle);
             }
         }
-        let known = self.known.entry(peer).or_insert_with(|| Known {
-            position: peer.position(),
-            until: now,
-            first: now,
-            counts: false,
-            left: None,
-            connected: false,
-        });
+        let known = self.known.entry(peer);
+        let known = known.or_insert_with(|| Known::new(peer, now, now));
         known.connected = true;
         self.near.set(known.position, peer, known.counts);
     }
@@ -178,15 +178,15 @@ impl Members {
         1 + self.counted(now).filter(|(_, known)| old(known)).count()
     }
 
-    /// The others that count, with the age of the last news of them.
-    pub(crate) fn others(&self, now: Instant) -> impl Iterator<Item = (PeerId, Duration)> + '_ {
+    /// The others that count, with their places and the age of the last news of them.
+    pub(crate) fn others(&self, now: Instant) -> impl Iterator<Item = (PeerId, Key, Duration)> + '_ {
         self.counted(now).map(move |(peer, known)| {
             let age = if known.connected {
                 Duration::ZERO
             } else {
                 REMEMBERED.saturating_sub(known.until.saturating_duration_since(now))
             };
-            (peer, age)
+            (peer, known.position, age)
         })
     }
 

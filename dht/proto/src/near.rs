@@ -4,82 +4,127 @@
 //! Places that share more leading bits with a place are closer to it, whatever follows, and those that share so many
 //! lie side by side in the order of places.
 
-use std::collections::BTreeMap;
-use std::ops::RangeInclusive;
+use std::ops::Range;
 
 use aerie_types::{Key, PeerId};
 
-/// Connected members by place, and whether each votes.
+/// A place, or the distance of two, as a number: its high and its low half.
+type Place = (u128, u128);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Connected {
+    place: Place,
+    peer: PeerId,
+    votes: bool,
+}
+
+/// Connected members in the order of their places, and whether each votes. They are few, and looked through far more
+/// often than one comes or goes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-pub(crate) struct Near(BTreeMap<Key, (PeerId, bool)>);
+pub(crate) struct Near(Vec<Connected>);
 
 impl Near {
     /// Somebody is connected, and votes or does not.
     pub(crate) fn set(&mut self, place: Key, peer: PeerId, votes: bool) {
-        self.0.insert(place, (peer, votes));
+        let place = number(place);
+        let connected = Connected { place, peer, votes };
+        match self.find(place) {
+            Ok(at) => self.0[at] = connected,
+            Err(at) => self.0.insert(at, connected),
+        }
     }
 
     pub(crate) fn remove(&mut self, place: Key) {
-        self.0.remove(&place);
+        if let Ok(at) = self.find(number(place)) {
+            self.0.remove(at);
+        }
     }
 
     /// Those closer to `position` than `place` is, in no order, and whether they vote.
     pub(crate) fn closer(&self, position: Key, place: Key) -> impl Iterator<Item = (PeerId, bool)> + '_ {
+        let (position, place) = (number(position), number(place));
         let limit = far(place, position);
-        self.0
-            .range(sharing(position, shared(position, place)))
-            .filter(move |(other, _)| far(**other, position) < limit)
-            .map(|(_, found)| *found)
+        self.0[self.sharing(position, shared(limit))]
+            .iter()
+            .filter(move |other| far(other.place, position) < limit)
+            .map(|other| (other.peer, other.votes))
     }
 
     /// The first `count` of them and of one more, closest to a position first.
     pub(crate) fn closest(&self, position: Key, count: usize, one_more: (Key, PeerId)) -> Vec<PeerId> {
-        let mut bits = (self.0.len() / count.max(1))
-            .checked_ilog2()
-            .map_or(0, |halvings| halvings + 1);
-        while bits > 0 && self.0.range(sharing(position, bits)).take(count).count() < count {
-            bits -= 1;
-        }
-        let sharing = self.0.range(sharing(position, bits));
-        let mut all: Vec<_> = sharing
-            .map(|(place, (peer, _))| (far(*place, position), *peer))
-            .chain([(far(one_more.0, position), one_more.1)])
+        let position = number(position);
+        let sharing = self.sharing_most(position, count);
+        let mut all: Vec<_> = self.0[sharing]
+            .iter()
+            .map(|other| (far(other.place, position), other.peer))
+            .chain([(far(number(one_more.0), position), one_more.1)])
             .collect();
         all.sort_unstable();
         all.truncate(count);
         all.into_iter().map(|(_, peer)| peer).collect()
     }
-}
 
-/// The distance of two positions as numbers, which compare faster than bytes.
-fn far(one: Key, other: Key) -> [u128; 2] {
-    let half = |place: usize| {
-        let mut bytes = [0; 16];
-        bytes.copy_from_slice(&one.distance(&other)[place..place + 16]);
-        u128::from_be_bytes(bytes)
-    };
-    [half(0), half(16)]
-}
+    /// At least `count`, or all, of whom each shares more leading bits with a place than any that is left out: on either
+    /// side of the place the next one shares no more than the one before it.
+    fn sharing_most(&self, place: Place, count: usize) -> Range<usize> {
+        let middle = self.0.partition_point(|connected| connected.place < place);
+        let bits = |at: Option<usize>| {
+            let connected = at.and_then(|at| self.0.get(at));
+            connected.map(|connected| shared(far(connected.place, place)))
+        };
+        let (mut found, mut fewest) = (middle..middle, None);
+        loop {
+            let (before, after) = (bits(found.start.checked_sub(1)), bits(Some(found.end)));
+            let most = before.max(after);
+            if most.is_none() || found.len() >= count && most < fewest {
+                return found;
+            }
+            fewest = most;
+            if before > after {
+                found.start -= 1;
+            } else {
+                found.end += 1;
+            }
+        }
+    }
 
-/// How many leading bits two positions have in common.
-fn shared(one: Key, other: Key) -> u32 {
-    match far(one, other) {
-        [0, low] => 128 + low.leading_zeros(),
-        [high, _] => high.leading_zeros(),
+    fn find(&self, place: Place) -> Result<usize, usize> {
+        self.0.binary_search_by_key(&place, |connected| connected.place)
+    }
+
+    /// Those that share so many leading bits with a place.
+    fn sharing(&self, place: Place, bits: u32) -> Range<usize> {
+        let free = (
+            u128::MAX.checked_shr(bits).unwrap_or(0),
+            u128::MAX.checked_shr(bits.saturating_sub(128)).unwrap_or(0),
+        );
+        let first = (place.0 & !free.0, place.1 & !free.1);
+        let last = (place.0 | free.0, place.1 | free.1);
+        let begin = self.0.partition_point(|connected| connected.place < first);
+        let rest = &self.0[begin..];
+        begin..begin + rest.partition_point(|connected| connected.place <= last)
     }
 }
 
-/// All positions that share so many leading bits with one.
-fn sharing(position: Key, bits: u32) -> RangeInclusive<Key> {
-    let bound = |fill: u8| {
-        Key(std::array::from_fn(|index| {
-            let free = 8 * (u32::try_from(index).unwrap_or(u32::MAX) + 1);
-            let free = free.saturating_sub(bits).min(8);
-            let mask = u8::try_from((1_u16 << free) - 1).unwrap_or(u8::MAX);
-            position.0[index] & !mask | fill & mask
-        }))
+fn number(place: Key) -> Place {
+    let half = |from: usize| {
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&place.0[from..from + 16]);
+        u128::from_be_bytes(bytes)
     };
-    bound(0)..=bound(u8::MAX)
+    (half(0), half(16))
+}
+
+fn far(one: Place, other: Place) -> Place {
+    (one.0 ^ other.0, one.1 ^ other.1)
+}
+
+/// How many leading bits two places at this distance have in common.
+fn shared(distance: Place) -> u32 {
+    match distance {
+        (0, low) => 128 + low.leading_zeros(),
+        (high, _) => high.leading_zeros(),
+    }
 }
 
 #[cfg(test)]
@@ -111,7 +156,7 @@ mod tests {
                 near.set(*place, PeerId(place.0), place.0[31] % 2 == 0);
             }
             let distance = |place: Key| place.distance(&position);
-            let mut all: Vec<Key> = near.0.keys().copied().collect();
+            let mut all: Vec<Key> = near.0.iter().map(|connected| Key(connected.peer.0)).collect();
             let mut closer: Vec<_> = near.closer(position, mine).map(|(peer, _)| Key(peer.0)).collect();
             let mut expected = all.clone();
             expected.retain(|place| distance(*place) < distance(mine));

@@ -35,7 +35,8 @@
 //! become the closer one, and brings the two sides of a healed partition together. When a member goes away, those
 //! that remain offer their certificates to the new closest nine. Either happens within a second or two of the change.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::time::{Duration, Instant};
 
 use aerie_types::{Key, PeerId};
@@ -234,7 +235,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             let others: BTreeSet<PeerId> = self
                 .members
                 .others(now.instant)
-                .map(|(peer, _)| peer)
+                .map(|(peer, ..)| peer)
                 .chain(self.members.connected())
                 .collect();
             return others.into_iter().collect();
@@ -299,28 +300,23 @@ impl<S: Store, K: Keys> Register<S, K> {
     /// witnesses before all.
     fn told(&self, to: PeerId, now: Now) -> Vec<Told> {
         let position = self.members.position(to);
-        let mut others: Vec<_> = self
-            .members
-            .others(now.instant)
-            .filter(|(peer, _)| *peer != to)
-            .filter_map(|(peer, age)| Some((peer, age, self.members.credential(peer)?)))
-            .map(|(peer, age, credential)| {
-                let distance = self.members.position(peer).distance(&position);
-                ((!self.named.contains(peer), distance), age, credential)
+        let others = self.members.others(now.instant);
+        let others = others.filter(|(peer, ..)| *peer != to);
+        let mut others: BinaryHeap<_> = others
+            .map(|(peer, place, age)| {
+                let distance = Key(place.distance(&position));
+                Reverse((!self.named.contains(peer), distance, peer, age))
             })
             .collect();
-        if others.len() > MAX_TOLD {
-            others.select_nth_unstable_by_key(MAX_TOLD, |(order, ..)| *order);
-            others.truncate(MAX_TOLD);
-        }
-        others.sort_unstable_by_key(|(order, ..)| *order);
-        others
-            .into_iter()
-            .map(|(_, age, credential)| Told {
-                credential: credential.clone(),
+        // A few of many: the nearest are taken one by one, and the rest is never put in order.
+        let nearest = std::iter::from_fn(|| others.pop());
+        let told = nearest.filter_map(|Reverse((.., peer, age))| {
+            Some(Told {
+                credential: self.members.credential(peer)?.clone(),
                 age_ms: millis(age),
             })
-            .collect()
+        });
+        told.take(MAX_TOLD).collect()
     }
 
     fn hear_from(&mut self, peer: PeerId, votes: bool, now: Now) {

@@ -1,6 +1,5 @@
 //! What one witness knows of one key, and its rows in the store.
 
-use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use aerie_types::{Instance, NodeName, PeerId, WallMillis};
@@ -32,7 +31,7 @@ pub(crate) struct Record {
     /// released or not.
     pub(crate) homes: Vec<Home>,
     /// Who was offered the certificate since it last lost its connection.
-    pub(crate) offered: BTreeSet<PeerId>,
+    pub(crate) offered: Offered,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -84,6 +83,30 @@ pub(crate) struct Released {
     /// that the same instance took later.
     pub(crate) since: Option<WallMillis>,
     pub(crate) until: Instant,
+}
+
+/// Members in order. They are about as many as a key has witnesses: so few that a look at all finds one soonest.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Offered(Vec<PeerId>);
+
+impl Offered {
+    pub(crate) fn has(&self, peer: PeerId) -> bool {
+        self.0.contains(&peer)
+    }
+
+    pub(crate) fn insert(&mut self, peer: PeerId) {
+        if let Err(place) = self.0.binary_search(&peer) {
+            self.0.insert(place, peer);
+        }
+    }
+
+    pub(crate) fn remove(&mut self, peer: PeerId) {
+        self.0.retain(|one| *one != peer);
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.0.clear();
+    }
 }
 
 /// Who stands in the way of a claim.

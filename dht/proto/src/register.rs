@@ -436,7 +436,7 @@ impl<S: Store, K: Keys> Register<S, K> {
         self.members.down(peer, now.instant);
         self.save_member(peer, now);
         for record in self.records.values_mut() {
-            record.offered.remove(&peer);
+            record.offered.remove(peer);
         }
         self.holdings.untold(peer);
         self.readiness.forget(peer);

@@ -57,7 +57,7 @@ impl<S: Store, K: Keys> Register<S, K> {
         let me = self.me;
         let everybody = || {
             sorted(
-                members.others(now.instant).map(|(peer, _)| peer).chain([me]),
+                members.others(now.instant).map(|(peer, ..)| peer).chain([me]),
                 position,
             )
         };

@@ -77,6 +77,10 @@ thread_local! {
     static SEED: Cell<Option<u64>> = const { Cell::new(None) };
 }
 
+/// Nearly all that a simulation does is to make, keep and drop small things of thousands of nodes.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> Result<ExitCode> {
     let options = Options::parse();
     if options.scenario == "list" {

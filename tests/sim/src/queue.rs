@@ -1,42 +1,24 @@
 //! What happens when: a queue by time, and by the order of its making where times are the same.
 
-use std::cmp::Ordering;
+use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Duration;
 
-#[derive(Debug)]
-struct Entry<T> {
+/// What stands in the heap, which moves its entries about: not what happens itself, but its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Entry {
     at: Duration,
     order: u64,
-    what: T,
-}
-
-impl<T> PartialEq for Entry<T> {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-
-impl<T> Eq for Entry<T> {}
-
-impl<T> PartialOrd for Entry<T> {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl<T> Ord for Entry<T> {
-    /// The earliest is the greatest, which is what a heap gives first.
-    fn cmp(&self, other: &Self) -> Ordering {
-        (other.at, other.order).cmp(&(self.at, self.order))
-    }
+    place: usize,
 }
 
 /// A queue of what is to come.
 #[derive(Debug)]
 pub(crate) struct Queue<T> {
-    heap: BinaryHeap<Entry<T>>,
+    heap: BinaryHeap<Reverse<Entry>>,
     order: u64,
+    places: Vec<Option<T>>,
+    free: Vec<usize>,
 }
 
 impl<T> Default for Queue<T> {
@@ -44,6 +26,8 @@ impl<T> Default for Queue<T> {
         Self {
             heap: BinaryHeap::new(),
             order: 0,
+            places: Vec::new(),
+            free: Vec::new(),
         }
     }
 }
@@ -52,17 +36,29 @@ impl<T> Queue<T> {
     pub(crate) fn push(&mut self, at: Duration, what: T) {
         self.order += 1;
         let order = self.order;
-        self.heap.push(Entry { at, order, what });
+        let place = match self.free.pop() {
+            Some(place) => {
+                self.places[place] = Some(what);
+                place
+            }
+            None => {
+                self.places.push(Some(what));
+                self.places.len() - 1
+            }
+        };
+        self.heap.push(Reverse(Entry { at, order, place }));
     }
 
     /// When the next is due.
     pub(crate) fn next_at(&self) -> Option<Duration> {
-        self.heap.peek().map(|entry| entry.at)
+        self.heap.peek().map(|Reverse(entry)| entry.at)
     }
 
     /// The next one, with its time and its number.
     pub(crate) fn pop(&mut self) -> Option<(Duration, u64, T)> {
-        let Entry { at, order, what } = self.heap.pop()?;
+        let Reverse(Entry { at, order, place }) = self.heap.pop()?;
+        let what = self.places[place].take()?;
+        self.free.push(place);
         Some((at, order, what))
     }
 }

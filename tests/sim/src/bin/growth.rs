@@ -34,6 +34,10 @@ struct Options {
     svg: Option<PathBuf>,
 }
 
+/// Nearly all that a simulation does is to make, keep and drop small things of thousands of nodes.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> Result<ExitCode> {
     let options = Options::parse();
     let mut points = Vec::new();

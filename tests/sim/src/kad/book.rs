@@ -94,6 +94,8 @@ pub(super) struct Book {
     entries: BTreeMap<Distance, Entry>,
     /// Those that may be forgotten, in that order.
     ranks: BTreeSet<Rank>,
+    /// Those that are pinned.
+    pinned: BTreeSet<Distance>,
 }
 
 impl Book {
@@ -102,6 +104,7 @@ impl Book {
             home,
             entries: BTreeMap::new(),
             ranks: BTreeSet::new(),
+            pinned: BTreeSet::new(),
         }
     }
 
@@ -112,6 +115,23 @@ impl Book {
     /// Everybody, the nearest first.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Entry> {
         self.entries.values()
+    }
+
+    /// The bootstrap members, the nearest first.
+    pub(super) fn pinned(&self) -> impl Iterator<Item = &Entry> {
+        self.pinned
+            .iter()
+            .filter_map(|distance| self.entries.get(distance))
+    }
+
+    /// A member that is known is a bootstrap member, and is not forgotten from now on.
+    pub(super) fn pin(&mut self, contact: Contact) {
+        let distance = contact.distance(&self.home);
+        if let Some(entry) = self.entries.get_mut(&distance) {
+            self.ranks.remove(&entry.rank(distance));
+            entry.pinned = true;
+            self.pinned.insert(distance);
+        }
     }
 
     /// Notes that somebody was heard of. Whether it is new, to be dialled at `next_dial`.
@@ -149,9 +169,7 @@ impl Book {
         let before = entry.rank(distance);
         change(entry);
         let after = entry.rank(distance);
-        if entry.pinned {
-            self.ranks.remove(&before);
-        } else if before != after {
+        if before != after && !entry.pinned {
             self.ranks.remove(&before);
             self.ranks.insert(after);
         }
@@ -178,7 +196,7 @@ mod tests {
             let at = Duration::from_millis(index as u64);
             assert!(book.remember(contact(index), at, at));
         }
-        book.change(contact(1), |entry| entry.pinned = true);
+        book.pin(contact(1));
         for index in [1, 700] {
             book.change(contact(index), |entry| entry.failed(LATER, 0.5));
         }
@@ -195,7 +213,9 @@ mod tests {
         for (pinned, longest) in [(false, MAX_PAUSE), (true, MAX_PINNED_PAUSE)] {
             let mut book = Book::new(contact(0).position);
             book.remember(contact(1), NOW, NOW);
-            book.change(contact(1), |entry| entry.pinned = pinned);
+            if pinned {
+                book.pin(contact(1));
+            }
             let mut pauses = Vec::new();
             for _ in 0..12 {
                 book.change(contact(1), |entry| entry.failed(NOW, 0.5));

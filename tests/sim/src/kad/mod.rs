@@ -82,10 +82,10 @@ pub struct Contact {
 }
 
 impl Contact {
-    /// How far the member is from a place; compared as big-endian numbers.
+    /// How far the member is from a place.
     #[must_use]
     pub fn distance(&self, place: &Key) -> Distance {
-        self.position.distance(place)
+        Key(self.position.distance(place))
     }
 }
 
@@ -98,5 +98,5 @@ impl From<PeerId> for Contact {
     }
 }
 
-/// The XOR of two places.
-pub type Distance = [u8; 32];
+/// The XOR of two places: a place itself, and in the same order.
+pub type Distance = Key;

@@ -102,16 +102,16 @@ impl Table {
     pub fn closest(&mut self, place: &Key, except: Option<PeerId>, now: Duration) -> Vec<Contact> {
         self.apply_pending(now);
         let entries = self.buckets.values().flat_map(Bucket::entries);
-        let mut all: Vec<(Distance, Contact)> = entries
+        let mut all: Vec<(Distance, &Contact)> = entries
             .filter(|entry| Some(entry.peer) != except)
-            .map(|entry| (entry.distance(place), *entry))
+            .map(|entry| (entry.distance(place), entry))
             .collect();
         if all.len() > K {
             all.select_nth_unstable(K - 1);
             all.truncate(K);
         }
         all.sort_unstable();
-        all.into_iter().map(|(_, contact)| contact).collect()
+        all.into_iter().map(|(_, contact)| *contact).collect()
     }
 
     /// A place in each bucket farther away than the closest member known, as far as chance finds one: where to look
@@ -157,7 +157,7 @@ impl Table {
 
     /// The place of the highest bit in which two places differ.
     fn index(&self, place: &Key) -> Option<u8> {
-        let distance = self.local.distance(place);
+        let Key(distance) = self.local.distance(place);
         let byte = distance.iter().position(|byte| *byte != 0)?;
         let bits = 8 * byte + distance.get(byte)?.leading_zeros() as usize;
         u8::try_from(usize::from(FARTHEST) - bits).ok()

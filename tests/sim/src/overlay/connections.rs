@@ -16,7 +16,7 @@ impl World {
     pub fn one_sided(&self) -> Option<(usize, usize, u64)> {
         let ends = self.nodes.iter().filter_map(|node| {
             let links = node.overlay.as_ref()?.links.iter();
-            Some(links.flat_map(move |(other, all)| all.iter().map(|one| (node.index, *other, *one))))
+            Some(links.map(|(other, connection)| (node.index, other, connection)))
         });
         ends.flatten()
             .find(|(at, other, connection)| !self.has_connection(*other, *at, *connection))
@@ -30,13 +30,12 @@ impl World {
     /// Whether a node has a connection to another one, as far as it knows.
     pub(crate) fn is_linked(&self, at: usize, other: usize) -> bool {
         let overlay = self.nodes[at].overlay.as_ref();
-        overlay.is_some_and(|overlay| overlay.links.contains_key(&other))
+        overlay.is_some_and(|overlay| overlay.links.has(other))
     }
 
     pub(super) fn has_connection(&self, at: usize, other: usize, connection: u64) -> bool {
         let overlay = self.nodes[at].overlay.as_ref();
-        let links = overlay.and_then(|overlay| overlay.links.get(&other));
-        links.is_some_and(|links| links.contains(&connection))
+        overlay.is_some_and(|overlay| overlay.links.with(other).contains(&(other, connection)))
     }
 
     /// Connections over which nothing passes any more break when their ends notice.
@@ -47,8 +46,7 @@ impl World {
             };
             let links = overlay.links.iter();
             let cut: Vec<_> = links
-                .filter(|(other, _)| self.nodes[**other].is_up() && !self.connectable(at, **other))
-                .flat_map(|(other, connections)| connections.iter().map(|connection| (*other, *connection)))
+                .filter(|(other, _)| self.nodes[*other].is_up() && !self.connectable(at, *other))
                 .collect();
             for (other, connection) in cut {
                 let noticed = self.noticed();
@@ -70,9 +68,9 @@ impl World {
             return None;
         }
         let overlay = self.nodes[from].overlay.as_ref()?;
-        let links = overlay.links.get(&at)?.iter();
+        let links = overlay.links.with(at).iter();
         links
-            .filter_map(|connection| self.opening.get(connection))
+            .filter_map(|(_, connection)| self.opening.get(connection))
             .min()
             .copied()
     }
@@ -87,8 +85,8 @@ impl World {
             return true;
         }
         let overlay = self.nodes[from].overlay.as_ref();
-        let stale = overlay.and_then(|overlay| overlay.links.get(&at)).cloned();
-        for connection in stale.unwrap_or_default() {
+        let stale = overlay.map(|overlay| overlay.links.with(at).to_vec());
+        for (_, connection) in stale.unwrap_or_default() {
             let what = Carried::Closed {
                 other: at,
                 connection,
@@ -174,9 +172,7 @@ impl World {
         let Some(overlay) = &mut self.nodes[at].overlay else {
             return;
         };
-        let links = overlay.links.entry(other).or_default();
-        links.push(connection);
-        let is_first = links.len() == 1;
+        let is_first = overlay.links.add(other, connection);
         let identified = Carried::Identified { other, connection };
         self.carry(IDENTIFY, at, identified);
         if is_first {
@@ -193,13 +189,7 @@ impl World {
         let Some(overlay) = &mut self.nodes[at].overlay else {
             return;
         };
-        let Some(links) = overlay.links.get_mut(&other) else {
-            return;
-        };
-        let before = links.len();
-        links.retain(|one| *one != connection);
-        if links.is_empty() && before > 0 {
-            overlay.links.remove(&other);
+        if overlay.links.remove(other, connection) {
             let node = &mut self.nodes[at];
             node.links.remove(&other);
             node.known_links.remove(&other);
@@ -224,8 +214,8 @@ impl World {
         let contact = self.contact(other);
         self.on_overlay(at, |overlay, now| overlay.member.dropped(contact, now));
         let overlay = self.nodes[at].overlay.as_ref();
-        let links = overlay.and_then(|overlay| overlay.links.get(&other)).cloned();
-        for connection in links.unwrap_or_default() {
+        let links = overlay.map(|overlay| overlay.links.with(other).to_vec());
+        for (_, connection) in links.unwrap_or_default() {
             let what = Carried::Closed {
                 other: at,
                 connection,

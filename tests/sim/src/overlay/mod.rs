@@ -26,6 +26,8 @@
 //! that heard nothing ask for it.
 
 mod connections;
+mod gossip;
+mod links;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -39,6 +41,8 @@ use rand::seq::SliceRandom;
 use crate::kad::{Act, Begin, Contact, Member, REQUEST, Settings, Stats};
 use crate::net::Action;
 use crate::world::World;
+use gossip::Gossip;
+use links::Links;
 
 /// How nodes find each other and whom they are connected to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -138,10 +142,8 @@ pub(crate) enum Carried {
         named: Vec<Contact>,
     },
     Gossip {
-        author: usize,
         from: usize,
-        number: u64,
-        bytes: Rc<[u8]>,
+        gossip: Rc<Gossip>,
     },
     Timer,
 }
@@ -174,7 +176,7 @@ impl Carried {
             Self::Closer { from, query, closer } => (8, *from, *query ^ ((closer.len() as u64) << 32)),
             Self::Whom { from, known } => (9, *from, known.len() as u64),
             Self::Named { from, named } => (10, *from, named.len() as u64),
-            Self::Gossip { from, number, .. } => (11, *from, *number),
+            Self::Gossip { from, gossip } => (11, *from, gossip.number),
             Self::Timer => (12, 0, 0),
         };
         kind << 56 ^ (node as u64) << 36 ^ number
@@ -185,15 +187,12 @@ impl Carried {
 #[derive(Debug)]
 pub(crate) struct Overlay {
     pub(crate) member: Member,
-    /// Its connections, with their numbers: two where both sides dialled at the same time, or where one is dead and
-    /// that is not noticed yet.
-    links: BTreeMap<usize, Vec<u64>>,
+    links: Links,
     dials: BTreeMap<usize, u64>,
     /// What the register sent to somebody who is not connected.
     waiting: BTreeMap<PeerId, Vec<(u64, Vec<u8>)>>,
     /// The register's requests under way: to whom, and since when.
     requests: BTreeMap<u64, (usize, Duration)>,
-    heard: BTreeSet<u64>,
     timer: Option<Duration>,
 }
 
@@ -253,11 +252,10 @@ impl World {
         let node = &mut self.nodes[index];
         node.overlay = Some(Box::new(Overlay {
             member,
-            links: BTreeMap::new(),
+            links: Links::default(),
             dials: BTreeMap::new(),
             waiting: BTreeMap::new(),
             requests: BTreeMap::new(),
-            heard: BTreeSet::new(),
             timer: None,
         }));
         self.drain_overlay(index);
@@ -277,15 +275,13 @@ impl World {
         } else if now.saturating_sub(node.came) >= REMEMBERED_EVERY {
             node.remembered = overlay.member.mesh().remembered();
         }
-        for (at, connections) in overlay.links {
-            for connection in connections {
-                let noticed = self.noticed();
-                let closed = Carried::Closed {
-                    other: index,
-                    connection,
-                };
-                self.schedule(now + noticed, Action::Overlay { at, what: closed });
-            }
+        for (at, connection) in overlay.links.iter() {
+            let noticed = self.noticed();
+            let closed = Carried::Closed {
+                other: index,
+                connection,
+            };
+            self.schedule(now + noticed, Action::Overlay { at, what: closed });
         }
     }
 
@@ -309,18 +305,20 @@ impl World {
     /// Tells all members something.
     pub(crate) fn flood(&mut self, index: usize, bytes: Vec<u8>) {
         self.connections += 1;
-        let number = self.connections;
-        self.pass_on(index, index, number, &bytes.into());
+        let gossip = Gossip::new(index, self.connections, bytes);
+        self.pass_on(index, &Rc::new(gossip));
     }
 
-    fn pass_on(&mut self, index: usize, author: usize, number: u64, bytes: &Rc<[u8]>) {
-        let Some(overlay) = &mut self.nodes[index].overlay else {
+    fn pass_on(&mut self, index: usize, gossip: &Rc<Gossip>) {
+        let node = &self.nodes[index];
+        let Some(overlay) = &node.overlay else {
             return;
         };
-        if !overlay.heard.insert(number) {
+        if !gossip.is_news_to(index, node.start) {
             return;
         }
-        let mut links: Vec<usize> = overlay.links.keys().copied().collect();
+        let author = gossip.author;
+        let mut links = overlay.links.others();
         links.retain(|at| *at != author);
         if index != author && links.len() > COPIES {
             let (drawn, _) = links.partial_shuffle(&mut self.rng, COPIES);
@@ -328,15 +326,13 @@ impl World {
         }
         for at in links {
             let what = Carried::Gossip {
-                author,
                 from: index,
-                number,
-                bytes: Rc::clone(bytes),
+                gossip: Rc::clone(gossip),
             };
             self.carry(1, at, what);
         }
         if index != author {
-            let (from, bytes) = (self.peer_of(author), bytes.to_vec());
+            let (from, bytes) = (self.peer_of(author), gossip.bytes.clone());
             self.input(index, Input::Gossip { from, bytes });
         }
     }
@@ -406,12 +402,7 @@ impl World {
             Carried::Named { from, named } if self.takes(from, at) => {
                 self.on_overlay(at, |overlay, now| overlay.member.told(&named, now));
             }
-            Carried::Gossip {
-                author,
-                from,
-                number,
-                bytes,
-            } if self.takes(from, at) => self.pass_on(at, author, number, &bytes),
+            Carried::Gossip { from, gossip } if self.takes(from, at) => self.pass_on(at, &gossip),
             // Into a partition, or over a connection that is no more.
             Carried::FindNode { .. }
             | Carried::Closer { .. }

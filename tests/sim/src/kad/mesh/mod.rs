@@ -349,9 +349,8 @@ impl Mesh {
         }
         self.remember(contact, now);
         let next_dial = now + BOOTSTRAP_SPREAD.mul_f64(self.rng.random());
-        self.book.change(contact, |entry| {
-            (entry.pinned, entry.next_dial) = (true, next_dial);
-        });
+        self.book.pin(contact);
+        self.book.change(contact, |entry| entry.next_dial = next_dial);
         self.wake(now);
     }
 
@@ -423,7 +422,8 @@ impl Mesh {
         self.live.len() + self.dialling.len() >= self.limit
     }
 
-    /// Whom to dial as soon as they are due: everybody while there is room, and otherwise the nearest.
+    /// Whom to dial as soon as they are due: everybody while there is room, and otherwise the nearest and the bootstrap
+    /// members, of whom some may be among the nearest.
     fn wanted(&self) -> Vec<&Entry> {
         let idle = |entry: &&Entry| {
             let peer = entry.contact.peer;
@@ -432,14 +432,7 @@ impl Mesh {
         if !self.is_full() {
             return self.book.iter().filter(idle).collect();
         }
-        let pinned = self.book.iter().filter(|entry| entry.pinned);
-        let wanted: BTreeMap<_, _> = self
-            .nearby()
-            .chain(pinned)
-            .filter(idle)
-            .map(|entry| (entry.contact.peer, entry))
-            .collect();
-        wanted.into_values().collect()
+        self.nearby().chain(self.book.pinned()).filter(idle).collect()
     }
 
     fn dial_due(&mut self, now: Duration) {
@@ -450,7 +443,12 @@ impl Mesh {
             .map(|entry| (!entry.pinned, entry.failures, entry.next_dial, entry.contact))
             .collect();
         due.sort_unstable();
-        let nearest: BTreeSet<_> = self.nearby().map(|entry| entry.contact.peer).collect();
+        due.dedup();
+        let nearest: BTreeSet<_> = if due.is_empty() {
+            BTreeSet::new()
+        } else {
+            self.nearby().map(|entry| entry.contact.peer).collect()
+        };
         for (later, _, since, contact) in due {
             if self.dialling.len() >= MAX_ATTEMPTS {
                 break;
