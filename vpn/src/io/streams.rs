@@ -180,8 +180,10 @@ impl Streams {
             }
         }
         let len = framed.len();
-        if queue.bytes.load(Ordering::Relaxed) + len <= QUEUE_BYTES && queue.runs.try_send(framed).is_ok() {
-            queue.bytes.fetch_add(len, Ordering::Relaxed);
+        // Counted before the writer can have taken it.
+        let waiting = queue.bytes.fetch_add(len, Ordering::Relaxed);
+        if waiting + len > QUEUE_BYTES || queue.runs.try_send(framed).is_err() {
+            queue.bytes.fetch_sub(len, Ordering::Relaxed);
         }
     }
 
