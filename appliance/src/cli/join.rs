@@ -110,13 +110,27 @@ fn read(blob: &str) -> Result<Bundle> {
             blob.chars().take(14).collect::<String>()
         );
     }
-    // A line that was saved to a file, as from a mail.
-    if let Ok(text) = std::fs::read_to_string(path)
-        && text.trim_start().starts_with(LINE)
-    {
-        return open(text.as_bytes()).with_context(|| format!("{blob} is not usable"));
+    if let Some(line) = saved_line(path) {
+        return open(line.as_bytes()).with_context(|| format!("{blob} is not usable"));
     }
     Ok(aerie_config::load(path)?.bundle)
+}
+
+/// The line, where it was saved to a file, as from a mail. Of disks and of other files nothing is read but their begin.
+fn saved_line(path: &Path) -> Option<Zeroizing<String>> {
+    let mut file = std::fs::File::open(path).ok()?;
+    let mut text = Zeroizing::new(String::new());
+    let mut begin = [0; LINE.len()];
+    if !file.metadata().ok()?.is_file() {
+        return None;
+    }
+    file.read_exact(&mut begin).ok()?;
+    (begin == LINE.as_bytes()).then_some(())?;
+    text.push_str(LINE);
+    file.take(MAX_CARRIER_BYTES as u64)
+        .read_to_string(&mut text)
+        .ok()?;
+    Some(text)
 }
 
 fn open(bytes: &[u8]) -> Result<Bundle> {
@@ -390,5 +404,45 @@ fn remove(path: &Path) -> Result<()> {
             Err(error).with_context(|| format!("cannot remove {}", path.display()))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bundle() -> Bundle {
+        let spec = Spec::parse(&format!(
+            "version = 1\n[grid]\nname = \"lab\"\nca_hash = \"{}\"\nrange = \"100.96.0.0/11\"\n\
+             [enrol]\nurls = [\"https://192.0.2.1:8443\"]\ntoken = \"secret\"\n\
+             [node]\nroles = [\"worker\"]\ngroup = \"physics\"\n",
+            "ab".repeat(32)
+        ));
+        Bundle::of_spec(&spec.unwrap())
+    }
+
+    #[test]
+    fn a_line_that_mail_has_broken_is_a_blob_all_the_same() {
+        let line = line(&bundle()).unwrap();
+        let broken: Vec<_> = line
+            .trim()
+            .as_bytes()
+            .chunks(72)
+            .map(String::from_utf8_lossy)
+            .collect();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mail");
+        std::fs::write(&path, broken.join("\r\n") + "\n").unwrap();
+        let read = read(path.to_str().unwrap()).unwrap();
+        assert!(read == bundle());
+    }
+
+    #[test]
+    fn a_line_that_was_cut_is_told_apart_from_none() {
+        let line = line(&bundle()).unwrap();
+        for cut in [LINE.len(), LINE.len() + 9, line.len() / 2, line.len() - 3] {
+            assert!(read(&line[..cut]).is_err(), "{cut}");
+        }
+        assert!(read("/absent").unwrap_err().to_string().contains("/absent"));
     }
 }

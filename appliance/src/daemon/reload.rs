@@ -1,7 +1,7 @@
 //! `systemctl reload aerie`, or SIGHUP: what would be looked at again in a while is looked at now.
 //!
 //! - A daemon that has no configuration searches for one.
-//! - HTCondor's configuration is written again where somebody changed it, and its daemons read it again.
+//! - HTCondor's configuration is written again where somebody changed it, and the pool is asked for this node.
 //! - A configuration that differs from the one in force is told of. It is taken at the next start: which grid a
 //!   daemon serves, and with which address, never changes under its feet.
 
