@@ -81,9 +81,9 @@ fn a_daemon_without_a_configuration_is_ready_and_says_what_it_waits_for() {
     let folder = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(folder.path());
     daemon.told("READY=1");
-    let status = daemon.told("STATUS=source: ");
+    let status = daemon.told("blob.toml");
     assert!(
-        status.contains("blob.toml") && status.contains("WATCHDOG=1"),
+        status.contains("STATUS=source: ") && status.contains("WATCHDOG=1"),
         "{status}"
     );
 }
