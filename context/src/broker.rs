@@ -254,10 +254,6 @@ impl Broker {
         };
         let committed = entry.write().commit(record);
         let effects = committed.map_err(|why| Error::Defect { id, why })?;
-        if compact {
-            let snapshot = entry.read().snapshot();
-            self.store.compact(id, &snapshot)?;
-        }
         if effects.destroyed {
             let ended = Place::Ended(Fingerprint::of(&entry.certificate));
             let mut contexts = self.contexts.write().unwrap_or_else(PoisonError::into_inner);
@@ -265,10 +261,17 @@ impl Broker {
             forget_old(&mut contexts);
             tracing::info!(%id, "context destroyed");
         }
-        drop(changing);
         if effects.published || effects.destroyed {
             entry.news.send_modify(|count| *count += 1);
         }
+        if compact {
+            let snapshot = entry.read().snapshot();
+            if let Err(error) = self.store.compact(id, &snapshot) {
+                // The record itself is kept; the next time will do.
+                tracing::error!(%id, %error, "a long journal was not shortened");
+            }
+        }
+        drop(changing);
         Ok(decision.answer)
     }
 

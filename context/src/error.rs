@@ -35,9 +35,7 @@ pub enum Error {
         dir: PathBuf,
     },
     /// A context's journal does not replay.
-    #[error(
-        "the context {id} cannot be read back: {source}; destroy it, or restore the folder from a backup"
-    )]
+    #[error("the context {id} cannot be read back: {source}; restore the folder from a backup")]
     Corrupt {
         /// The context.
         id: ContextId,

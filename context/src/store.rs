@@ -11,6 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aerie_context_proto::{ContextId, Fingerprint, Record, Secret};
 use aerie_types::WallMillis;
+use nix::fcntl::{Flock, FlockArg};
 use rusqlite::{Connection, TransactionBehavior, params};
 
 use crate::Error;
@@ -57,7 +58,7 @@ pub(crate) struct Live {
 
 pub(crate) struct Store {
     conn: Mutex<Connection>,
-    _lock: File,
+    _lock: Flock<File>,
 }
 
 impl Store {
@@ -79,7 +80,7 @@ impl Store {
                 .map_err(io_error(path))
         };
         let lock = open(&dir.join(LOCK))?;
-        lock.try_lock()
+        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock)
             .map_err(|_| Error::InUse { dir: dir.to_owned() })?;
         let path = dir.join(FILE);
         // SQLite gives its own mode to what it makes; the journal's files take that of the database.
@@ -261,4 +262,101 @@ fn encode(id: ContextId, record: &Record) -> Result<String, Error> {
 /// A time as the database keeps it.
 fn sql(time: WallMillis) -> i64 {
     i64::try_from(time.0).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use aerie_context_proto::{Command, Context, Creation, Settings, xml};
+
+    use super::*;
+
+    const NOW: WallMillis = WallMillis(1_900_000_000_000);
+
+    fn context(store: &Store) -> Context {
+        let cluster = "<cluster><workspace><name>a</name></workspace></cluster>";
+        let creation = Creation {
+            id: ContextId([1; 16]),
+            cluster: xml::read_cluster(cluster).unwrap(),
+            settings: Settings::default(),
+            open: true,
+        };
+        let record = Context::create(creation, NOW).unwrap();
+        let secret = Secret::new(vec![1]);
+        store
+            .create(ContextId([1; 16]), b"certificate", &secret, &record, NOW)
+            .unwrap();
+        Context::replay([record]).unwrap()
+    }
+
+    fn inject(store: &Store, context: &mut Context, name: &str) {
+        let command = Command::Inject {
+            name: name.parse().unwrap(),
+            content: name.to_owned(),
+        };
+        let record = context.decide(command, NOW).unwrap().record.unwrap();
+        store.append(context.id(), &record).unwrap();
+        context.commit(record).unwrap();
+    }
+
+    fn loaded(store: &Store) -> (usize, Context) {
+        let kept = store.load().unwrap().pop().unwrap();
+        let records = kept.live.unwrap().records;
+        (records.len(), Context::replay(records).unwrap())
+    }
+
+    #[test]
+    fn a_long_journal_is_shortened_and_reads_back_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let mut context = context(&store);
+        for name in ["x", "y", "z"] {
+            inject(&store, &mut context, name);
+        }
+        assert_eq!(loaded(&store), (4, context.clone()));
+        store.compact(context.id(), &context.snapshot()).unwrap();
+        inject(&store, &mut context, "w");
+        assert_eq!(loaded(&store), (2, context));
+    }
+
+    #[test]
+    fn a_destroyed_context_leaves_neither_its_secret_nor_its_journal_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let context = context(&store);
+        store.destroy(context.id(), NOW).unwrap();
+        let kept = store.load().unwrap().pop().unwrap();
+        assert!(kept.live.is_none() && kept.id == context.id());
+        let rows: i64 = store
+            .lock()
+            .query_row("SELECT count(*) FROM records", [], |row| row.get(0))
+            .unwrap();
+        assert_eq!(rows, 0);
+    }
+
+    #[test]
+    fn only_the_brokers_user_reads_the_database() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        context(&store);
+        for entry in std::fs::read_dir(dir.path()).unwrap() {
+            let entry = entry.unwrap();
+            let mode = entry.metadata().unwrap().permissions().mode() & 0o777;
+            assert_eq!(mode, 0o600, "{:?}", entry.file_name());
+        }
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_written_is_not_there_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let mut context = context(&store);
+        store.lock().execute_batch("PRAGMA query_only = 1").unwrap();
+        let record = context.decide(Command::Close, NOW).unwrap().record.unwrap();
+        let error = store.append(context.id(), &record).unwrap_err().to_string();
+        assert!(error.contains("check the disk's space"), "{error}");
+        store.lock().execute_batch("PRAGMA query_only = 0").unwrap();
+        assert_eq!(loaded(&store).1, context);
+        inject(&store, &mut context, "x");
+    }
 }

@@ -515,3 +515,46 @@ fn two_brokers_do_not_share_a_folder() {
     let error = Broker::open(dir.path(), "https://127.0.0.1:2").unwrap_err();
     assert!(error.to_string().starts_with("another broker runs on"), "{error}");
 }
+
+/// As fast as two cores do a thousand machines' handshakes, on a database that syncs each report.
+#[test]
+#[ignore = "it takes long in a build without optimisation: cargo test --release -p aerie-context --test service -- \
+            --ignored a_thousand --nocapture"]
+fn a_thousand_members_over_https_are_all_told_of_each_other() {
+    let site = Site::start();
+    let creator = site.creator();
+    let document = NFS.replace("<quantity>2<", "<quantity>999<");
+    let created = creator
+        .create(&document, Form::Xml, &CreateQuery::default())
+        .unwrap();
+    let started = std::time::Instant::now();
+    std::thread::scope(|scope| {
+        for index in 0..1000u16 {
+            let contact = &created.contact;
+            scope.spawn(move || {
+                let set = if index == 0 { "server" } else { "client" };
+                let ip = format!("10.1.{}.{}", index / 250, index % 250 + 1);
+                let mut member = Member::new(contact, set, &ip, 0);
+                let mut proof = [0; 32];
+                proof[..2].copy_from_slice(&index.to_be_bytes());
+                member.instance = Instance::new(proof);
+                let patient = |error: Error| assert!(error.is_retryable(), "{error}");
+                while let Err(error) = member.register() {
+                    patient(error);
+                }
+                let view = loop {
+                    match member.view(0, 50) {
+                        Ok(Some(view)) => break view,
+                        Ok(None) => {}
+                        Err(error) => patient(error),
+                    }
+                };
+                while let Err(error) = member.exit(view.version, true) {
+                    patient(error);
+                }
+            });
+        }
+    });
+    println!("a thousand members: {:.1} s", started.elapsed().as_secs_f64());
+    assert!(creator.status(created.id).unwrap().all_ok);
+}

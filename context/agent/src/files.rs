@@ -100,7 +100,6 @@ pub(crate) fn put_block(path: &Path, block: &str) -> Result<(), Error> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
 

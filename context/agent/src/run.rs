@@ -192,13 +192,27 @@ impl<'a> Agent<'a> {
     }
 
     fn report(&mut self, exit: &Exit) -> Result<Option<End>, Error> {
-        let answered = patiently(|| {
+        let asked = patiently(|| {
             self.client
                 .exit(self.context, &self.state.instance, &self.member, exit)
-        })?;
-        let answer = match answered {
-            Ok(answer) => answer,
-            Err(end) => return Ok(Some(end)),
+        });
+        let answer = match asked {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(end)) => return Ok(Some(end)),
+            // A broker that was restored from a backup remembers otherwise. This report will never be taken; that of
+            // the next attempt may be.
+            Err(Error::Broker(BrokerError::Refused {
+                status: 409, message, ..
+            })) => {
+                say(&format!(
+                    "the report of attempt {} is refused: {message}",
+                    exit.attempt
+                ));
+                ExitAnswer::Retry {
+                    after_millis: u64::try_from(LAST_PAUSE.as_millis()).unwrap_or(u64::MAX),
+                }
+            }
+            Err(error) => return Err(error),
         };
         self.state.kept.unsent = None;
         let mut end = Ok(None);

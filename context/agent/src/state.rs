@@ -98,7 +98,6 @@ fn random() -> Result<[u8; 32], Error> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
 

@@ -154,7 +154,6 @@ fn drain(output: &mut impl Read, log: &mut Tail) -> bool {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 

@@ -137,9 +137,12 @@ text_type!(
     |text| {
         let text = text.strip_suffix('.').unwrap_or(text);
         let numeric = text.rsplit('.').next().is_none_or(|last| last.bytes().all(|b| b.is_ascii_digit()));
+        let text = text.to_ascii_lowercase();
+        // What every machine calls itself is nobody's name for others (RFC 6761).
+        let local = text == "localhost" || text.ends_with(".localhost");
         // With a last label of digits it would be read as an address.
-        (text.len() <= MAX_HOST_NAME && !numeric && text.split('.').all(is_label))
-            .then(|| text.to_ascii_lowercase())
+        let good = text.len() <= MAX_HOST_NAME && !numeric && !local && text.split('.').all(is_label);
+        good.then_some(text)
     }
 );
 
@@ -330,6 +333,7 @@ mod tests {
         assert!("..".parse::<Interface>().is_err());
         assert_eq!("W1.Lab.".parse::<HostName>().unwrap().as_str(), "w1.lab");
         assert!("10.0.0.1".parse::<HostName>().is_err());
+        assert!("LocalHost".parse::<HostName>().is_err());
     }
 
     #[test]

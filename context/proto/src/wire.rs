@@ -6,6 +6,8 @@
 //! | `GET /ctx/` | creator | | list of [`crate::Status`] without members |
 //! | `GET /ctx/ID` | creator, member | | [`crate::Status`] |
 //! | `DELETE /ctx/ID` | creator | | |
+//! | `GET /ctx/ID/contact` | creator | | [`Contact`] |
+//! | `GET /ctx/ID/user-data/SET?member=NAME` | creator | | [`crate::UserData`] |
 //! | `POST /ctx/ID/close` | creator | | |
 //! | `PUT /ctx/ID/data/NAME` | creator | the blob | |
 //! | `PUT /ctx/ID/sets/SET` | creator | [`Quantity`] | [`Members`] |
@@ -13,6 +15,10 @@
 //! | `GET /ctx/ID/members/NAME?after=V&wait=S` | member | | [`crate::View`]; 204 where there is no news |
 //! | `POST /ctx/ID/members/NAME/exit` | member | [`crate::Exit`] | [`ExitAnswer`] |
 //! | `DELETE /ctx/ID/members/NAME` | creator, member | | |
+//! | `GET /health` | anybody | | the broker's version |
+//!
+//! A request that fails is answered with [`ErrorAnswer`]. A member may have its view as XML too (`Accept:
+//! application/xml`).
 //!
 //! A creator shows the broker's token (`Authorization: Bearer`), a member the context's certificate in the TLS
 //! handshake and, once it has reported, its instance in the header [`INSTANCE_HEADER`].

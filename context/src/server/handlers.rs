@@ -90,8 +90,8 @@ pub(super) fn router(shared: Shared) -> Router {
             "/ctx/{id}/data/{name}",
             put(inject).layer(DefaultBodyLimit::max(MAX_DATA_BYTES)),
         )
-        .route("/ctx/{id}/sets/{set}", put(expect).layer(reports.clone()))
-        .route("/ctx/{id}/members", post(register).layer(reports.clone()))
+        .route("/ctx/{id}/sets/{set}", put(expect).layer(reports))
+        .route("/ctx/{id}/members", post(register).layer(reports))
         .route("/ctx/{id}/members/{member}", get(retrieve).merge(delete(leave)))
         .route("/ctx/{id}/members/{member}/exit", post(exit).layer(reports))
         .route("/health", get(health))

@@ -16,7 +16,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::{Broker, Error};
-use handlers::Shared;
+use handlers::{Failure, Shared};
 use tls::Acceptor;
 
 /// How long a shutdown waits for answers that are under way. Members that wait for news ask again.
@@ -147,8 +147,8 @@ impl std::fmt::Debug for Server {
 async fn tick(shared: Shared) {
     loop {
         tokio::time::sleep(TICK).await;
-        if shared.run(|broker, now| broker.tick(now)).await.is_err() {
-            tracing::error!("deadlines could not be written down; trying again");
+        if let Err(Failure::Denied(error)) = shared.run(|broker, now| broker.tick(now)).await {
+            tracing::error!(%error, "deadlines could not be written down; trying again");
         }
     }
 }

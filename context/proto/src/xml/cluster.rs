@@ -145,6 +145,9 @@ fn provides(element: &Element) -> Result<Provides, DocumentError> {
     }
     for data in element.all("data") {
         data.only(&["name"], &[])?;
+        if !data.text().trim().is_empty() {
+            return Err(data.wrong("has a content; the member itself reports that, so give the name alone"));
+        }
         provides
             .data
             .push(data.attribute("name")?.ok_or_else(|| data.wrong("lacks name="))?);

@@ -152,6 +152,11 @@ fn an_error_names_the_element_and_its_line() {
             "line 4: the document is not well-formed XML",
         ),
         (
+            "<label>nfsserver</label>",
+            "<data name=\"x\">y</data>",
+            "line 10: <data> has a content; the member itself reports that",
+        ),
+        (
             "wantlogin=\"true\"",
             "wantlogin=\"maybe\"",
             "line 6: <nic> has wantlogin= neither 'true' nor 'false'",
