@@ -292,7 +292,11 @@ impl<T: Tun, U: Udp> Driver<T, U> {
         loop {
             match self.wait().await {
                 Wake::Edge => self.take_batches(),
-                Wake::Stream(event) => self.take_streamed(event),
+                Wake::Stream(event) => {
+                    self.take_streamed(event);
+                    // However much comes over connections, this host's own packets have their turn.
+                    self.take_batches();
+                }
                 Wake::Command(None) => break,
                 Wake::Command(Some(Command::Shutdown(done))) => {
                     drop(self);
@@ -305,6 +309,9 @@ impl<T: Tun, U: Udp> Driver<T, U> {
                 Wake::Timer | Wake::EventRoom => {}
             }
             self.look_at_clock();
+            while let Some(action) = self.core.poll_stream() {
+                self.streams.obey(action);
+            }
             self.traffic
                 .send(&self.udp, &self.streams, &mut self.core, now())
                 .await;
@@ -523,14 +530,6 @@ impl<T: Tun, U: Udp> Driver<T, U> {
         match event {
             proto::Event::Resolve(addr) => Some(Event::Resolve(addr)),
             proto::Event::Signal { to, bytes } => Some(Event::Signal { to, bytes }),
-            proto::Event::OpenStream { relay, to } => {
-                self.streams.open(relay, to);
-                None
-            }
-            proto::Event::CloseStream(stream) => {
-                self.streams.close(stream);
-                None
-            }
             proto::Event::PathChanged { peer, path, why } => Some(Event::PathChanged { peer, path, why }),
             proto::Event::Pong { id, rtt, path } => {
                 self.answer_ping(id, Ok(Pong { rtt, path }));

@@ -16,7 +16,7 @@
 //!
 //! Order of calls: after any input, take [`Tunnels::poll_transmits`] first (probes and handshakes must not wait
 //! behind bulk data) and [`Tunnels::poll_forwards`] last of what is sent, then [`Tunnels::poll_inner`] and
-//! [`Tunnels::poll_event`] until they are empty, and ask [`Tunnels::poll_timeout`] again: it can have become due at
+//! [`Tunnels::poll_event`] until they are empty, as well as [`Tunnels::poll_stream`], and ask [`Tunnels::poll_timeout`] again: it can have become due at
 //! once.
 //!
 //! A packet that does not fit its peer's path is cut or answered, once the path's MTU is known: see `path::mtu` and
@@ -60,5 +60,7 @@ pub use signal::{Candidate, CandidateKind, MAX_SIGNAL};
 pub use status::{Change, Counters, PairState, PairStatus, PathKind, PathStatus, PeerStatus, Reason};
 pub use suite::Suite;
 pub use transmits::{Run, Transmits};
-pub use tunnels::{Config, CredentialCheck, Event, RelayInfo, RemoteIdentity, RemotePeer, Tunnels};
+pub use tunnels::{
+    Config, CredentialCheck, Event, RelayInfo, RemoteIdentity, RemotePeer, StreamAction, Tunnels,
+};
 pub use wire::{DATA_HEADER, DATA_OVERHEAD, RELAY_OVERHEAD, VERSION};

@@ -28,8 +28,8 @@ pub(crate) const HANDSHAKES_PER_PEER: u32 = 2;
 pub(crate) const HANDSHAKES_BURST: u32 = 5;
 /// Source addresses of queries whose rates are remembered; beyond it the oldest is forgotten.
 pub(crate) const MAX_RATED_SOURCES: usize = 1024;
-/// Reflexive queries answered of one source a second.
-pub(crate) const QUERIES_PER_SOURCE: u32 = 10;
+/// Reflexive queries answered of one source a second: a campus may share one address.
+pub(crate) const QUERIES_PER_SOURCE: u32 = 50;
 /// Reflexive queries answered in all a second.
 pub(crate) const QUERIES_TOTAL: u32 = 500;
 

@@ -17,8 +17,10 @@ const MAX_SERVERS: usize = 4;
 /// A query is repeated so often, a second apart.
 const TRIES: u32 = 4;
 const RETRY: Duration = Duration::from_millis(700);
-/// So many queries unanswered make a member silent: after a second and a half.
-const SILENT: u32 = 3;
+/// So many queries make a member silent that were not answered before their next was due: after a second and a half.
+const SILENT: u32 = 2;
+/// What a peer has answered shortly before counts against silence.
+const PROOF: Duration = Duration::from_secs(1);
 /// While somebody is being reached, an answer older than this is asked for again.
 const FRESH: Duration = Duration::from_secs(20);
 /// Peers whose sight of this host is remembered, and how long: their keep-alives come more often.
@@ -56,6 +58,8 @@ impl std::fmt::Display for Mapping {
 #[derive(Default)]
 pub(crate) struct Reflexive {
     servers: BTreeMap<UnderlayAddr, Server>,
+    /// When somebody has answered over UDP, other than to a query.
+    proved: Option<Instant>,
     /// How peers that were probed directly saw this host.
     witnesses: BTreeMap<UnderlayAddr, (UnderlayAddr, Instant)>,
 }
@@ -63,10 +67,10 @@ pub(crate) struct Reflexive {
 struct Server {
     next: Instant,
     tries: u32,
-    /// Queries since its last answer.
+    /// Queries since its last answer that were not answered in time.
     unanswered: u32,
     transaction: Option<u64>,
-    /// When it was asked last.
+    /// When it was asked first, of the tries that are under way.
     asked: Instant,
     seen: Option<(UnderlayAddr, Instant)>,
     rtt: Option<Duration>,
@@ -123,9 +127,9 @@ impl Reflexive {
     /// Asks everybody anew, without forgetting what they said.
     pub(crate) fn ask_again(&mut self, now: Instant) {
         for server in self.servers.values_mut() {
-            let under_way = server.transaction.is_some() && server.next > now && server.tries > 0;
-            server.tries = 0;
-            if !under_way || server.next > now + RETRY {
+            let under_way = server.transaction.is_some() && server.next > now && server.next <= now + RETRY;
+            if !under_way {
+                server.tries = 0;
                 server.next = now;
             }
         }
@@ -169,10 +173,24 @@ impl Reflexive {
         self.servers.contains_key(&addr)
     }
 
-    /// Whether nobody answers any more: most likely UDP does not pass.
+    /// Whether nobody answers any more, neither those asked nor anybody else: most likely UDP does not pass.
     pub(crate) fn is_silent(&self) -> bool {
-        let silent = |server: &Server| server.unanswered >= SILENT;
+        let silent = |server: &Server| {
+            let proved = self.proved.is_some_and(|at| at + PROOF >= server.asked);
+            server.unanswered >= SILENT && !proved
+        };
         !self.servers.is_empty() && self.servers.values().all(silent)
+    }
+
+    /// Somebody has answered over UDP, and proved who it is.
+    pub(crate) fn proved(&mut self, now: Instant) {
+        self.proved = Some(now);
+    }
+
+    /// Whether anybody has answered over UDP since then.
+    pub(crate) fn is_heard_since(&self, then: Instant) -> bool {
+        let told = self.servers.values().filter_map(|server| server.seen);
+        told.map(|(_, at)| at).chain(self.proved).any(|at| at > then)
     }
 
     /// Whether anybody has answered, of those asked; `None` while that may still change.
@@ -193,6 +211,7 @@ impl Reflexive {
             *server = Server::new(now);
         }
         self.witnesses.clear();
+        self.proved = None;
     }
 
     /// The queries that are due.
@@ -209,12 +228,21 @@ impl Reflexive {
             if server.tries > TRIES {
                 server.tries = 0;
             }
+            if server.tries == 0 {
+                server.transaction = None;
+                server.asked = now;
+            }
             server.tries += 1;
-            server.unanswered += 1;
             server.next = now + if server.tries > TRIES { REFRESH } else { RETRY };
-            let transaction = random();
+            // One number for all tries of a time: on a long line the answer to the first comes after the second.
+            let transaction = match server.transaction {
+                Some(transaction) => {
+                    server.unanswered += 1;
+                    transaction
+                }
+                None => random(),
+            };
             server.transaction = Some(transaction);
-            server.asked = now;
             out.push((*addr, wire::reflexive_query(transaction)));
         }
         out
@@ -352,6 +380,53 @@ mod tests {
         assert_eq!(after_answers([addr(9, 4242), addr(9, 4243)]), Mapping::Dependent);
         let own = UnderlayAddr(([10, 0, 0, 1], 4242).into());
         assert_eq!(after_answers([own, own]), Mapping::Open);
+    }
+
+    #[test]
+    fn doubts_that_come_in_a_burst_cost_one_query_and_silence_nobody() {
+        let mut now = Instant::now();
+        let mut reflexive = Reflexive::default();
+        reflexive.set_servers([addr(1, 1)], now);
+        let mut asked = Vec::new();
+        for number in 0..5 {
+            reflexive.ask_again(now);
+            asked.extend(reflexive.poll(now, || number));
+            now += Duration::from_millis(3);
+        }
+        assert_eq!(asked.len(), 1);
+        assert!(!reflexive.is_silent());
+        assert!(reflexive.answered(addr(1, 1), 0, addr(9, 1), now));
+    }
+
+    #[test]
+    fn an_answer_that_takes_longer_than_the_next_query_counts() {
+        let start = Instant::now();
+        let mut reflexive = Reflexive::default();
+        reflexive.set_servers([addr(1, 1)], start);
+        let mut number = 0;
+        let mut next = || {
+            number += 1;
+            number
+        };
+        reflexive.poll(start, &mut next);
+        reflexive.poll(start + RETRY, &mut next);
+        let late = start + RETRY + Duration::from_millis(200);
+        assert!(reflexive.answered(addr(1, 1), 1, addr(9, 1), late));
+        assert_eq!(reflexive.rtt(addr(1, 1)), Some(late - start));
+    }
+
+    #[test]
+    fn a_peer_that_answers_shows_that_it_is_not_udp_that_does_not_pass() {
+        let mut now = Instant::now();
+        let mut reflexive = Reflexive::default();
+        reflexive.set_servers([addr(1, 1)], now);
+        for _ in 0..4 {
+            reflexive.poll(now, || 7);
+            now += RETRY;
+        }
+        assert!(reflexive.is_silent());
+        reflexive.proved(now);
+        assert!(!reflexive.is_silent());
     }
 
     #[test]

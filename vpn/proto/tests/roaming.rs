@@ -89,7 +89,6 @@ fn a_router_that_is_renumbered_silently_costs_a_few_seconds() {
             world.renumber(nat);
             let outage = echo(&mut world, a, b, Duration::from_secs(40));
             assert!(outage < SILENT, "{kind:?}, {side}: {outage:?}");
-            eprintln!("{kind:?}, {side}: {outage:?}");
         }
         assert_eq!(is_direct(&world, a, b), kind == NatKind::PortRestricted);
     }
@@ -103,5 +102,4 @@ fn a_node_that_comes_to_where_udp_does_not_pass_goes_on_over_tls() {
     world.roam(a, nat);
     let outage = echo(&mut world, a, b, Duration::from_secs(20));
     assert!(outage < Duration::from_secs(5), "{outage:?}");
-    eprintln!("{outage:?}");
 }

@@ -1,9 +1,12 @@
 //! Connections over TLS that take the data socket's place where UDP does not pass.
 //!
 //! A relay listens; a member that nobody answers over UDP connects. Either end then has a number for the connection,
-//! and the core an address by it ([`UnderlayAddr::of_stream`]). Over the connection go a preamble, which turns away
-//! whoever meant to speak another protocol, and datagrams, each after its length in two bytes, big-endian. A length of
-//! zero says that the connection is alive.
+//! and the core an address by it ([`UnderlayAddr::of_stream`]). Over the connection go a preamble, which the relay gives
+//! back and which turns away whoever meant to speak another protocol, and datagrams, each after its length in two bytes,
+//! big-endian. A length of zero says that the connection is alive.
+//!
+//! Anybody may connect. Room is kept for members: where there is none left, the oldest connection goes over which nobody
+//! has proved to be one ([`StreamAction::Proved`]), and one address does not get more than its share of those.
 //!
 //! The certificate is made at each start and checked by nobody: what the core sends is authenticated and sealed by
 //! itself, over UDP as here. TLS is the form in which networks let it pass.
@@ -19,13 +22,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use aerie_types::{PeerId, UnderlayAddr};
-use aerie_vpn_proto::Run;
+use aerie_vpn_proto::{Run, StreamAction};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::timeout;
 
 use super::tls;
@@ -40,9 +43,12 @@ const ALIVE: Duration = Duration::from_secs(20);
 const SILENCE: Duration = Duration::from_secs(60);
 /// What the far end has not acknowledged for so long ends the connection.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
-/// Connections that a relay takes, in all and from one address (IPv6: one /64): members behind one NAT share it.
-const MAX_ACCEPTED: usize = 512;
-const MAX_PER_SOURCE: usize = 64;
+/// Connections that a relay takes.
+const MAX_ACCEPTED: usize = 1024;
+/// Of those over which nobody has proved to be a member: from one address (IPv6: one /48).
+const MAX_PER_SOURCE: usize = 32;
+/// What is read at a time: a record of TLS.
+const READ: usize = 16 << 10;
 /// Bytes that wait for one connection: at 10 Mbit/s a fifth of a second.
 const QUEUE_BYTES: usize = 256 << 10;
 /// Runs that wait for one connection: some may be short.
@@ -83,8 +89,16 @@ pub(crate) struct Streams {
 struct Shared {
     events: mpsc::Sender<StreamEvent>,
     queues: Mutex<BTreeMap<u64, Arc<Queue>>>,
-    sources: Mutex<BTreeMap<IpAddr, usize>>,
+    /// The connections that were taken, by their numbers: the oldest first.
+    guests: Mutex<BTreeMap<u64, Guest>>,
     next: AtomicU64,
+}
+
+/// A connection that was taken.
+struct Guest {
+    source: IpAddr,
+    proved: bool,
+    task: Option<AbortHandle>,
 }
 
 /// What waits for a connection to send it.
@@ -101,7 +115,7 @@ impl Streams {
             shared: Arc::new(Shared {
                 events,
                 queues: Mutex::default(),
-                sources: Mutex::default(),
+                guests: Mutex::default(),
                 next: AtomicU64::new(1),
             }),
             arrived,
@@ -134,8 +148,22 @@ impl Streams {
         self.port
     }
 
+    /// Does what the core wants.
+    pub(crate) fn obey(&mut self, action: StreamAction) {
+        match action {
+            StreamAction::Open { relay, to } => self.open(relay, to),
+            StreamAction::Close(stream) => self.close(stream),
+            StreamAction::Proved(stream) => {
+                let mut guests = self.shared.guests();
+                if let Some(guest) = stream.stream().and_then(|number| guests.get_mut(&number)) {
+                    guest.proved = true;
+                }
+            }
+        }
+    }
+
     /// Connects to a relay; what comes of it is an event.
-    pub(crate) fn open(&mut self, relay: PeerId, to: UnderlayAddr) {
+    fn open(&mut self, relay: PeerId, to: UnderlayAddr) {
         while self.tasks.try_join_next().is_some() {}
         let shared = Arc::clone(&self.shared);
         let work = async move {
@@ -145,10 +173,12 @@ impl Streams {
             };
             match connected {
                 Ok(connected) => {
-                    let (number, outgoing) = shared.admit();
+                    let number = shared.number();
+                    let outgoing = shared.admit(number);
                     let stream = UnderlayAddr::of_stream(number);
                     shared.say(StreamEvent::Opened { relay, stream }).await;
                     shared.carry(connected, number, outgoing).await;
+                    shared.say(StreamEvent::Ended { stream }).await;
                 }
                 Err(error) => {
                     tracing::info!(%to, %error, "no connection to the relay over TLS; trying again later");
@@ -160,7 +190,7 @@ impl Streams {
     }
 
     /// Ends a connection. Of one that is not known nothing is done.
-    pub(crate) fn close(&self, stream: UnderlayAddr) {
+    fn close(&self, stream: UnderlayAddr) {
         if let Some(number) = stream.stream() {
             // Its writer ends once nobody can give it anything more.
             self.shared.queues().remove(&number);
@@ -207,8 +237,12 @@ impl Shared {
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn sources(&self) -> MutexGuard<'_, BTreeMap<IpAddr, usize>> {
-        self.sources.lock().unwrap_or_else(PoisonError::into_inner)
+    fn guests(&self) -> MutexGuard<'_, BTreeMap<u64, Guest>> {
+        self.guests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn number(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
     }
 
     async fn say(&self, event: StreamEvent) {
@@ -217,15 +251,14 @@ impl Shared {
     }
 
     /// Makes room for a connection.
-    fn admit(&self) -> (u64, (Arc<Queue>, mpsc::Receiver<Vec<u8>>)) {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
+    fn admit(&self, number: u64) -> (Arc<Queue>, mpsc::Receiver<Vec<u8>>) {
         let (runs, outgoing) = mpsc::channel(QUEUE_RUNS);
         let queue = Arc::new(Queue {
             runs,
             bytes: AtomicUsize::new(0),
         });
         self.queues().insert(number, Arc::clone(&queue));
-        (number, (queue, outgoing))
+        (queue, outgoing)
     }
 
     /// Carries datagrams until the connection ends.
@@ -235,23 +268,21 @@ impl Shared {
         number: u64,
         (queue, outgoing): (Arc<Queue>, mpsc::Receiver<Vec<u8>>),
     ) {
-        let stream = UnderlayAddr::of_stream(number);
         let (reader, writer) = tokio::io::split(connected);
         let weak = Arc::downgrade(&queue);
         drop(queue);
         let written = write_all(writer, outgoing, || weak.upgrade());
         let error = tokio::select! {
-            read = self.read_all(reader, stream) => read.err(),
+            read = self.read_all(reader, UnderlayAddr::of_stream(number)) => read.err(),
             written = written => written.err(),
         };
         let error = error.map_or_else(|| "closed".to_owned(), |error| error.to_string());
         tracing::debug!(number, error, "a connection over TLS has ended");
         self.queues().remove(&number);
-        self.say(StreamEvent::Ended { stream }).await;
     }
 
     async fn read_all(&self, reader: impl AsyncRead + Unpin, stream: UnderlayAddr) -> io::Result<()> {
-        let mut reader = BufReader::with_capacity(1 << 16, reader);
+        let mut reader = BufReader::with_capacity(READ, reader);
         loop {
             let len = timeout(SILENCE, reader.read_u16()).await??;
             if len == 0 {
@@ -263,42 +294,51 @@ impl Shared {
         }
     }
 
-    /// Counts a connection from an address. `None`: there are too many.
-    fn enter(self: &Arc<Self>, from: IpAddr) -> Option<Guest> {
+    /// Makes room for a connection from an address. `None`: members have all of it.
+    fn enter(&self, from: IpAddr) -> Option<u64> {
         let source = match from.to_canonical() {
-            IpAddr::V6(v6) => Ipv6Addr::from(u128::from(v6) & (u128::MAX << 64)).into(),
+            IpAddr::V6(v6) => Ipv6Addr::from(u128::from(v6) & (u128::MAX << 80)).into(),
             v4 => v4,
         };
-        let mut sources = self.sources();
-        let all: usize = sources.values().sum();
-        let of_source = sources.entry(source).or_default();
-        let room = all < MAX_ACCEPTED && *of_source < MAX_PER_SOURCE;
-        if room {
-            *of_source += 1;
-        } else if *of_source == 0 {
-            sources.remove(&source);
-        }
-        room.then(|| Guest {
-            shared: Arc::clone(self),
-            source,
-        })
-    }
-}
-
-/// A connection that was taken, as long as it lasts.
-struct Guest {
-    shared: Arc<Shared>,
-    source: IpAddr,
-}
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        let mut sources = self.shared.sources();
-        if let Some(count) = sources.get_mut(&self.source) {
-            *count -= 1;
-            if *count == 0 {
-                sources.remove(&self.source);
+        let mut guests = self.guests();
+        let of_source = |guest: &&Guest| !guest.proved && guest.source == source;
+        let too_many = guests.values().filter(of_source).count() >= MAX_PER_SOURCE;
+        if too_many || guests.len() >= MAX_ACCEPTED {
+            let mut oldest = guests.iter();
+            let oldest = oldest.find(|(_, guest)| !guest.proved && (!too_many || guest.source == source));
+            let oldest = oldest.map(|(number, _)| *number)?;
+            if let Some(task) = guests.remove(&oldest).and_then(|guest| guest.task) {
+                task.abort();
             }
+            self.queues().remove(&oldest);
+        }
+        let number = self.number();
+        guests.insert(
+            number,
+            Guest {
+                source,
+                proved: false,
+                task: None,
+            },
+        );
+        Some(number)
+    }
+
+    /// Greets who has connected, and carries what it sends.
+    async fn receive(&self, tcp: TcpStream, from: SocketAddr, number: u64, acceptor: tls::Acceptor) {
+        match timeout(HANDSHAKE, greet(tcp, acceptor)).await {
+            Ok(Ok(stream)) => {
+                let outgoing = self.admit(number);
+                self.carry(stream, number, outgoing).await;
+            }
+            Ok(Err(error)) => tracing::debug!(%from, %error, "a connection was turned away"),
+            Err(_) => tracing::debug!(%from, "a connection said nothing in time"),
+        }
+        let guest = self.guests().remove(&number);
+        // Of others the core knows nothing.
+        if guest.is_some_and(|guest| guest.proved) {
+            let stream = UnderlayAddr::of_stream(number);
+            self.say(StreamEvent::Ended { stream }).await;
         }
     }
 }
@@ -334,6 +374,7 @@ async fn connect(to: SocketAddr) -> io::Result<impl AsyncRead + AsyncWrite> {
     let mut stream = tls::connect(to.ip(), tcp).await?;
     stream.write_all(&PREAMBLE).await?;
     stream.flush().await?;
+    preamble(&mut stream).await?;
     Ok(stream)
 }
 
@@ -343,21 +384,15 @@ async fn accept_all(listener: TcpListener, acceptor: tls::Acceptor, shared: Arc<
         while guests.try_join_next().is_some() {}
         match listener.accept().await {
             Ok((tcp, from)) => {
-                let Some(guest) = shared.enter(from.ip()) else {
-                    tracing::debug!(%from, "too many connections; one more is not taken");
+                let Some(number) = shared.enter(from.ip()) else {
+                    tracing::debug!(%from, "members have all connections; one more is not taken");
                     continue;
                 };
-                let acceptor = acceptor.clone();
-                guests.spawn(async move {
-                    match timeout(HANDSHAKE, greet(tcp, acceptor)).await {
-                        Ok(Ok(stream)) => {
-                            let (number, outgoing) = guest.shared.admit();
-                            guest.shared.carry(stream, number, outgoing).await;
-                        }
-                        Ok(Err(error)) => tracing::debug!(%from, %error, "a connection was turned away"),
-                        Err(_) => tracing::debug!(%from, "a connection said nothing in time"),
-                    }
-                });
+                let (guest, acceptor) = (Arc::clone(&shared), acceptor.clone());
+                let task = guests.spawn(async move { guest.receive(tcp, from, number, acceptor).await });
+                if let Some(guest) = shared.guests().get_mut(&number) {
+                    guest.task = Some(task);
+                }
             }
             Err(error) => {
                 tracing::debug!(%error, "no connection can be taken");
@@ -370,10 +405,17 @@ async fn accept_all(listener: TcpListener, acceptor: tls::Acceptor, shared: Arc<
 async fn greet(tcp: TcpStream, acceptor: tls::Acceptor) -> io::Result<impl AsyncRead + AsyncWrite> {
     tune(&tcp)?;
     let mut stream = acceptor.accept(tcp).await?;
+    preamble(&mut stream).await?;
+    stream.write_all(&PREAMBLE).await?;
+    stream.flush().await?;
+    Ok(stream)
+}
+
+async fn preamble(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<()> {
     let mut preamble = [0; PREAMBLE.len()];
     stream.read_exact(&mut preamble).await?;
     if preamble == PREAMBLE {
-        Ok(stream)
+        Ok(())
     } else {
         Err(io::Error::new(
             io::ErrorKind::InvalidData,
@@ -468,6 +510,7 @@ mod tests {
         let (mut relay, mut member, stream) = pair().await;
         member.send(stream.stream().unwrap(), run(stream, b"one", 3));
         let (back, _) = datagram(&mut relay).await;
+        relay.obey(StreamAction::Proved(back));
         member.close(stream);
         let StreamEvent::Ended { stream: ended } = relay.next().await else {
             panic!("not ended");
@@ -475,6 +518,7 @@ mod tests {
         assert_eq!(ended, back);
         assert!(matches!(member.next().await, StreamEvent::Ended { .. }));
         relay.send(back.stream().unwrap(), run(back, b"late", 4));
+        assert!(relay.shared.queues().is_empty() && relay.shared.guests().is_empty());
     }
 
     #[tokio::test]
@@ -518,28 +562,39 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_address_cannot_have_all_the_room() {
+    async fn room_is_made_at_the_cost_of_who_proved_nothing() {
         let streams = Streams::new(Handle::current());
-        let enter = |from: &str| streams.shared.enter(from.parse().unwrap());
-        let many: Vec<_> = (0..MAX_PER_SOURCE)
-            .map(|n| enter(&format!("2001:db8::{n:x}")).unwrap())
-            .collect();
-        assert!(enter("2001:db8::ffff").is_none(), "one /64 is one source");
-        let other = enter("::ffff:192.0.2.1");
-        assert!(other.is_some());
-        drop(many);
-        assert!(enter("2001:db8::ffff").is_some());
-        drop(other);
-        assert!(
-            streams.shared.sources().is_empty(),
-            "nothing is remembered of who has gone"
+        let enter = |from: String| streams.shared.enter(from.parse().unwrap());
+        let prove = |number: u64| {
+            streams.shared.guests().get_mut(&number).unwrap().proved = true;
+        };
+        let of_one = || {
+            let source = "2001:db8::".parse::<IpAddr>().unwrap();
+            let guests = streams.shared.guests();
+            guests.values().filter(|guest| guest.source == source).count()
+        };
+        let member = enter("2001:db8::1".to_owned()).unwrap();
+        prove(member);
+        for n in 0..MAX_PER_SOURCE + 5 {
+            assert!(enter(format!("2001:db8:0:{n:x}::1")).is_some());
+        }
+        assert_eq!(
+            of_one(),
+            MAX_PER_SOURCE + 1,
+            "one /48 is one source, and its members come beside"
         );
+        for n in 0..MAX_ACCEPTED - 1 {
+            prove(enter(format!("10.{}.{}.1", n / 200, n % 200)).unwrap());
+        }
+        assert_eq!(of_one(), 1, "the member has kept its place");
+        assert_eq!(enter("192.0.2.9".to_owned()), None, "members have all");
     }
 
     #[tokio::test]
     async fn what_a_stalled_connection_does_not_take_is_dropped() {
         let streams = Streams::new(Handle::current());
-        let (number, (queue, _outgoing)) = streams.shared.admit();
+        let number = streams.shared.number();
+        let (queue, _outgoing) = streams.shared.admit(number);
         let stream = UnderlayAddr::of_stream(number);
         for _ in 0..100 {
             streams.send(number, run(stream, &[0; 60_000], 1400));

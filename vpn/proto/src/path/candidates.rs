@@ -49,11 +49,16 @@ impl Agent {
                 || announced(route)
         });
         // What the peer no longer says of itself may have ended with its former network.
+        let mut doubt = false;
         for (route, pair) in &mut self.pairs {
             let told = matches!(pair.kind, CandidateKind::Host | CandidateKind::Reflexive);
             if told && pair.is_sure() && !announced(route) {
                 pair.doubt(now);
+                doubt = true;
             }
+        }
+        if doubt {
+            self.ask_others(now);
         }
         for candidate in candidates {
             let route = Route::Direct(candidate.addr);

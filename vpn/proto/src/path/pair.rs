@@ -68,8 +68,8 @@ pub(super) struct Pair {
     pub(super) rtt: Option<Duration>,
     /// When it answered last.
     pub(super) answered_at: Option<Instant>,
-    /// Something has happened since its last answer that may have ended it: any that answers is better.
-    pub(super) doubted: bool,
+    /// When something has happened that may have ended it, if it has not answered since.
+    pub(super) doubted: Option<Instant>,
 }
 
 impl Pair {
@@ -84,7 +84,7 @@ impl Pair {
             inflight: VecDeque::new(),
             rtt: None,
             answered_at: None,
-            doubted: false,
+            doubted: None,
         }
     }
 
@@ -94,18 +94,23 @@ impl Pair {
 
     /// It may have ended: asks at once.
     pub(super) fn doubt(&mut self, now: Instant) {
-        self.doubted = true;
+        self.doubted = Some(now);
         self.hurry(now, Duration::ZERO);
     }
 
     /// Whether it is alive beyond doubt.
     pub(super) fn is_sure(&self) -> bool {
-        self.is_alive() && !self.doubted
+        self.is_alive() && self.doubted.is_none()
     }
 
-    /// Whether a probe has gone unanswered for so long.
+    /// Whether it has answered since then.
+    pub(super) fn has_answered_since(&self, then: Instant) -> bool {
+        self.is_alive() && self.answered_at.is_some_and(|at| at >= then)
+    }
+
+    /// Whether two probes have gone unanswered, the last for so long.
     pub(super) fn is_late(&self, patience: Duration, now: Instant) -> bool {
-        let since = self.last_probe.filter(|_| self.tries > 0);
+        let since = self.last_probe.filter(|_| self.tries > 1);
         since.is_some_and(|at| now.saturating_duration_since(at) >= patience)
     }
 
@@ -167,7 +172,7 @@ impl Pair {
         self.rtt = Some(self.rtt.map_or(sample, |rtt| (rtt * 7 + sample) / 8));
         self.state = State::Alive;
         self.answered_at = Some(now);
-        self.doubted = false;
+        self.doubted = None;
         self.tries = 0;
         self.unanswered = 0;
         true

@@ -47,7 +47,7 @@ impl Agent {
     /// Whether something has happened to the way in use since it answered last.
     fn is_in_doubt(&self) -> bool {
         let selected = self.selected.and_then(|selected| self.pairs.get(&selected));
-        selected.is_some_and(|pair| pair.doubted)
+        selected.is_some_and(|pair| pair.doubted.is_some())
     }
 
     /// A packet of the session came in.
@@ -71,9 +71,15 @@ impl Agent {
             pair.hurry(now, Duration::from_secs(1));
             // The peer sends elsewhere, and this one does not answer: it is left for any that does.
             if pair.is_late(ELSEWHERE + 2 * pair.rtt.unwrap_or_default(), now) {
-                pair.doubted = true;
-                self.reselect(now);
+                pair.doubted = Some(now);
+                self.ask_others(now);
             }
         }
+    }
+
+    /// A way is in doubt: which of the others answers?
+    pub(super) fn ask_others(&mut self, now: Instant) {
+        let alive = self.pairs.values_mut().filter(|pair| pair.is_sure());
+        alive.for_each(|pair| pair.hurry(now, Duration::ZERO));
     }
 }

@@ -10,13 +10,13 @@ use super::{Action, Agent, RELAY_PATIENCE, Route};
 const HYSTERESIS: Duration = Duration::from_millis(2);
 
 impl Agent {
-    /// Takes the best way: one that is not in doubt, of those the best class, and within it the shortest round trip, unless the gain is small.
+    /// Takes the best way: the best class, and within it the shortest round trip, unless the gain is small.
     pub(super) fn reselect(&mut self, now: Instant) {
         let best = self
             .pairs
             .iter()
             .filter(|(_, pair)| pair.is_alive())
-            .min_by_key(|(route, pair)| (pair.doubted, class(**route, Some(pair)), pair.rtt))
+            .min_by_key(|(route, pair)| (pair.doubted.is_some(), class(**route, Some(pair)), pair.rtt))
             .map(|(route, _)| *route);
         let current = self
             .selected
@@ -27,6 +27,20 @@ impl Agent {
             }
             return;
         };
+        if let Some((route, pair)) = current
+            && let Some(doubted) = pair.doubted.filter(|_| pair.is_alive())
+        {
+            // It is left for what has answered since, which may be no better, and for nothing else.
+            let proved = self
+                .pairs
+                .iter()
+                .filter(|(other, pair)| **other != route && pair.has_answered_since(doubted));
+            let proved = proved.min_by_key(|(route, pair)| (class(**route, Some(pair)), pair.rtt));
+            if let Some(to) = proved.map(|(route, _)| *route) {
+                self.select(Some(to), now);
+            }
+            return;
+        }
         if let Some((route, pair)) = current {
             let other = self.pairs.get(&best);
             let better_class = class(best, other) < class(route, Some(pair));
@@ -35,8 +49,7 @@ impl Agent {
                 _ => false,
             };
             let same_class = class(best, other) == class(route, Some(pair));
-            let surer = pair.doubted && other.is_some_and(|other| !other.doubted);
-            let better = surer || better_class || (same_class && faster);
+            let better = better_class || (same_class && faster);
             if pair.is_alive() && !better {
                 return;
             }

@@ -59,8 +59,12 @@ impl Link {
     pub(crate) fn move_to(&mut self, addr: UnderlayAddr, now: Instant) -> bool {
         let other = self.addr != addr;
         if other {
+            // A connection is a new chance; going back from one is none.
+            if addr.stream().is_some() {
+                self.unanswered = 0;
+            }
             self.addr = addr;
-            self.rebind(now);
+            self.next = now;
         }
         other
     }
@@ -90,15 +94,15 @@ impl Link {
         }
     }
 
-    /// The relay's answer. `true` when both ends are bound now and were not before.
+    /// The relay's answer: whether both ends are bound now and were not before. `None` if it is none.
     pub(crate) fn handle_bound(
         &mut self,
         (end, sequence, far_bound): (u8, u64, bool),
         mac: Mac<'_>,
         now: Instant,
-    ) -> bool {
+    ) -> Option<bool> {
         if end != self.end || sequence != self.sequence || !mac.verify(&self.key) {
-            return false;
+            return None;
         }
         self.unanswered = 0;
         self.next = if far_bound {
@@ -109,7 +113,7 @@ impl Link {
         };
         let opened = far_bound && !self.far_bound;
         self.far_bound = far_bound;
-        opened
+        Some(opened)
     }
 
     /// Whether the relay was asked in vain more than once.

@@ -77,6 +77,12 @@ impl Tunnels {
             } => {
                 self.handle_probe_reply(origin.route, tag, (transaction, observed), mac, at);
             }
+            // How a connection looks from outside is of no use, and each has an address of its own for the limits.
+            Packet::ReflexiveQuery { .. } | Packet::ReflexiveAnswer { .. }
+                if origin.from.stream().is_some() =>
+            {
+                self.counters.malformed += 1;
+            }
             Packet::ReflexiveQuery { transaction } => self.handle_query(origin.from, transaction, at),
             Packet::ReflexiveAnswer {
                 transaction,
@@ -84,6 +90,9 @@ impl Tunnels {
             } => {
                 if let Some(check) = &mut self.network_check {
                     check.answered(transaction, self.reflexive.asks(origin.from));
+                }
+                if self.streams.are_wanted() {
+                    self.wake_at(at);
                 }
                 if self.reflexive.answered(origin.from, transaction, observed, at) {
                     self.peers.change(at, |peer| {
@@ -99,7 +108,11 @@ impl Tunnels {
                 mac,
             } => {
                 if let Some(relay) = &mut self.relay {
-                    for (to, answer) in relay.bind((session, end, sequence), mac, origin.from, at) {
+                    let answers = relay.bind((session, end, sequence), mac, origin.from, at);
+                    if !answers.is_empty() {
+                        self.streams.proved(origin.from);
+                    }
+                    for (to, answer) in answers {
                         self.outbox.push(to, &answer);
                     }
                 }
@@ -226,6 +239,7 @@ impl Tunnels {
         let Some(id) = self.peer_of_tag(tag, mac, now) else {
             return;
         };
+        self.streams.proved(origin.from);
         let Some(hop) = Hop::of(origin.route, &self.links) else {
             return;
         };
@@ -260,6 +274,7 @@ impl Tunnels {
             return;
         }
         if let Route::Direct(from) = route {
+            self.reflexive.proved(now);
             self.reflexive.witnessed(from, observed, now);
         }
     }

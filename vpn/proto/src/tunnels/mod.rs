@@ -39,6 +39,7 @@ use crate::status::{Counters, PathKind, PeerStatus};
 use crate::{Error, Now, Suite, Transmits};
 
 use peers::Peers;
+pub use streams::StreamAction;
 use streams::Streams;
 
 /// How a node takes part.
@@ -119,16 +120,6 @@ pub enum Event {
         /// Why it is not direct.
         why: Option<String>,
     },
-    /// Connect to a relay over TLS, as UDP does not pass. To be answered by [`Tunnels::stream_opened`] or
-    /// [`Tunnels::stream_ended`].
-    OpenStream {
-        /// The relay.
-        relay: PeerId,
-        /// Where to.
-        to: UnderlayAddr,
-    },
-    /// A connection is of no more use.
-    CloseStream(UnderlayAddr),
     /// A ping was answered.
     Pong {
         /// The number given by [`Tunnels::ping`].
@@ -284,6 +275,11 @@ impl Tunnels {
         self.events.pop_front()
     }
 
+    /// What is to be done about connections over TLS, the next of it.
+    pub fn poll_stream(&mut self) -> Option<StreamAction> {
+        self.streams.next_action()
+    }
+
     /// When [`Tunnels::handle_timeout`] wants to be called.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
@@ -323,6 +319,7 @@ impl Tunnels {
             true
         });
         self.links.values_mut().for_each(|link| link.rebind(at));
+        self.renew_streams(at);
         self.wake_at(at);
     }
 

@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 use aerie_types::{PeerId, UnderlayAddr};
 use rand::Rng;
 
+use super::lengths::way_of;
 use super::{RelayInfo, Tunnels};
 use crate::Now;
+use crate::path::Route;
 use crate::relay::client::Link;
 use crate::signal::Signal;
 use crate::wire::Mac;
@@ -61,6 +63,11 @@ impl Tunnels {
             .set_servers(relays.iter().map(|relay| relay.addr), now.instant);
         self.relays = relays;
         self.wake_at(now.instant);
+    }
+
+    /// A relay that was passed over is worth another try.
+    pub(super) fn reconsider(&mut self, relay: PeerId) {
+        self.relays_avoided.remove(&relay);
     }
 
     /// Asks one relay for a ticket, unless one was asked, or there are relays enough.
@@ -219,8 +226,15 @@ impl Tunnels {
             self.counters.unknown += 1;
             return;
         };
-        let opened = link.handle_bound(bound, mac, now);
+        let Some(opened) = link.handle_bound(bound, mac, now) else {
+            return;
+        };
         let far = link.far;
+        if from.stream().is_some() {
+            self.streams.works(from);
+        } else {
+            self.reflexive.proved(now);
+        }
         if opened && let Some(peer) = self.peers.get_mut(&far) {
             peer.agent.add_relay(session, now);
             self.peers.look_at(far, now);
@@ -295,15 +309,26 @@ impl Tunnels {
 
     /// Has every link to a relay take another way to it.
     pub(super) fn move_links(&mut self, relay: PeerId, to: UnderlayAddr, now: Instant) {
-        for link in self.links.values_mut().filter(|link| link.relay == relay) {
-            if link.move_to(to, now)
-                && let Some(peer) = self.peers.get_mut(&link.far)
-            {
+        let links = self.links.iter_mut().filter(|(_, link)| link.relay == relay);
+        let moved: Vec<_> = links
+            .filter_map(|(session, link)| {
+                link.move_to(to, now)
+                    .then_some((Route::Relayed(*session), link.far))
+            })
+            .collect();
+        for (route, far) in moved {
+            let Some(peer) = self.peers.get_mut(&far) else {
+                continue;
+            };
+            if peer.agent.route() == Some(route) {
                 // What fits the one way need not fit the other.
-                peer.mtu.recheck(now);
-                self.peers.look_at(link.far, now);
+                peer.mtu.set_way(None, now);
+                peer.mtu.set_way(way_of(route, self.config.mtu, &self.links), now);
+                self.path_changed(far, now);
             }
+            self.peers.look_at(far, now);
         }
+        self.wake_at(now);
     }
 
     fn links_of(&self, far: PeerId) -> usize {

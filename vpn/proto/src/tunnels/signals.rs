@@ -117,7 +117,7 @@ impl Tunnels {
         }
     }
 
-    fn path_changed(&mut self, id: PeerId, now: Instant) {
+    pub(super) fn path_changed(&mut self, id: PeerId, now: Instant) {
         let symmetric = self.mapping(now) == Mapping::Dependent;
         let Some(peer) = self.peers.get(&id) else { return };
         let path = self.path_of(peer);

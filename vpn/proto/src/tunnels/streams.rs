@@ -4,7 +4,7 @@
 //!            nobody answers over UDP              stream_opened
 //!   Closed ───────────────────────────► Opening ───────────────► Open
 //!     ▲                                    │                       │
-//!     └──── stream_ended: again later ─────┴───────────────────────┤
+//!     ├──── failed or ended: again later ──┴───────────────────────┤
 //!     └──── somebody answers over UDP again, or no such relay ─────┘
 //! ```
 //!
@@ -17,12 +17,12 @@
 //! TLS is not there to protect anything; it is what networks let pass that look at what they carry. What goes over the
 //! connection is authenticated as if it had come over UDP.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use aerie_types::{PeerId, UnderlayAddr};
 
-use super::{Event, RelayInfo, Tunnels};
+use super::{RelayInfo, Tunnels};
 use crate::Now;
 
 /// Relays to which a connection is held while UDP does not pass, whether they are in use or not: a second one takes
@@ -35,20 +35,47 @@ const RETRY: Duration = Duration::from_secs(2);
 const MAX_RETRY: Duration = Duration::from_secs(60);
 /// A connection that is not there after this long is given up: the handshakes of TCP and TLS, some of it lost.
 const OPENING: Duration = Duration::from_secs(10);
+/// A connection beyond those held that nothing has used for so long is closed.
+const UNUSED: Duration = Duration::from_secs(60);
+/// What the caller has not taken of what is to be done. Each connection is opened and closed once at a time.
+const MAX_ACTIONS: usize = 256;
 /// How often it is asked whether UDP passes again.
 const ASK: Duration = Duration::from_secs(15);
+
+/// What is to be done about connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StreamAction {
+    /// Connect to a relay over TLS, as UDP does not pass. To be answered by [`Tunnels::stream_opened`] or
+    /// [`Tunnels::stream_failed`].
+    Open {
+        /// The relay.
+        relay: PeerId,
+        /// Where to.
+        to: UnderlayAddr,
+    },
+    /// A connection is of no more use.
+    Close(UnderlayAddr),
+    /// Over this one a member has proved itself. Whoever has not after some time can be turned away.
+    Proved(UnderlayAddr),
+}
 
 #[derive(Default)]
 pub(super) struct Streams {
     by_relay: BTreeMap<PeerId, Stream>,
+    /// Since when nobody answers over UDP.
+    silent_since: Option<Instant>,
     ask_at: Option<Instant>,
+    actions: VecDeque<StreamAction>,
 }
 
 struct Stream {
-    /// The relay's own address.
+    /// Where the relay takes connections, and its data socket.
     to: UnderlayAddr,
+    udp: UnderlayAddr,
     state: State,
+    /// In a row, without an answer of the relay between them.
     failures: u32,
+    used_at: Instant,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +95,46 @@ impl Streams {
             .map(|known| known.to)
     }
 
+    /// The relays that are reached over TLS, with their addresses.
+    pub(super) fn relays(&self) -> Vec<(PeerId, UnderlayAddr)> {
+        let open = |(relay, stream): (PeerId, _)| Some((relay, self.far(stream)?));
+        self.open().filter_map(open).collect()
+    }
+
+    /// Whether connections are held because nobody answered over UDP.
+    pub(super) fn are_wanted(&self) -> bool {
+        self.silent_since.is_some()
+    }
+
+    /// Something that a member alone could send has come from here.
+    pub(super) fn proved(&mut self, from: UnderlayAddr) {
+        if from.stream().is_some() {
+            self.act(StreamAction::Proved(from));
+        }
+    }
+
+    /// The relay answers over this connection.
+    pub(super) fn works(&mut self, stream: UnderlayAddr) {
+        let mut all = self.by_relay.values_mut();
+        if let Some(known) = all.find(|known| known.state == State::Open(stream)) {
+            known.failures = 0;
+        }
+    }
+
+    pub(super) fn next_action(&mut self) -> Option<StreamAction> {
+        self.actions.pop_front()
+    }
+
+    fn act(&mut self, action: StreamAction) {
+        let spare = match action {
+            StreamAction::Proved(_) => self.actions.len() < MAX_ACTIONS / 2,
+            _ => self.actions.len() < MAX_ACTIONS,
+        };
+        if spare {
+            self.actions.push_back(action);
+        }
+    }
+
     /// The relays that have a connection, with its address.
     fn open(&self) -> impl Iterator<Item = (PeerId, UnderlayAddr)> {
         self.by_relay
@@ -76,12 +143,6 @@ impl Streams {
                 State::Open(addr) => Some((*relay, addr)),
                 _ => None,
             })
-    }
-
-    /// The relays that are reached over TLS, with their addresses.
-    pub(super) fn relays(&self) -> Vec<(PeerId, UnderlayAddr)> {
-        let open = |(relay, stream): (PeerId, _)| Some((relay, self.far(stream)?));
-        self.open().filter_map(open).collect()
     }
 
     fn of(&self, relay: PeerId) -> Option<UnderlayAddr> {
@@ -101,17 +162,18 @@ impl Stream {
 }
 
 impl Tunnels {
-    /// The connection to a relay that [`Event::OpenStream`] asked for is there: datagrams to and from `stream` go over
+    /// The connection to a relay that [`StreamAction::Open`] asked for is there: datagrams to and from `stream` go over
     /// it.
     pub fn stream_opened(&mut self, relay: PeerId, stream: UnderlayAddr, now: Now) {
         let opening = self.streams.by_relay.get_mut(&relay);
         match opening.filter(|known| matches!(known.state, State::Opening(_))) {
             Some(known) if stream.stream().is_some() => {
                 known.state = State::Open(stream);
-                known.failures = 0;
+                known.used_at = now.instant;
+                self.reconsider(relay);
                 self.move_links(relay, stream, now.instant);
             }
-            _ => self.emit(Event::CloseStream(stream)),
+            _ => self.streams.act(StreamAction::Close(stream)),
         }
         self.wake_at(now.instant);
     }
@@ -131,12 +193,12 @@ impl Tunnels {
         let at = now.instant;
         let mut all = self.streams.by_relay.iter_mut();
         let ours = all.find(|(_, known)| known.state == State::Open(stream));
-        let relay = ours.map(|(relay, known)| {
+        let ours = ours.map(|(relay, known)| {
             known.ended(at);
-            *relay
+            (*relay, known.udp)
         });
-        if let Some(relay) = relay {
-            self.back_to_data_socket(relay, at);
+        if let Some((relay, udp)) = ours {
+            self.move_links(relay, udp, at);
         }
         self.leave(stream, at);
         self.wake_at(at);
@@ -156,9 +218,17 @@ impl Tunnels {
     /// Opens and closes connections as UDP passes or not. The next time to look.
     pub(super) fn drive_streams(&mut self, now: Instant) -> Option<Instant> {
         self.drop_strangers(now);
-        if !self.reflexive.is_silent() {
+        let since = match self.streams.silent_since {
+            Some(since) => since,
+            None if self.reflexive.is_silent() => *self.streams.silent_since.insert(now),
+            None => return None,
+        };
+        if self.reflexive.is_heard_since(since) {
+            self.streams.silent_since = None;
             self.streams.ask_at = None;
-            self.back_to_udp(now);
+            for relay in self.streams.by_relay.keys().copied().collect::<Vec<_>>() {
+                self.close(relay, now);
+            }
             return None;
         }
         let ask_at = *self.streams.ask_at.get_or_insert(now + ASK);
@@ -166,21 +236,27 @@ impl Tunnels {
             self.streams.ask_at = Some(now + ASK);
             self.reflexive.ask_again(now);
         }
+        self.close_unused(now);
         for stream in self.streams.by_relay.values_mut() {
             if matches!(stream.state, State::Opening(since) if now >= since + OPENING) {
                 stream.ended(now);
             }
         }
         for relay in self.wanted(now) {
-            let Some(to) = self.tls_of(relay) else { continue };
+            let known = self.relays.iter().find(|known| known.peer == relay);
+            let Some((to, udp)) = known.and_then(|known| Some((known.tls?, known.addr))) else {
+                continue;
+            };
             let stream = self.streams.by_relay.entry(relay).or_insert(Stream {
                 to,
+                udp,
                 state: State::Closed(now),
                 failures: 0,
+                used_at: now,
             });
-            stream.to = to;
+            (stream.to, stream.udp) = (to, udp);
             stream.state = State::Opening(now);
-            self.emit(Event::OpenStream { relay, to });
+            self.streams.act(StreamAction::Open { relay, to });
         }
         for (relay, stream) in self.streams.open().collect::<Vec<_>>() {
             if let Some(peer) = self.peers.get_mut(&relay)
@@ -207,12 +283,7 @@ impl Tunnels {
             Some(State::Closed(until)) => until <= now,
             Some(State::Opening(_) | State::Open(_)) => false,
         };
-        let linked = self.links.values().map(|link| link.relay);
-        let spoken_to = self.relays.iter().map(|relay| relay.peer).filter(|relay| {
-            let peer = self.peers.get(relay);
-            peer.is_some_and(|peer| peer.agent.is_awake())
-        });
-        let used: BTreeSet<PeerId> = linked.chain(spoken_to).collect();
+        let used = self.used_relays();
         let up = |relay: &PeerId| {
             let stream = state(*relay).map(|stream| stream.state);
             matches!(stream, Some(State::Opening(_) | State::Open(_)))
@@ -231,6 +302,47 @@ impl Tunnels {
         let more = HELD.saturating_sub(count).max(needed);
         relays.truncate(more.min(MAX_STREAMS.saturating_sub(count)));
         relays
+    }
+
+    /// The relays over which ways go, or that are spoken to themselves.
+    fn used_relays(&self) -> BTreeSet<PeerId> {
+        let linked = self.links.values().map(|link| link.relay);
+        let spoken_to = self.relays.iter().map(|relay| relay.peer).filter(|relay| {
+            let peer = self.peers.get(relay);
+            peer.is_some_and(|peer| peer.agent.is_awake())
+        });
+        linked.chain(spoken_to).collect()
+    }
+
+    /// Closes connections that nothing has used for a while, but for those that are held.
+    fn close_unused(&mut self, now: Instant) {
+        let used = self.used_relays();
+        let mut idle = Vec::new();
+        for (relay, stream) in &mut self.streams.by_relay {
+            if used.contains(relay) {
+                stream.used_at = now;
+            } else if matches!(stream.state, State::Open(_)) && now >= stream.used_at + UNUSED {
+                idle.push(*relay);
+            }
+        }
+        let spare = self.streams.open().count().saturating_sub(HELD);
+        for relay in idle.into_iter().take(spare) {
+            self.close(relay, now);
+        }
+    }
+
+    /// This host's network has changed, and with it most likely where its connections come from: they are made anew.
+    pub(super) fn renew_streams(&mut self, now: Instant) {
+        for (relay, stream) in self.streams.open().collect::<Vec<_>>() {
+            if let Some(known) = self.streams.by_relay.get_mut(&relay) {
+                known.state = State::Closed(now);
+                known.failures = 0;
+                let udp = known.udp;
+                self.move_links(relay, udp, now);
+            }
+            self.leave(stream, now);
+            self.streams.act(StreamAction::Close(stream));
+        }
     }
 
     fn tls_of(&self, relay: PeerId) -> Option<UnderlayAddr> {
@@ -253,27 +365,14 @@ impl Tunnels {
         }
     }
 
-    fn back_to_udp(&mut self, now: Instant) {
-        for relay in self.streams.by_relay.keys().copied().collect::<Vec<_>>() {
-            self.close(relay, now);
-        }
-    }
-
     fn close(&mut self, relay: PeerId, now: Instant) {
-        let open = self.streams.of(relay);
-        self.streams.by_relay.remove(&relay);
-        if let Some(stream) = open {
-            self.back_to_data_socket(relay, now);
+        let Some(known) = self.streams.by_relay.remove(&relay) else {
+            return;
+        };
+        if let State::Open(stream) = known.state {
+            self.move_links(relay, known.udp, now);
             self.leave(stream, now);
-            self.emit(Event::CloseStream(stream));
-        }
-    }
-
-    /// Has links to a relay go to its data socket again.
-    fn back_to_data_socket(&mut self, relay: PeerId, now: Instant) {
-        let addr = self.relays.iter().find(|known| known.peer == relay);
-        if let Some(addr) = addr.map(|known| known.addr) {
-            self.move_links(relay, addr, now);
+            self.streams.act(StreamAction::Close(stream));
         }
     }
 

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use aerie_types::{GridId, PeerId, Ula, UnderlayAddr, VirtualAddr, WallMillis};
 use aerie_vpn_proto::{
     Config, CredentialCheck, Event, Identity, Now, PathKind, RelayInfo, RelayLimits, RemoteIdentity,
-    RemotePeer, Suite, Transmits, Tunnels, noise_public,
+    RemotePeer, StreamAction, Suite, Transmits, Tunnels, noise_public,
 };
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -140,6 +140,8 @@ pub(crate) struct World {
     pub(crate) tcp_up: bool,
     /// The ends of connections by their numbers: whose each is, and the number of the other.
     pub(crate) streams: BTreeMap<u64, (usize, u64)>,
+    /// Connections that were asked for.
+    pub(crate) connects: usize,
     pub(crate) holders: BTreeMap<VirtualAddr, usize>,
     rng: ChaCha8Rng,
     pub(crate) wall_offset: u64,
@@ -165,6 +167,7 @@ impl World {
             overlay_up: true,
             tcp_up: true,
             streams: BTreeMap::new(),
+            connects: 0,
             holders: BTreeMap::new(),
             rng: ChaCha8Rng::seed_from_u64(seed),
             wall_offset: 1_700_000_000_000,
@@ -430,19 +433,19 @@ impl World {
                         },
                     );
                 }
-                Event::OpenStream { relay, .. } => {
-                    self.push(
-                        CONNECTING,
-                        Item::Connect {
-                            node: n,
-                            relay: *relay,
-                        },
-                    );
-                }
-                Event::CloseStream(stream) => self.close(stream.stream().unwrap()),
                 _ => {}
             }
             self.nodes[n].events.push(event);
+        }
+        while let Some(action) = self.nodes[n].core.poll_stream() {
+            match action {
+                StreamAction::Open { relay, .. } => {
+                    self.connects += 1;
+                    self.push(CONNECTING, Item::Connect { node: n, relay });
+                }
+                StreamAction::Close(stream) => self.close(stream.stream().unwrap()),
+                StreamAction::Proved(_) => {}
+            }
         }
     }
 
