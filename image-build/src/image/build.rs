@@ -1,7 +1,9 @@
 //! From a manifest to the files of an image.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+
+use nix::fcntl::Flock;
 
 use super::archive::{Apt, Mirrors, given};
 use super::cache::{Cache, sha256};
@@ -71,7 +73,7 @@ pub struct Built {
 /// When a program is absent, an archive cannot be reached, or a package cannot be installed beside the others.
 pub fn make_lock(request: &Request, progress: &mut dyn FnMut(Event)) -> Result<Lock, Error> {
     of_host_present()?;
-    let _held = request.cache.lock()?;
+    let _held = hold(request, progress)?;
     let (lock, _) = locked(request, progress)?;
     Ok(lock)
 }
@@ -83,7 +85,7 @@ pub fn make_lock(request: &Request, progress: &mut dyn FnMut(Event)) -> Result<L
 pub fn build(request: &Request, out: &Path, progress: &mut dyn FnMut(Event)) -> Result<Vec<Built>, Error> {
     of_host_present()?;
     fs::create_dir_all(out).map_err(Error::file("make the folder", out))?;
-    let _held = request.cache.lock()?;
+    let _held = hold(request, progress)?;
     let ready = Ready::make(request, progress)?;
     let work = tempfile::Builder::new()
         .prefix(".aerie-image-")
@@ -126,7 +128,7 @@ pub fn build(request: &Request, out: &Path, progress: &mut dyn FnMut(Event)) -> 
 /// [`Error::Differs`] with what differs; whatever hinders a build.
 pub fn verify(request: &Request, progress: &mut dyn FnMut(Event)) -> Result<String, Error> {
     of_host_present()?;
-    let _held = request.cache.lock()?;
+    let _held = hold(request, progress)?;
     let ready = Ready::make(request, progress)?;
     let mut hashes = Vec::new();
     let works = [request.cache.work()?, request.cache.work()?];
@@ -147,6 +149,13 @@ pub fn verify(request: &Request, progress: &mut dyn FnMut(Event)) -> Result<Stri
             difference: difference(&roots[0], &roots[1])?,
         }),
     }
+}
+
+/// Takes the cache.
+fn hold(request: &Request, progress: &mut dyn FnMut(Event)) -> Result<Flock<File>, Error> {
+    request
+        .cache
+        .lock(|| progress(Event::Step("waiting for another build to end")))
 }
 
 /// What a disk is made of, all in the cache.

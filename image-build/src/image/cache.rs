@@ -8,6 +8,7 @@ use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use sha2::{Digest, Sha256};
 
@@ -109,17 +110,25 @@ impl Cache {
         Ok(())
     }
 
-    /// Waits for other builds with this cache to end. The lock ends when the returned value is dropped.
-    pub(crate) fn lock(&self) -> Result<Flock<File>, Error> {
+    /// Takes the cache for a build; `waiting` is called once if another build has it. The lock ends when the returned
+    /// value is dropped.
+    pub(crate) fn lock(&self, waiting: impl FnOnce()) -> Result<Flock<File>, Error> {
         let path = self.dir.join("lock");
+        let failed = |errno: Errno| Error::file("lock", &path)(errno.into());
         let file = OpenOptions::new()
             .create(true)
             .truncate(false)
             .write(true)
             .open(&path)
             .map_err(Error::file("write", &path))?;
-        let lock = Flock::lock(file, FlockArg::LockExclusive)
-            .map_err(|(_, errno)| Error::file("lock", &path)(errno.into()))?;
+        let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => lock,
+            Err((file, Errno::EWOULDBLOCK)) => {
+                waiting();
+                Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| failed(errno))?
+            }
+            Err((_, errno)) => return Err(failed(errno)),
+        };
         self.tidy()?;
         Ok(lock)
     }
@@ -173,7 +182,7 @@ mod tests {
                 .unwrap();
         }
         Cache::used(&dir.path().join("root-0.tar")).unwrap();
-        drop(cache.lock().unwrap());
+        drop(cache.lock(|| panic!("nobody else has it")).unwrap());
         let mut names: Vec<_> = fs::read_dir(dir.path())
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -197,7 +206,7 @@ mod tests {
     fn a_second_build_waits_for_the_first() {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::at(dir.path()).unwrap();
-        let lock = cache.lock().unwrap();
+        let lock = cache.lock(|| panic!("nobody else has it")).unwrap();
         let file = File::open(dir.path().join("lock")).unwrap();
         assert!(Flock::lock(file, FlockArg::LockExclusiveNonblock).is_err());
         drop(lock);

@@ -100,7 +100,7 @@ impl Tools {
 /// When the packages cannot be fetched.
 pub fn emulator(cache: &Cache, mirrors: &Mirrors, suite: &str) -> Result<Tools, Error> {
     of_host_present()?;
-    let _lock = cache.lock()?;
+    let _lock = cache.lock(|| {})?;
     let apt = Apt::update(cache, mirrors, suite)?;
     let packages = apt.resolve(&EMULATOR.map(str::to_owned))?;
     fetch::fetch(cache, mirrors, &packages.iter().collect::<Vec<_>>(), |_, _| {})?;
