@@ -13,6 +13,10 @@ pub(crate) const STATE_DIR: &str = "/var/lib/aerie";
 pub(crate) const RUN_DIR: &str = "/run/aerie";
 /// Default folder of a grid's CA and its enrolment database.
 pub(crate) const PORTAL_DIR: &str = "/var/lib/aerie-portal";
+/// Default folder of a context broker's keys and database.
+pub(crate) const CONTEXT_DIR: &str = "/var/lib/aerie-context";
+/// In it, what somebody needs who creates contexts.
+pub(crate) const CONTEXT_BROKER: &str = "/var/lib/aerie-context/broker.json";
 
 /// Where `aerie join` puts the blob.
 pub(crate) const BLOB: &str = "/etc/aerie/blob";

@@ -1,6 +1,7 @@
 //! The command line: one parser, from which completion and man pages are made too.
 
 mod config;
+mod context;
 mod diagnose;
 mod docs;
 mod grid;
@@ -66,6 +67,9 @@ enum Command {
     /// Make disks that boot into a grid.
     #[command(subcommand)]
     Image(image::ImageCommand),
+    /// Tell the machines of a cluster what they have to know of each other.
+    #[command(subcommand)]
+    Context(context::ContextCommand),
     /// Print the completion script of a shell.
     Completion {
         /// The shell.
@@ -446,6 +450,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         Command::Portal(PortalCommand::Serve { dir, listen, sans }) => portal::serve(&dir.dir, listen, sans),
         Command::Config(ConfigCommand::Check { file, json }) => config::check(&file, json),
         Command::Image(command) => image::run(command),
+        Command::Context(command) => context::run(command),
         Command::Completion { shell } => docs::completion(shell),
         Command::Man { dir } => docs::man(&dir),
     }
