@@ -64,8 +64,8 @@ impl Near {
         all.into_iter().map(|(_, peer)| peer).collect()
     }
 
-    /// At least `count`, or all, of whom each shares more leading bits with a place than any that is left out: on either
-    /// side of the place the next one shares no more than the one before it.
+    /// At least `count`, or all, of whom each shares more leading bits with a place than any that is left out: on
+    /// either side of the place the next one shares no more than the one before it.
     fn sharing_most(&self, place: Place, count: usize) -> Range<usize> {
         let middle = self.0.partition_point(|connected| connected.place < place);
         let bits = |at: Option<usize>| {
