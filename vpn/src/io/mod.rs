@@ -5,6 +5,7 @@
 
 pub(crate) mod changes;
 pub mod faults;
+mod guests;
 pub mod memory;
 mod offloads;
 pub(crate) mod streams;

@@ -5,9 +5,6 @@
 //! back and which turns away whoever meant to speak another protocol, and datagrams, each after its length in two bytes,
 //! big-endian. A length of zero says that the connection is alive.
 //!
-//! Anybody may connect. Room is kept for members: where there is none left, the oldest connection goes over which nobody
-//! has proved to be one ([`StreamAction::Proved`]), and one address does not get more than its share of those.
-//!
 //! The certificate is made at each start and checked by nobody: what the core sends is authenticated and sealed by
 //! itself, over UDP as here. TLS is the form in which networks let it pass.
 //!
@@ -16,7 +13,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -28,9 +25,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use super::guests::{Full, Guests};
 use super::tls;
 use crate::Error;
 
@@ -43,10 +41,6 @@ const ALIVE: Duration = Duration::from_secs(20);
 const SILENCE: Duration = Duration::from_secs(60);
 /// What the far end has not acknowledged for so long ends the connection.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
-/// Connections that a relay takes.
-const MAX_ACCEPTED: usize = 1024;
-/// Of those over which nobody has proved to be a member: from one address (IPv6: one /48).
-const MAX_PER_SOURCE: usize = 32;
 /// What is read at a time: a record of TLS.
 const READ: usize = 16 << 10;
 /// Bytes that wait for one connection: at 10 Mbit/s a fifth of a second.
@@ -89,16 +83,8 @@ pub(crate) struct Streams {
 struct Shared {
     events: mpsc::Sender<StreamEvent>,
     queues: Mutex<BTreeMap<u64, Arc<Queue>>>,
-    /// The connections that were taken, by their numbers: the oldest first.
-    guests: Mutex<BTreeMap<u64, Guest>>,
+    guests: Guests,
     next: AtomicU64,
-}
-
-/// A connection that was taken.
-struct Guest {
-    source: IpAddr,
-    proved: bool,
-    task: Option<AbortHandle>,
 }
 
 /// What waits for a connection to send it.
@@ -115,7 +101,7 @@ impl Streams {
             shared: Arc::new(Shared {
                 events,
                 queues: Mutex::default(),
-                guests: Mutex::default(),
+                guests: Guests::default(),
                 next: AtomicU64::new(1),
             }),
             arrived,
@@ -154,9 +140,8 @@ impl Streams {
             StreamAction::Open { relay, to } => self.open(relay, to),
             StreamAction::Close(stream) => self.close(stream),
             StreamAction::Proved(stream) => {
-                let mut guests = self.shared.guests();
-                if let Some(guest) = stream.stream().and_then(|number| guests.get_mut(&number)) {
-                    guest.proved = true;
+                if let Some(number) = stream.stream() {
+                    self.shared.guests.prove(number);
                 }
             }
         }
@@ -237,10 +222,6 @@ impl Shared {
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn guests(&self) -> MutexGuard<'_, BTreeMap<u64, Guest>> {
-        self.guests.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn number(&self) -> u64 {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
@@ -294,36 +275,6 @@ impl Shared {
         }
     }
 
-    /// Makes room for a connection from an address. `None`: members have all of it.
-    fn enter(&self, from: IpAddr) -> Option<u64> {
-        let source = match from.to_canonical() {
-            IpAddr::V6(v6) => Ipv6Addr::from(u128::from(v6) & (u128::MAX << 80)).into(),
-            v4 => v4,
-        };
-        let mut guests = self.guests();
-        let of_source = |guest: &&Guest| !guest.proved && guest.source == source;
-        let too_many = guests.values().filter(of_source).count() >= MAX_PER_SOURCE;
-        if too_many || guests.len() >= MAX_ACCEPTED {
-            let mut oldest = guests.iter();
-            let oldest = oldest.find(|(_, guest)| !guest.proved && (!too_many || guest.source == source));
-            let oldest = oldest.map(|(number, _)| *number)?;
-            if let Some(task) = guests.remove(&oldest).and_then(|guest| guest.task) {
-                task.abort();
-            }
-            self.queues().remove(&oldest);
-        }
-        let number = self.number();
-        guests.insert(
-            number,
-            Guest {
-                source,
-                proved: false,
-                task: None,
-            },
-        );
-        Some(number)
-    }
-
     /// Greets who has connected, and carries what it sends.
     async fn receive(&self, tcp: TcpStream, from: SocketAddr, number: u64, acceptor: tls::Acceptor) {
         match timeout(HANDSHAKE, greet(tcp, acceptor)).await {
@@ -334,9 +285,8 @@ impl Shared {
             Ok(Err(error)) => tracing::debug!(%from, %error, "a connection was turned away"),
             Err(_) => tracing::debug!(%from, "a connection said nothing in time"),
         }
-        let guest = self.guests().remove(&number);
         // Of others the core knows nothing.
-        if guest.is_some_and(|guest| guest.proved) {
+        if self.guests.leave(number) {
             let stream = UnderlayAddr::of_stream(number);
             self.say(StreamEvent::Ended { stream }).await;
         }
@@ -384,15 +334,18 @@ async fn accept_all(listener: TcpListener, acceptor: tls::Acceptor, shared: Arc<
         while guests.try_join_next().is_some() {}
         match listener.accept().await {
             Ok((tcp, from)) => {
-                let Some(number) = shared.enter(from.ip()) else {
-                    tracing::debug!(%from, "members have all connections; one more is not taken");
-                    continue;
-                };
+                let number = shared.number();
+                match shared.guests.enter(number, from.ip()) {
+                    Ok(Some(gone)) => drop(shared.queues().remove(&gone)),
+                    Ok(None) => {}
+                    Err(Full) => {
+                        tracing::debug!(%from, "members have all connections; one more is not taken");
+                        continue;
+                    }
+                }
                 let (guest, acceptor) = (Arc::clone(&shared), acceptor.clone());
                 let task = guests.spawn(async move { guest.receive(tcp, from, number, acceptor).await });
-                if let Some(guest) = shared.guests().get_mut(&number) {
-                    guest.task = Some(task);
-                }
+                shared.guests.is_worked_for(number, task);
             }
             Err(error) => {
                 tracing::debug!(%error, "no connection can be taken");
@@ -518,7 +471,7 @@ mod tests {
         assert_eq!(ended, back);
         assert!(matches!(member.next().await, StreamEvent::Ended { .. }));
         relay.send(back.stream().unwrap(), run(back, b"late", 4));
-        assert!(relay.shared.queues().is_empty() && relay.shared.guests().is_empty());
+        assert!(relay.shared.queues().is_empty() && relay.shared.guests.is_empty());
     }
 
     #[tokio::test]
@@ -559,35 +512,6 @@ mod tests {
         let port = taken.local_addr().unwrap().port();
         let error = Streams::new(Handle::current()).listen(port).err().unwrap();
         assert!(error.to_string().contains(&port.to_string()), "{error}");
-    }
-
-    #[tokio::test]
-    async fn room_is_made_at_the_cost_of_who_proved_nothing() {
-        let streams = Streams::new(Handle::current());
-        let enter = |from: String| streams.shared.enter(from.parse().unwrap());
-        let prove = |number: u64| {
-            streams.shared.guests().get_mut(&number).unwrap().proved = true;
-        };
-        let of_one = || {
-            let source = "2001:db8::".parse::<IpAddr>().unwrap();
-            let guests = streams.shared.guests();
-            guests.values().filter(|guest| guest.source == source).count()
-        };
-        let member = enter("2001:db8::1".to_owned()).unwrap();
-        prove(member);
-        for n in 0..MAX_PER_SOURCE + 5 {
-            assert!(enter(format!("2001:db8:0:{n:x}::1")).is_some());
-        }
-        assert_eq!(
-            of_one(),
-            MAX_PER_SOURCE + 1,
-            "one /48 is one source, and its members come beside"
-        );
-        for n in 0..MAX_ACCEPTED - 1 {
-            prove(enter(format!("10.{}.{}.1", n / 200, n % 200)).unwrap());
-        }
-        assert_eq!(of_one(), 1, "the member has kept its place");
-        assert_eq!(enter("192.0.2.9".to_owned()), None, "members have all");
     }
 
     #[tokio::test]
