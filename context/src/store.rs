@@ -89,6 +89,8 @@ impl Store {
         conn.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))
             .and_then(|()| conn.pragma_update(None, "synchronous", "FULL"))
             .and_then(|()| conn.pragma_update(None, "foreign_keys", "ON"))
+            // The keys of a context that was destroyed are not to stay in free pages.
+            .and_then(|()| conn.pragma_update(None, "secure_delete", "ON"))
             .map_err(Error::database("be set up"))?;
         let tx = conn
             .transaction_with_behavior(TransactionBehavior::Immediate)

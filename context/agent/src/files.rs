@@ -73,9 +73,10 @@ pub(crate) fn put_block(path: &Path, block: &str) -> Result<(), Error> {
     let old = read(path)?.unwrap_or_default();
     let mut kept = String::new();
     let mut inside = false;
-    for line in old.lines() {
+    for (number, line) in old.lines().enumerate() {
         match line {
-            BEGIN => inside = true,
+            // One whose end somebody has removed is no block: nothing after it is lost.
+            BEGIN => inside = old.lines().skip(number).any(|line| line == END),
             END => inside = false,
             _ if inside => {}
             line => {
@@ -102,6 +103,22 @@ pub(crate) fn put_block(path: &Path, block: &str) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_follows_a_block_without_its_end_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("hosts");
+        put_block(&path, "10.0.0.1 a\n").unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        let (without, _) = text.split_once("# end").unwrap();
+        fs::write(&path, format!("{without}192.0.2.1 mine\n")).unwrap();
+        put_block(&path, "10.0.0.2 b\n").unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(
+            text.contains("192.0.2.1 mine\n") && text.contains("10.0.0.2 b\n"),
+            "{text}"
+        );
+    }
 
     #[test]
     fn a_block_is_replaced_and_the_rest_of_the_file_stays() {

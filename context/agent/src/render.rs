@@ -59,6 +59,8 @@ pub(crate) fn write(state: &Path, view: &View) -> Result<PathBuf, Error> {
 /// The lines for `/etc/hosts` and for ssh's known hosts.
 pub(crate) fn blocks(view: &View) -> (String, String) {
     let hosts = hosts(view);
+    let shared = shared_short_names(&hosts);
+    let names = |hostname: &HostName| names(hostname, &shared);
     let mut lines = String::new();
     let mut known = String::new();
     for (ip, (hostname, pubkey)) in &hosts {
@@ -66,7 +68,7 @@ pub(crate) fn blocks(view: &View) -> (String, String) {
             let _ = writeln!(lines, "{ip} {}", names(hostname).join(" "));
         }
         if let Some(pubkey) = pubkey {
-            let mut all = hostname.as_ref().map(names).unwrap_or_default();
+            let mut all = hostname.as_ref().map(&names).unwrap_or_default();
             all.push(ip.to_string());
             let _ = writeln!(known, "{} {pubkey}", all.join(","));
         }
@@ -96,11 +98,24 @@ fn hosts(view: &View) -> Hosts {
     hosts
 }
 
-/// The full name, and the short one where that is another.
-fn names(hostname: &HostName) -> Vec<String> {
+/// The short names that more than one host has: they are nobody's, so that none passes for another.
+fn shared_short_names(hosts: &Hosts) -> BTreeSet<String> {
+    let all: BTreeSet<&HostName> = hosts
+        .values()
+        .filter_map(|(hostname, _)| hostname.as_ref())
+        .collect();
+    let mut seen = BTreeSet::new();
+    let again = all.into_iter().filter(|hostname| !seen.insert(short(hostname)));
+    again.map(|hostname| short(hostname).to_owned()).collect()
+}
+
+/// The full name, and the short one where that is another, and nobody else's.
+fn names(hostname: &HostName, shared: &BTreeSet<String>) -> Vec<String> {
     let full = hostname.as_str();
     let mut names = vec![full.to_owned()];
-    if let Some((short, _)) = full.split_once('.') {
+    if let Some((short, _)) = full.split_once('.')
+        && !shared.contains(short)
+    {
         names.push(short.to_owned());
     }
     names
@@ -154,10 +169,14 @@ fn fill(dir: &Path, view: &View) -> Result<(), Error> {
             put(&format!("data/{name}"), &blob.content)?;
         }
         for blob in blobs {
-            if let Some(from) = &blob.from {
-                files::folder(&dir.join(format!("data/{name}.d")), 0o700)?;
-                put(&format!("data/{name}.d/{from}"), &blob.content)?;
-            }
+            let from = match &blob.from {
+                Some(from) => from.as_str(),
+                None if blobs.len() == 1 => continue,
+                // No member has such a name.
+                None => "_creator",
+            };
+            files::folder(&dir.join(format!("data/{name}.d")), 0o700)?;
+            put(&format!("data/{name}.d/{from}"), &blob.content)?;
         }
     }
     Ok(())
@@ -187,4 +206,23 @@ fn forget(versions: &Path) -> Result<(), Error> {
         fs::remove_dir_all(&dir).map_err(Error::io("remove", &dir))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_short_name_that_two_hosts_have_is_neither_ones() {
+        let host = |name: &str| (Some(name.parse().unwrap()), None);
+        let hosts = Hosts::from([
+            ("10.0.0.1".parse().unwrap(), host("head.evil")),
+            ("10.0.0.2".parse().unwrap(), host("head.lab")),
+            ("10.0.0.3".parse().unwrap(), host("w1.lab")),
+        ]);
+        let shared = shared_short_names(&hosts);
+        let names = |name: &str| names(&name.parse().unwrap(), &shared);
+        assert_eq!(names("head.lab"), ["head.lab"]);
+        assert_eq!(names("w1.lab"), ["w1.lab", "w1"]);
+    }
 }

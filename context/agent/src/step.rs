@@ -11,6 +11,7 @@ use aerie_context_proto::limits::MAX_STEP_LOG;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
 use crate::error::Error;
@@ -108,6 +109,10 @@ pub(crate) fn run(
             // It has closed its output and not ended.
             std::thread::sleep(Duration::from_millis(u64::from(LOOK) / 5));
         }
+        if asked_to_end.is_some() && is_over(&child) {
+            // Before it is reaped, so that its number is nobody else's: what it started and would not end.
+            end(&child, Signal::SIGKILL);
+        }
         if let Some(status) = child.try_wait().map_err(failed)? {
             drain(&mut output, log);
             return Ok(ended(status, asked_to_end.is_some()));
@@ -129,6 +134,14 @@ fn ended(status: ExitStatus, timed_out: bool) -> Ended {
         code: status.code().filter(|_| !timed_out),
         timed_out,
     }
+}
+
+/// Whether it has ended; it is left to be reaped.
+fn is_over(child: &Child) -> bool {
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    let pid = i32::try_from(child.id()).map(Pid::from_raw);
+    let state = pid.map(|pid| waitid(Id::Pid(pid), flags));
+    matches!(state, Ok(Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..))))
 }
 
 fn end(child: &Child, signal: Signal) {
@@ -193,6 +206,15 @@ mod tests {
         let (ended, _, took) = play("sleep 600 & sleep 600", Duration::from_millis(200));
         assert!(ended.timed_out && ended.code.is_none());
         assert!(took < Duration::from_secs(3), "{took:?}");
+        // One that does not heed the signal, and whose parent does.
+        let (ended, log, _) = play(
+            "(trap '' TERM; while :; do sleep 0.1; done) & echo $!; sleep 600",
+            Duration::from_millis(300),
+        );
+        assert!(ended.timed_out);
+        let child = Path::new("/proc").join(log.trim());
+        let state = std::fs::read_to_string(child.join("stat")).unwrap_or_default();
+        assert!(!child.exists() || state.contains(") Z "), "it goes on: {state}");
         let (ended, _, took) = play(
             "trap '' TERM; while :; do sleep 0.1; done",
             Duration::from_millis(100),

@@ -105,8 +105,9 @@ text_type!(
     /// The name of a data blob.
     DataName,
     "the name of a data blob",
-    "up to 63 letters, digits, '.', '_' and '-' are allowed, and the first is a letter or digit",
-    |text| is_name(text).then(|| text.to_owned())
+    "up to 63 letters, digits, '.', '_' and '-' are allowed, the first is a letter or digit, and the end is not '.d'",
+    // Beside a blob several members' of its name stand in a folder with this ending.
+    |text| (is_name(text) && !text.ends_with(".d")).then(|| text.to_owned())
 );
 
 text_type!(
@@ -138,8 +139,9 @@ text_type!(
         let text = text.strip_suffix('.').unwrap_or(text);
         let numeric = text.rsplit('.').next().is_none_or(|last| last.bytes().all(|b| b.is_ascii_digit()));
         let text = text.to_ascii_lowercase();
-        // What every machine calls itself is nobody's name for others (RFC 6761).
-        let local = text == "localhost" || text.ends_with(".localhost");
+        // What every machine calls itself is nobody's name for others (RFC 6761); nor is a name whose short form is.
+        let first = text.split('.').next().unwrap_or_default();
+        let local = matches!(first, "localhost" | "ip6-localhost" | "ip6-loopback") || text.ends_with(".localhost");
         // With a last label of digits it would be read as an address.
         let good = text.len() <= MAX_HOST_NAME && !numeric && !local && text.split('.').all(is_label);
         good.then_some(text)
@@ -334,6 +336,11 @@ mod tests {
         assert_eq!("W1.Lab.".parse::<HostName>().unwrap().as_str(), "w1.lab");
         assert!("10.0.0.1".parse::<HostName>().is_err());
         assert!("LocalHost".parse::<HostName>().is_err());
+        assert!(
+            "localhost.evil".parse::<HostName>().is_err(),
+            "its short name is everybody's"
+        );
+        assert!("motd.d".parse::<DataName>().is_err() && "motd".parse::<DataName>().is_ok());
     }
 
     #[test]

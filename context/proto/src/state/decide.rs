@@ -1,6 +1,7 @@
 //! Judging commands. Nothing here changes a context.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use aerie_types::WallMillis;
 
@@ -264,6 +265,14 @@ impl Context {
                 return Err(Refusal::Invalid {
                     what: "the report",
                     why: format!("it has the address {} twice", identity.ip),
+                });
+            }
+            if let IpAddr::V6(v6) = identity.ip
+                && let Some(v4) = v6.to_ipv4_mapped()
+            {
+                return Err(Refusal::Invalid {
+                    what: "the report",
+                    why: format!("{} is an address of IPv4: write it as {v4}", identity.ip),
                 });
             }
             if identity.ip.is_loopback() || identity.ip.is_unspecified() || identity.ip.is_multicast() {
