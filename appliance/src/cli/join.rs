@@ -87,6 +87,10 @@ pub(super) fn line(bundle: &Bundle) -> Result<String> {
 /// The blob that a person means: the line itself, what standard input gives, or a file or folder.
 fn read(blob: &str) -> Result<Bundle> {
     if blob.starts_with(LINE) {
+        eprintln!(
+            "aerie: a blob on the command line is seen by every user of this machine, and kept in histories and logs; \
+             'aerie join -' reads it from standard input"
+        );
         return open(blob.as_bytes()).context("the blob on the command line is not usable");
     }
     if blob == "-" {
@@ -398,6 +402,18 @@ pub(super) fn undo(state: &Path, grid: &str) -> Result<()> {
     Ok(())
 }
 
+/// The grid whose note of a join is still there; of several none, unless the beginning of its id is given.
+pub(super) fn noted(state: &Path, wanted: Option<&str>) -> Option<String> {
+    let entries = std::fs::read_dir(paths::grids_dir(state)).ok()?;
+    let noted = entries
+        .flatten()
+        .filter(|entry| entry.path().join(paths::JOINED).exists());
+    let ids = noted.filter_map(|entry| entry.file_name().into_string().ok());
+    let mut ids = ids.filter(|id| wanted.is_none_or(|wanted| id.starts_with(wanted)));
+    let first = ids.next()?;
+    ids.next().is_none().then_some(first)
+}
+
 fn remove(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -410,6 +426,24 @@ fn remove(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_joined_is_known_without_a_daemon() {
+        let state = tempfile::tempdir().unwrap();
+        assert_eq!(noted(state.path(), None), None);
+        let grids = paths::grids_dir(state.path());
+        for (id, joined) in [("aa11", true), ("bb22", false)] {
+            std::fs::create_dir_all(grids.join(id)).unwrap();
+            if joined {
+                std::fs::write(grids.join(id).join(paths::JOINED), "/etc/aerie/blob\n").unwrap();
+            }
+        }
+        assert_eq!(noted(state.path(), None).as_deref(), Some("aa11"));
+        assert_eq!(noted(state.path(), Some("bb")), None);
+        std::fs::write(grids.join("bb22").join(paths::JOINED), "/etc/aerie/blob\n").unwrap();
+        assert_eq!(noted(state.path(), None), None, "which of two?");
+        assert_eq!(noted(state.path(), Some("bb")).as_deref(), Some("bb22"));
+    }
 
     fn bundle() -> Bundle {
         let spec = Spec::parse(&format!(

@@ -199,9 +199,21 @@ pub(crate) fn leave(args: &LeaveArgs) -> Result<ExitCode> {
         &args.daemon.run_dir,
         args.daemon.grid.as_deref(),
         &Request::Status,
-    )? {
-        Reply::Status(report) => report.grid_id,
-        other => return unexpected(other),
+    ) {
+        Ok(Reply::Status(report)) => report.grid_id,
+        Ok(other) => return unexpected(other),
+        Err(error) => {
+            // It was stopped, or leaving was cut off when it had ended.
+            let Some(grid) = join::noted(&args.state, args.daemon.grid.as_deref()) else {
+                return Err(error);
+            };
+            println!(
+                "No daemon runs: its address is free for others when its lease ends, within half an hour."
+            );
+            join::undo(&args.state, &grid)?;
+            println!("Left.");
+            return Ok(ExitCode::SUCCESS);
+        }
     };
     match ask(&args.daemon.run_dir, args.daemon.grid.as_deref(), &Request::Leave)? {
         Reply::Ok { message } => println!("{message}"),
