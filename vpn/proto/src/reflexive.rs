@@ -198,7 +198,7 @@ impl Reflexive {
         if self.is_silent() {
             return Some(false);
         }
-        if self.servers.values().any(|server| server.seen.is_some()) {
+        if self.proved.is_some() || self.servers.values().any(|server| server.seen.is_some()) {
             return Some(true);
         }
         let asked = self.servers.values().all(|server| server.tries > TRIES);

@@ -129,6 +129,41 @@ fn udp_that_passes_again_is_used_again() {
     assert!(world.streams.is_empty(), "the connections are closed");
 }
 
+/// A peer's answer shows that UDP passes, and not how this host looks from outside.
+#[test]
+fn a_peer_that_answers_first_does_not_keep_relays_from_being_asked() {
+    let (mut world, relays, a, b) = blocked();
+    world.run(Duration::from_secs(3));
+    talk(&mut world, a, b);
+    talk(&mut world, a, relays[0]);
+    // Just after relays were asked in vain, so that they are not asked again soon.
+    let asked = |world: &World| {
+        let host = world.nodes[a].host;
+        let to_relays = world
+            .wire
+            .iter()
+            .filter(|seen| relays.iter().any(|relay| world.nodes[*relay].host == seen.to));
+        to_relays
+            .filter(|seen| seen.bytes.len() < 64 && seen.from.ip() != host.ip())
+            .count()
+    };
+    let before = asked(&world);
+    world.run_until(Duration::from_secs(40), |world| asked(world) >= before + 10);
+    world.run(Duration::from_secs(4));
+    world.nodes[a].udp_blocked = false;
+    let began = world.now;
+    while !matches!(world.path(a, b), PathKind::Direct(_)) {
+        assert!(
+            world.now - began < Duration::from_secs(30),
+            "{}",
+            world.path(a, b)
+        );
+        talk(&mut world, a, b);
+        talk(&mut world, a, relays[0]);
+        world.run(Duration::from_millis(200));
+    }
+}
+
 /// Nothing tells this host that its network has begun to drop UDP.
 #[test]
 fn udp_that_stops_to_pass_costs_a_few_seconds() {

@@ -226,6 +226,8 @@ impl Tunnels {
         if self.reflexive.is_heard_since(since) {
             self.streams.silent_since = None;
             self.streams.ask_at = None;
+            // It may have been a peer that was heard: how this host looks from outside is still to be asked.
+            self.reflexive.ask_again(now);
             for relay in self.streams.by_relay.keys().copied().collect::<Vec<_>>() {
                 self.close(relay, now);
             }
