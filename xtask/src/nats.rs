@@ -38,7 +38,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let found = matrix::run(&lab, &grid, GROUP)?;
         drop(grid);
         lab.destroy()?;
-        let missed = found.faults();
+        let missed = found.faults(1);
         let (first, possible) = found.first_round();
         println!(
             "run {run} of {}: {} pairs, {} not as promised; {first} of {possible} direct by the first probes",

@@ -16,7 +16,7 @@ fn every_pair_of_nats_connects_and_goes_direct_where_it_can() {
     let lab = lab("nats").unwrap();
     let grid = small_grid(&lab).unwrap();
     let found = matrix::run(&lab, &grid, GROUP).unwrap();
-    let faults = found.faults();
+    let faults = found.faults(3);
     assert!(faults.is_empty(), "{}\n{}", faults.join("\n"), lab.log_tails());
 }
 
