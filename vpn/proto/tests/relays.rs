@@ -20,7 +20,7 @@ fn relayed(relays: usize) -> (World, usize, usize) {
     world.announce_relays(&relays);
     world.send(a, b, b"ping");
     world.run_until(SOON, |world| !world.nodes[b].delivered.is_empty());
-    echo(&mut world, a, b, Duration::from_secs(10));
+    world.echo(20, a, b, Duration::from_secs(10));
     (world, a, b)
 }
 
@@ -41,27 +41,6 @@ fn alive_relays(world: &World, from: usize, to: usize) -> usize {
     alive.count()
 }
 
-/// A question every 20 ms and an answer to each, as `ping` does. The longest time without an answer.
-fn echo(world: &mut World, a: usize, b: usize, duration: Duration) -> Duration {
-    let (end, mut longest, mut last) = (world.now + duration, Duration::ZERO, world.now);
-    let mut answered = world.nodes[a].delivered.len();
-    let mut asked = world.nodes[b].delivered.len();
-    while world.now < end {
-        world.send(a, b, b"question");
-        world.run(Duration::from_millis(20));
-        for _ in asked..world.nodes[b].delivered.len() {
-            world.send(b, a, b"answer");
-        }
-        asked = world.nodes[b].delivered.len();
-        if world.nodes[a].delivered.len() > answered {
-            answered = world.nodes[a].delivered.len();
-            last = world.now;
-        }
-        longest = longest.max(world.now - last);
-    }
-    longest
-}
-
 /// Packets in both directions that do not wait for each other, as of a TCP flow.
 fn stream(world: &mut World, a: usize, b: usize, duration: Duration) {
     let end = world.now + duration;
@@ -79,12 +58,12 @@ fn a_second_relay_is_held_and_takes_over_within_a_second() {
     assert_eq!((alive_relays(&world, a, b), alive_relays(&world, b, a)), (2, 2));
     let dead = relay_of(&world, a, b);
     world.nodes[dead].online = false;
-    let outage = echo(&mut world, a, b, Duration::from_secs(5));
+    let outage = world.echo(20, a, b, Duration::from_secs(5));
     assert!(outage < Duration::from_secs(1), "{outage:?}");
     assert_ne!(relay_of(&world, a, b), dead);
     assert_ne!(relay_of(&world, b, a), dead);
     // And there it stays.
-    let outage = echo(&mut world, a, b, Duration::from_secs(60));
+    let outage = world.echo(20, a, b, Duration::from_secs(60));
     assert!(outage < Duration::from_millis(200), "{outage:?}");
 }
 
@@ -93,11 +72,11 @@ fn a_relay_that_is_dead_is_replaced_as_the_second_one() {
     let (mut world, a, b) = relayed(3);
     let dead = relay_of(&world, a, b);
     world.nodes[dead].online = false;
-    echo(&mut world, a, b, Duration::from_secs(60));
+    world.echo(20, a, b, Duration::from_secs(60));
     assert_eq!(alive_relays(&world, a, b), 2);
     let second = relay_of(&world, a, b);
     world.nodes[second].online = false;
-    let outage = echo(&mut world, a, b, Duration::from_secs(5));
+    let outage = world.echo(20, a, b, Duration::from_secs(5));
     assert!(outage < Duration::from_secs(1), "{outage:?}");
 }
 
@@ -129,7 +108,7 @@ fn the_only_relay_that_dies_is_not_waited_for_when_another_comes() {
     let other = world.relay();
     world.nodes[dead].online = false;
     world.announce_relays(&[other]);
-    let outage = echo(&mut world, a, b, Duration::from_secs(20));
+    let outage = world.echo(20, a, b, Duration::from_secs(20));
     assert!(outage < Duration::from_secs(8), "{outage:?}");
     assert_eq!(relay_of(&world, a, b), other);
 }
@@ -140,10 +119,10 @@ fn either_member_may_ask_and_either_relay_may_die() {
     for swapped in [false, true] {
         let (mut world, a, b) = relayed(2);
         let (a, b) = if swapped { (b, a) } else { (a, b) };
-        echo(&mut world, a, b, Duration::from_secs(2));
+        world.echo(20, a, b, Duration::from_secs(2));
         let dead = relay_of(&world, a, b);
         world.nodes[dead].online = false;
-        let outage = echo(&mut world, a, b, Duration::from_secs(5));
+        let outage = world.echo(20, a, b, Duration::from_secs(5));
         assert!(outage < Duration::from_secs(1), "{swapped}: {outage:?}");
     }
 }
@@ -194,7 +173,7 @@ fn a_nearer_relay_is_preferred() {
         world.send(a, b, b"ping");
         world.run_until(SOON, |world| !world.nodes[b].delivered.is_empty());
         assert_eq!(relay_of(&world, a, b), near, "seed {seed}");
-        echo(&mut world, a, b, Duration::from_secs(10));
+        world.echo(20, a, b, Duration::from_secs(10));
         assert_eq!(relay_of(&world, a, b), near, "seed {seed}");
     }
 }

@@ -22,29 +22,8 @@ fn talking(kind: NatKind) -> (World, usize, usize) {
     world.announce_relays(&relays);
     world.send(a, b, b"ping");
     world.run_until(SOON, |world| !world.nodes[b].delivered.is_empty());
-    echo(&mut world, a, b, Duration::from_secs(20));
+    world.echo(50, a, b, Duration::from_secs(20));
     (world, a, b)
-}
-
-/// A question every 50 ms and an answer to each. The longest time without an answer.
-fn echo(world: &mut World, a: usize, b: usize, duration: Duration) -> Duration {
-    let (end, mut longest, mut last) = (world.now + duration, Duration::ZERO, world.now);
-    let mut answered = world.nodes[a].delivered.len();
-    let mut asked = world.nodes[b].delivered.len();
-    while world.now < end {
-        world.send(a, b, b"question");
-        world.run(Duration::from_millis(50));
-        for _ in asked..world.nodes[b].delivered.len() {
-            world.send(b, a, b"answer");
-        }
-        asked = world.nodes[b].delivered.len();
-        if world.nodes[a].delivered.len() > answered {
-            answered = world.nodes[a].delivered.len();
-            last = world.now;
-        }
-        longest = longest.max(world.now - last);
-    }
-    longest
 }
 
 fn is_direct(world: &World, a: usize, b: usize) -> bool {
@@ -58,7 +37,7 @@ fn a_direct_path_follows_a_node_to_another_network() {
     let sessions = world.nodes[a].core.counters().handshakes;
     let nat = world.nat(NatKind::PortRestricted);
     world.roam(a, nat);
-    let outage = echo(&mut world, a, b, Duration::from_secs(10));
+    let outage = world.echo(50, a, b, Duration::from_secs(10));
     assert!(outage < NOTICED, "{outage:?}");
     assert!(is_direct(&world, a, b) && is_direct(&world, b, a));
     assert_eq!(
@@ -75,7 +54,7 @@ fn a_relayed_path_follows_a_node_to_another_network() {
     for side in [a, b] {
         let nat = world.nat(NatKind::Symmetric);
         world.roam(side, nat);
-        let outage = echo(&mut world, a, b, Duration::from_secs(20));
+        let outage = world.echo(50, a, b, Duration::from_secs(20));
         assert!(outage < NOTICED, "{side}: {outage:?}");
     }
 }
@@ -87,7 +66,7 @@ fn a_router_that_is_renumbered_silently_costs_a_few_seconds() {
         for side in [a, b] {
             let nat = world.nodes[side].nat.unwrap();
             world.renumber(nat);
-            let outage = echo(&mut world, a, b, Duration::from_secs(40));
+            let outage = world.echo(50, a, b, Duration::from_secs(40));
             assert!(outage < SILENT, "{kind:?}, {side}: {outage:?}");
         }
         assert_eq!(is_direct(&world, a, b), kind == NatKind::PortRestricted);
@@ -100,6 +79,6 @@ fn a_node_that_comes_to_where_udp_does_not_pass_goes_on_over_tls() {
     let nat = world.nat(NatKind::PortRestricted);
     world.nodes[a].udp_blocked = true;
     world.roam(a, nat);
-    let outage = echo(&mut world, a, b, Duration::from_secs(20));
+    let outage = world.echo(50, a, b, Duration::from_secs(20));
     assert!(outage < Duration::from_secs(5), "{outage:?}");
 }

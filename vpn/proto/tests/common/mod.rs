@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 #![expect(clippy::disallowed_methods, reason = "a test's clock starts somewhere")]
 
+mod echo;
 mod nat;
 mod packets;
 
