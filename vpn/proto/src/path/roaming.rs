@@ -18,6 +18,7 @@ use super::{Agent, MIN_ROUND, REOPEN, Route};
 const MOVED_ROUND: Duration = Duration::from_millis(50);
 /// While the peer is heard by another way than the one in use, that one has so long to answer, and two round trips.
 const ELSEWHERE: Duration = Duration::from_millis(200);
+
 impl Agent {
     /// This host's candidates have changed: tell the peer, unless the way is direct already.
     pub(crate) fn local_changed(&mut self, now: Instant) {
@@ -69,8 +70,9 @@ impl Agent {
         }
         if let Some(pair) = self.selected.and_then(|selected| self.pairs.get_mut(&selected)) {
             pair.hurry(now, Duration::from_secs(1));
-            // The peer sends elsewhere, and this one does not answer: it is left for any that does.
-            if pair.is_late(ELSEWHERE + 2 * pair.rtt.unwrap_or_default(), now) {
+            // The peer sends elsewhere, and this one does not answer: it is left for any that does. That is found out
+            // once, and not with every packet.
+            if pair.doubted.is_none() && pair.is_late(ELSEWHERE + 2 * pair.rtt.unwrap_or_default(), now) {
                 pair.doubted = Some(now);
                 self.ask_others(now);
             }
