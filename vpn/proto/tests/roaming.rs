@@ -82,3 +82,20 @@ fn a_node_that_comes_to_where_udp_does_not_pass_goes_on_over_tls() {
     let outage = world.echo(50, a, b, Duration::from_secs(20));
     assert!(outage < Duration::from_secs(5), "{outage:?}");
 }
+
+/// The overlay's connections break with the same change, and come back when their ends notice.
+#[test]
+fn a_path_follows_without_the_overlay() {
+    for kind in [NatKind::PortRestricted, NatKind::Symmetric] {
+        let (mut world, a, b) = talking(kind);
+        for side in [a, b] {
+            world.overlay_up = false;
+            let nat = world.nat(kind);
+            world.roam(side, nat);
+            let outage = world.echo(50, a, b, Duration::from_secs(10));
+            assert!(outage < Duration::from_secs(1), "{kind:?}, {side}: {outage:?}");
+            world.overlay_up = true;
+            world.echo(50, a, b, Duration::from_secs(40));
+        }
+    }
+}

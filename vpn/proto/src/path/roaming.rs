@@ -69,10 +69,17 @@ impl Agent {
             pair.hurry(now, Duration::from_millis(200));
         }
         if let Some(pair) = self.selected.and_then(|selected| self.pairs.get_mut(&selected)) {
-            pair.hurry(now, Duration::from_secs(1));
+            let patience = ELSEWHERE + 2 * pair.rtt.unwrap_or_default();
+            // A probe that is late is followed by another sooner than it would be by itself.
+            let pause = if pair.tries == 1 {
+                patience
+            } else {
+                Duration::from_secs(1)
+            };
+            pair.hurry(now, pause);
             // The peer sends elsewhere, and this one does not answer: it is left for any that does. That is found out
             // once, and not with every packet.
-            if pair.doubted.is_none() && pair.is_late(ELSEWHERE + 2 * pair.rtt.unwrap_or_default(), now) {
+            if pair.doubted.is_none() && pair.is_late(patience, now) {
                 pair.doubted = Some(now);
                 self.ask_others(now);
             }

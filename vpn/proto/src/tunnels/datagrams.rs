@@ -220,10 +220,11 @@ impl Tunnels {
         }
         let peer = self.peers.get_mut(&id)?;
         let elsewhere = peer.agent.route() != Some(origin.route);
-        // Roaming: the way moves once the new address has answered a probe.
+        // Roaming: the way moves once the new address has answered a probe, which goes out now, whatever else is due
+        // later.
         peer.agent.heard(origin.route, now);
         let due = peer.opened(len > 0, now);
-        if let Some(at) = due.or(elsewhere.then_some(now)) {
+        if let Some(at) = elsewhere.then_some(now).or(due) {
             self.peers.look_at(id, at);
         }
         let packet = bytes.get(DATA_HEADER..DATA_HEADER + len)?;
