@@ -20,6 +20,10 @@
 //! and they probe at once. Two kinds of connections are probed seldom: those through a relay, since the relay probes
 //! both ends and closes what it carried for one that has vanished, and all but the oldest to a member, since they are
 //! probed at once when that one falls silent.
+//!
+//! When something has happened that may have ended connections, they are in doubt: the network of this host has changed,
+//! or the member has opened another one, as it does when its own has. They are probed at once, and have half a second
+//! or four round trips to answer, whatever the timeout is.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
@@ -58,6 +62,9 @@ const MAX_PUT_OFF: u8 = 4;
 /// The first probe of a connection falls somewhere in this time, so that a busy start is not made busier.
 const FIRST_PROBE: Duration = Duration::from_secs(1);
 
+/// How long a connection in doubt has to answer, and how many round trips at least.
+const DOUBT: Duration = Duration::from_millis(500);
+
 /// A probe answered less than this ago is not repeated on somebody's suspicion.
 const FRESH: Duration = Duration::from_secs(1);
 
@@ -73,7 +80,12 @@ const PROBE: usize = 8;
 #[derive(Debug)]
 pub(crate) enum Event {
     Alive { peer: PeerId, rtt: Duration },
-    Dead { peer: PeerId, connection: ConnectionId },
+    /// `suspect`: whether the member may have vanished, and not only the way to it changed.
+    Dead {
+        peer: PeerId,
+        connection: ConnectionId,
+        suspect: bool,
+    },
 }
 
 pub(crate) struct Behaviour {
@@ -94,6 +106,7 @@ struct Probed {
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Ask {
     Probe,
+    Doubt,
     Interval(Duration),
 }
 
@@ -115,6 +128,21 @@ impl Behaviour {
                 self.actions.push_back(ask(peer, *connection, Ask::Probe));
             }
         }
+    }
+
+    /// The network of this host has changed: puts all connections in doubt.
+    pub(crate) fn doubt_all(&mut self) {
+        let all = self.connections.iter();
+        self.actions
+            .extend(all.map(|(connection, of)| ask(of.peer, *connection, Ask::Doubt)));
+    }
+
+    /// The member has opened another connection: puts those before it in doubt.
+    pub(crate) fn doubt_others(&mut self, peer: PeerId, newest: ConnectionId) {
+        let others = self.connections.iter();
+        let others = others.filter(|(connection, of)| of.peer == peer && **connection != newest);
+        self.actions
+            .extend(others.map(|(connection, _)| ask(peer, *connection, Ask::Doubt)));
     }
 
     fn begin(&mut self, connection: ConnectionId, peer: PeerId, relayed: bool) -> Handler {
@@ -224,9 +252,13 @@ impl NetworkBehaviour for Behaviour {
     ) {
         let event = match event {
             Found::Alive(rtt) => Event::Alive { peer, rtt },
-            Found::Dead => {
+            Found::Dead { suspect } => {
                 self.probe(peer);
-                Event::Dead { peer, connection }
+                Event::Dead {
+                    peer,
+                    connection,
+                    suspect,
+                }
             }
         };
         self.actions.push_back(ToSwarm::GenerateEvent(event));
@@ -241,7 +273,7 @@ impl NetworkBehaviour for Behaviour {
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Found {
     Alive(Duration),
-    Dead,
+    Dead { suspect: bool },
 }
 
 pub(crate) struct Handler {
@@ -257,6 +289,8 @@ pub(crate) struct Handler {
     put_off: u8,
     /// Whether the deadline of this probe was put off because this machine is slow.
     excused: bool,
+    /// Whether something has happened that may have ended the connection.
+    doubted: bool,
     dead: bool,
 }
 
@@ -282,6 +316,7 @@ impl Handler {
             rtt: None,
             put_off: 0,
             excused: false,
+            doubted: false,
             dead: false,
         }
     }
@@ -307,6 +342,7 @@ impl Handler {
                 Poll::Ready(Err(_)) => self.inbound = None,
                 Poll::Ready(Ok(stream)) => {
                     self.inbound = Some(echo_one(stream).boxed());
+                    self.doubted = false;
                     if matches!(self.outbound, Outbound::Unopened) {
                         self.open_later();
                     } else if !self.is_idle() {
@@ -350,6 +386,14 @@ impl ConnectionHandler for Handler {
                     self.set_timer(Duration::ZERO);
                 }
             }
+            Ask::Doubt => {
+                self.doubted = true;
+                if self.is_idle() {
+                    self.set_timer(Duration::ZERO);
+                } else {
+                    self.set_deadline();
+                }
+            }
         }
     }
 
@@ -365,6 +409,7 @@ impl ConnectionHandler for Handler {
                         self.rtt = Some(self.rtt.map_or(rtt, |known| rtt.max((known * 3 + rtt) / 4)));
                         self.put_off = 0;
                         self.excused = false;
+                        self.doubted = false;
                         self.dead = false;
                         self.set_timer(self.interval);
                         return Poll::Ready(ConnectionHandlerEvent::NotifyBehaviour(Found::Alive(rtt)));
@@ -435,7 +480,8 @@ impl ConnectionHandler for Handler {
 
 impl Handler {
     /// Sets the time after which the connection counts as dead: twice the timeout, longer where answers take long,
-    /// and twice as long while there never was one, since connections begin when much else does.
+    /// and twice as long while there never was one, since connections begin when much else does. Less where it is in
+    /// doubt.
     fn set_deadline(&mut self) {
         let timeout = match self.rtt {
             Some(rtt) => self
@@ -444,7 +490,12 @@ impl Handler {
                 .min(self.timeout * SLOW_FACTOR),
             None => self.timeout * 2,
         };
-        self.set_timer(timeout * 2);
+        let in_doubt = self.rtt.filter(|_| self.doubted);
+        let limit = match in_doubt {
+            Some(rtt) => DOUBT.max(rtt * SLOW_FACTOR).min(timeout * 2),
+            None => timeout * 2,
+        };
+        self.set_timer(limit);
     }
 
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> HandlerPoll {
@@ -456,7 +507,8 @@ impl Handler {
                 self.set_deadline();
             } else {
                 self.dead = true;
-                return Poll::Ready(ConnectionHandlerEvent::NotifyBehaviour(Found::Dead));
+                let suspect = !self.doubted;
+                return Poll::Ready(ConnectionHandlerEvent::NotifyBehaviour(Found::Dead { suspect }));
             }
         }
         Poll::Pending
@@ -499,7 +551,7 @@ mod tests {
             let event = std::future::poll_fn(|cx| handler.poll(cx));
             // The swarm's own limit for the negotiation of a stream.
             match tokio::time::timeout(Duration::from_secs(10), event).await {
-                Ok(ConnectionHandlerEvent::NotifyBehaviour(Found::Dead)) => break,
+                Ok(ConnectionHandlerEvent::NotifyBehaviour(Found::Dead { .. })) => break,
                 Ok(_) => {}
                 Err(_) => {
                     let error = DialUpgradeError {
@@ -515,6 +567,49 @@ mod tests {
                 begun.elapsed()
             );
         }
+    }
+
+    /// A handler that has probed before and has an idle stream, as far as it knows.
+    fn settled(rtt: Duration) -> Handler {
+        let (interval, timeout) = (Duration::from_secs(5), Duration::from_secs(4));
+        let mut handler = Handler::new(StreamProtocol::new("/test/alive"), interval, timeout);
+        handler.rtt = Some(rtt);
+        handler.answered = Some(Instant::now());
+        handler
+    }
+
+    async fn time_to_death(handler: &mut Handler) -> (Duration, bool) {
+        let begun = Instant::now();
+        loop {
+            let event = std::future::poll_fn(|cx| handler.poll(cx)).await;
+            if let ConnectionHandlerEvent::NotifyBehaviour(Found::Dead { suspect }) = event {
+                return (begun.elapsed(), suspect);
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_in_doubt_is_dead_soon() {
+        let mut idle = settled(Duration::from_millis(20));
+        idle.on_behaviour_event(Ask::Doubt);
+        assert_eq!(time_to_death(&mut idle).await, (DOUBT, false));
+
+        let mut waiting = settled(Duration::from_millis(20));
+        waiting.outbound = Outbound::Waiting(std::future::pending().boxed());
+        waiting.set_deadline();
+        waiting.on_behaviour_event(Ask::Doubt);
+        assert_eq!(time_to_death(&mut waiting).await, (DOUBT, false));
+
+        let mut far = settled(Duration::from_millis(300));
+        far.on_behaviour_event(Ask::Doubt);
+        assert_eq!(time_to_death(&mut far).await, (Duration::from_millis(1200), false));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_is_not_in_doubt_has_its_time() {
+        let mut handler = settled(Duration::from_millis(20));
+        handler.set_timer(Duration::ZERO);
+        assert_eq!(time_to_death(&mut handler).await, (Duration::from_secs(8), true));
     }
 
     #[test]

@@ -62,6 +62,10 @@ impl Driver {
         });
         live.connections.insert(id, link);
         self.dial_ended(id, now);
+        if !is_first {
+            let liveness = &mut self.swarm.behaviour_mut().liveness;
+            liveness.doubt_others(to_libp2p(peer), id);
+        }
         if is_first {
             self.book.met(peer, now);
             self.report(Event::MemberUp { peer, credential });
@@ -98,8 +102,9 @@ impl Driver {
         self.gauge();
     }
 
-    /// Probes went unanswered: closes the connection and tells the others, who then probe too.
-    pub(super) fn on_dead(&mut self, peer: &libp2p::PeerId, id: ConnectionId) {
+    /// Probes went unanswered: closes the connection. If the member is a `suspect`, the others are told, who then probe
+    /// too.
+    pub(super) fn on_dead(&mut self, peer: &libp2p::PeerId, id: ConnectionId, suspect: bool) {
         let Some(peer) = from_libp2p(peer) else { return };
         Counters::add(&self.counters().dead_connections);
         tracing::info!(peer = %peer.short(), "no answer to probes; the connection is closed");
@@ -109,7 +114,7 @@ impl Driver {
             .live
             .get(&peer)
             .is_none_or(|live| live.connections.len() <= 1);
-        if others && gone {
+        if suspect && others && gone {
             self.publish(self.suspects.clone(), peer.0.to_vec());
         }
     }

@@ -74,8 +74,12 @@ impl Driver {
                     live.rtt = Some(rtt);
                 }
             }
-            BehaviourEvent::Liveness(liveness::Event::Dead { peer, connection }) => {
-                self.on_dead(&peer, connection);
+            BehaviourEvent::Liveness(liveness::Event::Dead {
+                peer,
+                connection,
+                suspect,
+            }) => {
+                self.on_dead(&peer, connection, suspect);
             }
             BehaviourEvent::Identify(event) => self.on_identify(event),
             BehaviourEvent::Kad(event) => self.on_kad(event),

@@ -235,9 +235,13 @@ impl Driver {
         }
     }
 
-    /// This node's addresses changed: what others confirmed before is no longer known to hold.
+    /// This node's addresses changed: what others confirmed before is no longer known to hold, and connections from
+    /// there have ended without a word.
     pub(super) fn on_listen_addr_gone(&mut self, gone: &Multiaddr) {
         self.tell_soon(gone);
+        if !is_relayed(gone) && is_dialable(gone, true, self.config.virtual_net) {
+            self.swarm.behaviour_mut().liveness.doubt_all();
+        }
         for addr in std::mem::take(&mut self.reach.confirmed) {
             self.swarm.remove_external_address(&addr);
         }
