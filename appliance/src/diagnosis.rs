@@ -40,7 +40,7 @@ pub(crate) struct PathReport {
 /// One candidate pair: this node's data socket and where it sends to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct PairReport {
-    /// `host`, `reflexive`, `peer-reflexive`, `relayed` or `tls`.
+    /// `host`, `reflexive`, `port-mapped`, `peer-reflexive`, `relayed` or `tls`.
     pub(crate) kind: String,
     pub(crate) addr: String,
     /// The relay's node name.
@@ -88,6 +88,9 @@ pub(crate) struct NetcheckReport {
     pub(crate) admits_strangers: Option<bool>,
     /// Whether a datagram to this node's own outside address comes back; none where there is no NAT.
     pub(crate) hairpin: Option<bool>,
+    /// Whether the router gives this node a port.
+    #[serde(default)]
+    pub(crate) port_mapping: MappingReport,
     /// How this node is seen by others.
     pub(crate) seen_as: Vec<String>,
     /// The nearest first.
@@ -109,6 +112,19 @@ pub(crate) struct NetcheckReport {
     pub(crate) hint: String,
     /// Whether this node is reached well enough that nothing needs to be done.
     pub(crate) good: bool,
+}
+
+/// A port of the router that leads to this node's data socket.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct MappingReport {
+    /// `held`, `asking`, `none`, or `off` where routers are not asked.
+    pub(crate) state: String,
+    /// The port with the address on the router's outside.
+    pub(crate) addr: Option<String>,
+    /// `PCP`, `NAT-PMP` or `UPnP`.
+    pub(crate) by: Option<String>,
+    /// Why there is none; empty if there is.
+    pub(crate) why: String,
 }
 
 /// A relay to which this node is connected over TLS.

@@ -79,7 +79,10 @@ const PROBE: usize = 8;
 
 #[derive(Debug)]
 pub(crate) enum Event {
-    Alive { peer: PeerId, rtt: Duration },
+    Alive {
+        peer: PeerId,
+        rtt: Duration,
+    },
     /// `suspect`: whether the member may have vanished, and not only the way to it changed.
     Dead {
         peer: PeerId,
@@ -602,7 +605,10 @@ mod tests {
 
         let mut far = settled(Duration::from_millis(300));
         far.on_behaviour_event(Ask::Doubt);
-        assert_eq!(time_to_death(&mut far).await, (Duration::from_millis(1200), false));
+        assert_eq!(
+            time_to_death(&mut far).await,
+            (Duration::from_millis(1200), false)
+        );
     }
 
     #[tokio::test(start_paused = true)]

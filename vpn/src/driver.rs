@@ -17,10 +17,11 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
+use std::num::NonZeroU16;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use aerie_types::{VirtualAddr, VirtualNet, VirtualRange, WallMillis};
+use aerie_types::{UnderlayAddr, VirtualAddr, VirtualNet, VirtualRange, WallMillis};
 use aerie_vpn_proto as proto;
 use aerie_vpn_proto::{Config, CredentialCheck, Identity, Now, RelayLimits, Suite, Tunnels};
 use rand::CryptoRng;
@@ -29,6 +30,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::handle::{Command, Event, Handle, Pong, Status};
+use crate::io::mapping::{Mapper, PortMapping};
 use crate::io::streams::{StreamEvent, Streams};
 use crate::io::{Offloads, Tun, TunDevice, Udp, UdpSocket};
 use crate::network::HostNetwork;
@@ -68,6 +70,8 @@ pub struct VpnConfig {
     pub ipv6: bool,
     /// The data socket's port; 0 for any.
     pub port: u16,
+    /// Whether the router in front of this host is asked for a port that leads to the data socket.
+    pub port_mapping: bool,
     /// Whether this node relays for others, and how much.
     pub relay: Option<RelayLimits>,
     /// The TCP port at which it takes members over TLS that UDP does not reach; 0 for any.
@@ -90,6 +94,7 @@ impl VpnConfig {
             mtu: DEFAULT_MTU,
             ipv6: true,
             port: DEFAULT_PORT,
+            port_mapping: false,
             relay: None,
             tls_port: None,
             suites: Vec::new(),
@@ -188,6 +193,8 @@ struct Driver<T, U> {
     tun: T,
     udp: U,
     streams: Streams,
+    /// Keeps a port of the router, where that is wanted.
+    mapper: Option<Mapper>,
     /// Why nobody is taken over TLS although that was asked for.
     no_tls: Option<Error>,
     commands: mpsc::Receiver<Command>,
@@ -212,6 +219,7 @@ enum Wake {
     Edge,
     Stream(StreamEvent),
     Network(std::io::Result<()>),
+    Mapped(PortMapping),
     Command(Option<Command>),
     Timer,
     EventRoom,
@@ -253,6 +261,8 @@ impl<T: Tun, U: Udp> Driver<T, U> {
             udp: udp.offloads(),
         };
         tracing::info!(interface = config.interface, %offloads, "offloads");
+        let mapper = NonZeroU16::new(port).filter(|_| config.port_mapping);
+        let mapper = mapper.map(|port| Mapper::start(port, &elsewhere));
         let mut streams = Streams::new(elsewhere);
         let no_tls = match config.tls_port.map(|port| streams.listen(port)) {
             // It still relays to all others.
@@ -272,6 +282,7 @@ impl<T: Tun, U: Udp> Driver<T, U> {
             tun,
             udp,
             streams,
+            mapper,
             no_tls,
             commands: receive_commands,
             events,
@@ -299,13 +310,21 @@ impl<T: Tun, U: Udp> Driver<T, U> {
                 }
                 Wake::Command(None) => break,
                 Wake::Command(Some(Command::Shutdown(done))) => {
+                    let mapper = self.mapper.take();
                     drop(self);
+                    if let Some(mapper) = mapper {
+                        mapper.release().await;
+                    }
                     // Nobody may wait for it any more.
                     let _ = done.send(());
                     return;
                 }
                 Wake::Command(Some(command)) => self.obey(command),
                 Wake::Network(changed) => self.network.hurry(&changed, now().instant),
+                Wake::Mapped(mapping) => {
+                    let addr = mapping.addr().map(UnderlayAddr);
+                    self.core.set_mapped(addr, now());
+                }
                 Wake::Timer | Wake::EventRoom => {}
             }
             self.look_at_clock();
@@ -329,6 +348,12 @@ impl<T: Tun, U: Udp> Driver<T, U> {
             .chain([self.core.poll_timeout()])
             .flatten()
             .fold(self.network.next(), Instant::min);
+        let mapped = async {
+            match &mut self.mapper {
+                Some(mapper) => mapper.changed().await,
+                None => std::future::pending().await,
+            }
+        };
         let room = async {
             match &self.waiting_event {
                 // A closed channel is noticed when the event is handed out.
@@ -342,6 +367,7 @@ impl<T: Tun, U: Udp> Driver<T, U> {
             () = tokio::time::sleep_until(timer.into()) => Wake::Timer,
             () = room => Wake::EventRoom,
             changed = self.network.changed() => Wake::Network(changed),
+            mapping = mapped => Wake::Mapped(mapping),
             () = ready(self.udp.readable()), if self.udp_rests_until.is_none() => Wake::Edge,
             event = self.streams.next() => Wake::Stream(event),
             () = ready(self.tun.readable()), if self.tun_rests_until.is_none() => Wake::Edge,
@@ -354,7 +380,10 @@ impl<T: Tun, U: Udp> Driver<T, U> {
             *rests_until = rests_until.filter(|until| *until > moment.instant);
         }
         let place = (self.net, self.config.interface.as_str());
-        self.network.look(&self.udp, place, &mut self.core, moment);
+        let moved = self.network.look(&self.udp, place, &mut self.core, moment);
+        if let Some(mapper) = self.mapper.as_ref().filter(|_| moved) {
+            mapper.network_changed();
+        }
         if self.core.poll_timeout().is_some_and(|at| at <= moment.instant) {
             self.core.handle_timeout(moment);
         }
@@ -450,6 +479,7 @@ impl<T: Tun, U: Udp> Driver<T, U> {
                     counters: self.core.counters(),
                     relayed_sessions: self.core.relayed_sessions(),
                     offloads: self.offloads,
+                    port_mapping: self.mapper.as_ref().map(Mapper::state),
                     tls: match (&self.no_tls, self.streams.port()) {
                         (Some(error), _) => Some(Err(error.to_string())),
                         (None, port) => port.map(Ok),

@@ -11,6 +11,7 @@ use aerie_vpn_proto::{
 use tokio::sync::{mpsc, oneshot};
 
 use crate::io::Offloads;
+use crate::io::mapping::PortMapping;
 use crate::{Error, NoIpv6, PingError};
 
 /// What the driver asks and tells.
@@ -62,6 +63,8 @@ pub struct Status {
     pub nat: Mapping,
     /// How this host looks from outside.
     pub reflexive: BTreeSet<UnderlayAddr>,
+    /// Whether the router gives this host a port; `None` where it is not asked.
+    pub port_mapping: Option<PortMapping>,
     /// Counters since the start.
     pub counters: Counters,
     /// Sessions relayed for others.

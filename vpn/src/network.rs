@@ -69,20 +69,21 @@ impl HostNetwork {
         self.next = self.next.min(now + SETTLE);
     }
 
-    /// Looks, if it is time to, and tells the core what has changed.
+    /// Looks, if it is time to, and tells the core what has changed. Whether anything has.
     pub(crate) fn look(
         &mut self,
         udp: &impl Udp,
         (net, interface): (VirtualNet, &str),
         core: &mut Tunnels,
         now: Now,
-    ) {
+    ) -> bool {
         if now.instant < self.next {
-            return;
+            return false;
         }
         self.next = now.instant + EVERY;
         let outward = udp.outward();
-        if outward != self.outward {
+        let moved = outward != self.outward;
+        if moved {
             // Another default route, though all addresses may be as they were.
             self.outward = outward;
             core.network_changed(now);
@@ -93,6 +94,7 @@ impl HostNetwork {
                 tracing::debug!(%error, "the interfaces could not be read; looking again later");
             }
         }
+        moved
     }
 }
 

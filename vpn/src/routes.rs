@@ -32,8 +32,25 @@ pub struct Overlap {
 pub struct Route {
     /// Destinations.
     pub net: Ipv4Net,
+    /// The router on the way, where there is one.
+    pub gateway: Option<Ipv4Addr>,
     /// Interface.
     pub interface: String,
+    /// The least of those to the same destinations is taken.
+    pub metric: u32,
+}
+
+/// The router through which this host reaches everything of which it knows nothing better.
+pub(crate) fn default_gateway() -> io::Result<Option<Ipv4Addr>> {
+    Ok(gateway_of(&parse(&std::fs::read_to_string(TABLE)?)?))
+}
+
+fn gateway_of(routes: &[Route]) -> Option<Ipv4Addr> {
+    let default = routes.iter().filter(|route| route.net.prefix_len() == 0);
+    default
+        .filter_map(|route| Some((route.metric, route.gateway?)))
+        .min()
+        .map(|(_, gateway)| gateway)
 }
 
 /// Looks for a route that overlaps the range. Routes of `own_interface` and the default route do not count.
@@ -108,9 +125,7 @@ pub fn parse(table: &str) -> io::Result<Vec<Route>> {
     let routes = lines.map(|line| {
         let words: Vec<&str> = line.split_whitespace().collect();
         let damaged = || io::Error::new(io::ErrorKind::InvalidData, format!("no route: {line}"));
-        let (Some(interface), Some(destination), Some(flags), Some(mask)) =
-            (words.first(), words.get(1), words.get(3), words.get(7))
-        else {
+        let [interface, destination, gateway, flags, _, _, metric, mask, ..] = words[..] else {
             return Err(damaged());
         };
         // Addresses are numbers in the host's byte order whose memory is in the network's.
@@ -120,9 +135,12 @@ pub fn parse(table: &str) -> io::Result<Vec<Route>> {
             return Ok(None);
         }
         let net = Ipv4Net::with_netmask(addr(destination)?, addr(mask)?).map_err(|_| damaged())?;
+        let gateway = addr(gateway)?;
         Ok(Some(Route {
             net,
-            interface: (*interface).to_owned(),
+            gateway: (!gateway.is_unspecified()).then_some(gateway),
+            interface: interface.to_owned(),
+            metric: metric.parse().map_err(|_| damaged())?,
         }))
     });
     routes.filter_map(Result::transpose).collect()
@@ -159,6 +177,21 @@ aerie-1\t0000600A\t00000000\t0001\t0\t0\t0\t0000E0FF\t0\t0\t0
     }
 
     #[test]
+    fn the_default_route_with_the_least_metric_names_the_router() {
+        let gateway = |table: &str| gateway_of(&parse(table).unwrap());
+        assert_eq!(gateway(TABLE), Some(Ipv4Addr::new(192, 168, 2, 1)));
+        let better = "wlan0\t00000000\t0104A8C0\t0003\t0\t0\t{}\t00000000\t0\t0\t0\n";
+        let worse = TABLE.to_owned() + &better.replace("{}", "600");
+        assert_eq!(gateway(&worse), Some(Ipv4Addr::new(192, 168, 2, 1)));
+        let without = TABLE.replace("0102A8C0", "00000000");
+        assert_eq!(
+            gateway(&without),
+            None,
+            "a default route may lead to an interface"
+        );
+    }
+
+    #[test]
     fn a_route_inside_or_around_the_range_is_an_overlap_with_a_free_alternative() {
         let routes = parse(TABLE).unwrap();
         let found = find(&routes, range("100.96.0.0/11"), "aerie-x").unwrap();
@@ -182,7 +215,9 @@ aerie-1\t0000600A\t00000000\t0001\t0\t0\t0\t0000E0FF\t0\t0\t0
     fn a_smaller_range_is_offered_where_the_large_ones_are_taken() {
         let busy = |net: &str| Route {
             net: net.parse().unwrap(),
+            gateway: None,
             interface: "x".to_owned(),
+            metric: 0,
         };
         let routes = [busy("100.64.0.0/10"), busy("10.0.0.0/8"), busy("172.16.0.0/13")];
         let found = find(&routes, range("100.96.0.0/11"), "aerie-x").unwrap();

@@ -15,7 +15,7 @@ use super::query::unexpected;
 use super::{DaemonArgs, DoctorArgs, PathArgs, QueryArgs};
 use crate::client::ask;
 use crate::control::{Reply, Request};
-use crate::diagnosis::{NetcheckReport, PairReport, PathReport};
+use crate::diagnosis::{MappingReport, NetcheckReport, PairReport, PathReport};
 use crate::doctor::{Check, Facts, Health, examine};
 use crate::status::PeerReport;
 
@@ -183,6 +183,7 @@ fn netcheck_text(report: &NetcheckReport) -> String {
     table.add_row(["NAT mapping", &report.mapping]);
     table.add_row(["lets strangers in", yes_no(report.admits_strangers)]);
     table.add_row(["hairpin", yes_no(report.hairpin)]);
+    table.add_row(["port mapping", &port_mapping(&report.port_mapping)]);
     let mtu = match report.path_mtu {
         Some((least, most)) if least < most => format!("{}, on paths {least} to {most}", report.mtu),
         Some((least, _)) => format!("{}, on paths {least}", report.mtu),
@@ -246,6 +247,15 @@ pub(super) fn doctor(args: &DoctorArgs) -> Result<ExitCode> {
         print!("{}", doctor_text(&checks));
     }
     Ok(ExitCode::from(u8::from(!healthy)))
+}
+
+fn port_mapping(report: &MappingReport) -> String {
+    match (&report.addr, &report.by, &*report.state) {
+        (Some(addr), Some(by), _) => format!("{addr}, by {by}"),
+        (_, _, "asking") => "the router is being asked".to_owned(),
+        (_, _, "none") => format!("none: {}", report.why),
+        _ => "off".to_owned(),
+    }
 }
 
 fn doctor_text(checks: &[Check]) -> String {

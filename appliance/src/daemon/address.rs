@@ -165,6 +165,7 @@ async fn tunnel(node: &Arc<Node>, member: &Member, addr: VirtualAddr) -> Result<
     let mut config = VpnConfig::new(node.interface.clone(), addr, node.spec.grid.pool.range());
     config.port = node.spec.vpn.port;
     config.mtu = node.spec.vpn.mtu.unwrap_or(config.mtu);
+    config.port_mapping = node.port_mapping;
     config.ipv6 = node.spec.vpn.ipv6;
     config.offload = node.spec.vpn.offload;
     config.suites = match node.spec.vpn.cipher {

@@ -5,12 +5,13 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use aerie_types::{PeerId, UnderlayAddr, VirtualAddr};
-use aerie_vpn::{Finding, Mapping, NetworkStatus, PairState, PathKind, PathStatus, Reason};
+use aerie_vpn::{Finding, Mapping, NetworkStatus, PairState, PathKind, PathStatus, PortMapping, Reason};
 
 use super::answer::kind;
 use super::node::{Node, ip_of};
 use crate::diagnosis::{
-    CandidateReport, ChangeReport, NetcheckReport, PairReport, PathReport, RelayReport, TlsReport,
+    CandidateReport, ChangeReport, MappingReport, NetcheckReport, PairReport, PathReport, RelayReport,
+    TlsReport,
 };
 
 /// A check of the network takes four seconds at most.
@@ -131,7 +132,7 @@ fn report(
 /// What a person can do about a way.
 fn hint(reason: Reason, path: PathKind, port: u16, relays: usize) -> String {
     let direct = match reason {
-        Reason::SameNetwork | Reason::Public | Reason::Punched | Reason::Unannounced => "",
+        Reason::SameNetwork | Reason::Public | Reason::Punched | Reason::Mapped | Reason::Unannounced => "",
         Reason::Asleep | Reason::Trying => "ask again in a few seconds",
         Reason::NoExchange { .. } => {
             "see by 'aerie peers' whether it is connected, and by 'aerie status' on it whether its tunnel is up"
@@ -230,6 +231,7 @@ pub(super) async fn netcheck(node: &Node) -> Result<NetcheckReport, String> {
         .to_owned(),
         admits_strangers: known(network.admits_strangers),
         hairpin: known(network.hairpin),
+        port_mapping: port_mapping(status.port_mapping),
         seen_as: seen.iter().map(ToString::to_string).collect(),
         relays,
         tls: network
@@ -255,6 +257,23 @@ pub(super) async fn netcheck(node: &Node) -> Result<NetcheckReport, String> {
         hint,
         good,
     })
+}
+
+fn port_mapping(mapping: Option<PortMapping>) -> MappingReport {
+    let said = |state: &str| MappingReport {
+        state: state.to_owned(),
+        ..MappingReport::default()
+    };
+    match mapping {
+        None => said("off"),
+        Some(PortMapping::Asking) => said("asking"),
+        Some(PortMapping::Held { by, addr }) => MappingReport {
+            addr: Some(addr.to_string()),
+            by: Some(by.to_string()),
+            ..said("held")
+        },
+        Some(PortMapping::Without { why }) => MappingReport { why, ..said("none") },
+    }
 }
 
 /// Connected members with which there is no tunnel, and that are no relays.
@@ -284,6 +303,8 @@ async fn strangers(node: &Node) -> Vec<PeerId> {
 /// What the network comes to, what to do about it, and whether it is good enough.
 fn verdict(network: &NetworkStatus, udp: Option<bool>, port: u16) -> (String, String, bool) {
     let said = |verdict: &str, hint: String, good| (verdict.to_owned(), hint, good);
+    // Behind another NAT it is known to nobody outside of that.
+    let is_mapped = network.mapped.is_some_and(|addr| !addr.is_private());
     match (udp, network.mapping, network.admits_strangers) {
         (None, ..) => said(
             "no other member with an open port is known, so that nothing could be measured",
@@ -322,6 +343,11 @@ fn verdict(network: &NetworkStatus, udp: Option<bool>, port: u16) -> (String, St
             true,
         ),
         (_, Mapping::Open, _) => said("no NAT: direct paths, unless a firewall drops UDP", String::new(), true),
+        (_, Mapping::Independent | Mapping::Dependent, _) if is_mapped => said(
+            "a NAT whose router leads a port to this node: direct paths to everybody who has UDP",
+            String::new(),
+            true,
+        ),
         (_, Mapping::Independent, Finding::Yes) => said(
             "an easy NAT (it lets in whoever knows its port): direct paths to everybody who has UDP",
             String::new(),
@@ -334,7 +360,10 @@ fn verdict(network: &NetworkStatus, udp: Option<bool>, port: u16) -> (String, St
         ),
         (_, Mapping::Dependent, _) => said(
             "a symmetric NAT: direct paths only to members without NAT or behind an easy one; all others are relayed",
-            format!("for direct paths to everybody let the router forward UDP port {port} to this machine"),
+            format!(
+                "for direct paths to everybody switch PCP, NAT-PMP or UPnP on in the router, or let it forward UDP \
+                 port {port} to this machine"
+            ),
             false,
         ),
         (_, Mapping::Unknown, _) => said(

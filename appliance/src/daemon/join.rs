@@ -195,6 +195,7 @@ async fn start(
         spec,
         paths,
         interface,
+        port_mapping: !args.no_upnp,
         overlay,
         dht,
         trust: member.trust.clone(),

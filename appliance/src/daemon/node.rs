@@ -43,6 +43,8 @@ pub(crate) struct Node {
     pub(crate) spec: aerie_config::Spec,
     pub(crate) paths: GridPaths,
     pub(crate) interface: String,
+    /// Whether routers are asked for port mappings.
+    pub(crate) port_mapping: bool,
     pub(crate) overlay: aerie_overlay::Handle,
     pub(crate) dht: aerie_dht::Handle,
     pub(crate) trust: Trust,

@@ -13,6 +13,7 @@ use crate::nat::Nat;
 use crate::netns::NetNs;
 use crate::network::{Bare, Internet, Lease, Port, Router, Segment};
 use crate::node::{self, Node};
+use crate::portmap::{PortMapper, PortProtocol};
 use crate::state::{self, State};
 use crate::{rootfs, wait};
 
@@ -429,6 +430,15 @@ impl Lab {
     /// When it cannot listen.
     pub fn metadata(&self, place: impl Into<Place>) -> Result<Metadata> {
         Metadata::start(place.into().router(&self.shared))
+    }
+
+    /// Has a site's router give ports to hosts that ask for them, until the returned value is dropped.
+    ///
+    /// # Errors
+    /// When the service does not start; the message holds the end of its log.
+    pub fn port_mapper(&self, site: &Site, by: PortProtocol) -> Result<PortMapper> {
+        let dir = self.shared.dir.join(format!("portmap-{}", site.net().pid()));
+        PortMapper::start(site.net(), site.wan(), by, (self.shared.rootfs()?, &dir))
     }
 
     /// As [`wait::wait_until`]; a failure shows the last lines of every background process of the lab.

@@ -41,6 +41,7 @@ pub mod netns;
 pub mod network;
 pub mod node;
 pub mod pool;
+pub mod portmap;
 pub mod process;
 pub mod rootfs;
 pub mod service;

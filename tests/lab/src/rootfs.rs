@@ -40,6 +40,7 @@ const NODES: Recipe = Recipe {
         "faketime",
         "iproute2",
         "iputils-ping",
+        "miniupnpd-nftables",
         "nftables",
         "openssl",
         "procps",

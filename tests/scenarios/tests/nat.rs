@@ -6,7 +6,8 @@ use std::io::{Read, Write};
 use std::thread;
 use std::time::Duration;
 
-use aerie_lab::grid::{Grid, Join, Member};
+use aerie_lab::grid::{AERIE, Grid, Join, Member};
+use aerie_lab::portmap::PortProtocol;
 use aerie_lab::wait::wait_until;
 use aerie_lab::{Lab, Nat, matrix};
 use aerie_scenarios::{GROUP, lab, small_grid};
@@ -226,4 +227,44 @@ fn a_node_that_changes_its_network_keeps_its_connections() {
     echo();
     assert!(silent < Duration::from_secs(15), "{silent:?}");
     println!("without an answer: {noticed:?} when the kernel says so, {silent:?} when nobody does");
+}
+
+/// Between two symmetric NATs there is no direct way, unless a router leads a port to one of them.
+#[test]
+fn a_port_that_a_router_gives_is_reached_from_behind_a_symmetric_nat() {
+    let lab = lab("ports").unwrap();
+    let grid = small_grid(&lab).unwrap();
+    let behind = |name: &str, by| {
+        let site = lab.site(name, Nat::Symmetric).unwrap();
+        let join = Join::new(name, &site, GROUP, "client").option("--no-condor");
+        let router = lab.port_mapper(&site, by).unwrap();
+        (grid.prepare(&join).unwrap(), router)
+    };
+    let mapped = [
+        (behind("a", PortProtocol::Pcp), "PCP"),
+        (behind("c", PortProtocol::Upnp), "UPnP"),
+    ];
+    let b = prepare(&lab, &grid, "b", Nat::Symmetric, "client");
+    start(&grid, &[&mapped[0].0.0, &mapped[1].0.0, &b]);
+    for ((member, router), by) in &mapped {
+        let name = member.node.name();
+        let held = lab.wait_until(Duration::from_secs(20), "a port of the router", || {
+            let (said, _) = member.said::<serde_json::Value>(&["netcheck"])?;
+            Ok(Some(said["port_mapping"].clone()).filter(|mapping| mapping["state"] == "held"))
+        });
+        let held = held.unwrap();
+        assert_eq!(held["by"], *by);
+        assert_eq!(router.given().unwrap().len(), 1);
+        b.ping(&member.addr().unwrap()).unwrap();
+        lab.wait_until(Duration::from_secs(10), "a direct path", || {
+            let (said, _) = b.said::<serde_json::Value>(&["path", name])?;
+            let used = &said["pairs"][0];
+            Ok((used["kind"] == "port-mapped" && used["addr"] == held["addr"]).then_some(()))
+        })
+        .unwrap();
+        member.node.run("root", &[AERIE, "leave", "--yes"]).unwrap();
+        let back = || Ok(router.given()?.is_empty().then_some(()));
+        lab.wait_until(Duration::from_secs(10), "the port to be given back", back)
+            .unwrap();
+    }
 }

@@ -49,6 +49,8 @@ pub enum Finding {
 pub struct NetworkStatus {
     /// This host's own addresses with the data socket's port.
     pub hosts: Vec<UnderlayAddr>,
+    /// The port of the router that leads to this host.
+    pub mapped: Option<UnderlayAddr>,
     /// What the members that were asked said.
     pub observers: Vec<Observer>,
     /// What the NAT does with ports.

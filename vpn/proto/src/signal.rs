@@ -8,7 +8,7 @@ use aerie_types::{PeerId, UnderlayAddr, VirtualNet};
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-const SIGNAL_VERSION: u8 = 2;
+const SIGNAL_VERSION: u8 = 3;
 /// Longest signal: an offer with all its candidates takes about 500 bytes.
 pub const MAX_SIGNAL: usize = 2048;
 /// Candidates of one offer. A host has a few addresses; each costs the other side a dozen probes.
@@ -21,6 +21,8 @@ pub enum CandidateKind {
     Host,
     /// What a member saw as the source of a query: the outside of a NAT.
     Reflexive,
+    /// A port of the router that leads to the host, as the router said.
+    Mapped,
     /// The source of an authenticated datagram that nobody had announced.
     PeerReflexive,
     /// Through a relay.
@@ -34,6 +36,7 @@ impl std::fmt::Display for CandidateKind {
         f.write_str(match self {
             Self::Host => "host",
             Self::Reflexive => "reflexive",
+            Self::Mapped => "port-mapped",
             Self::PeerReflexive => "peer-reflexive",
             Self::Relayed => "relayed",
             Self::Stream => "tls",

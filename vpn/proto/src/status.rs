@@ -126,6 +126,8 @@ pub enum Reason {
     Public,
     /// The outside of the peer's NAT answers.
     Punched,
+    /// A port answers that the peer's router leads to it.
+    Mapped,
     /// The peer is heard, and answers, at an address that it did not know of.
     Unannounced,
     /// Nothing has asked for a way for a while.
@@ -159,6 +161,7 @@ impl fmt::Display for Reason {
             Self::SameNetwork => "its own address on this network answers",
             Self::Public => "its own address answers; nothing translates it",
             Self::Punched => "the outside of its NAT answers",
+            Self::Mapped => "the port answers that its router leads to it",
             Self::Unannounced => "it answers at an address that it did not know of, the outside of its NAT",
             Self::Asleep => "no packet has asked for a way for a while",
             Self::NoExchange { offers: 0 } => "it has not been asked for its addresses yet",

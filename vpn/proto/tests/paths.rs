@@ -7,7 +7,7 @@ mod common;
 use std::time::Duration;
 
 use aerie_types::UnderlayAddr;
-use aerie_vpn_proto::{Mapping, PathKind};
+use aerie_vpn_proto::{Mapping, PathKind, Reason};
 use common::{NatKind, World};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -301,5 +301,31 @@ fn a_peer_that_cannot_be_reached_is_probed_with_less_than_a_kilobyte_a_second() 
         let second = Duration::from_secs(second);
         let bytes = bytes(second, second + Duration::from_secs(1));
         assert!(bytes < 6 * 1024, "{bytes} bytes in second {second:?}");
+    }
+}
+
+#[test]
+fn a_port_that_the_router_leads_to_a_node_is_reached_from_behind_any_nat() {
+    for late in [false, true] {
+        let mut world = World::new(31);
+        let relay = world.relay();
+        let (a, b) = (world.behind(NatKind::Symmetric), world.behind(NatKind::Symmetric));
+        world.announce_relays(&[relay]);
+        if !late {
+            world.give_port(a);
+        }
+        world.send(a, b, b"ping");
+        world.run_until(SOON, |world| !world.nodes[b].delivered.is_empty());
+        if late {
+            world.echo(50, a, b, Duration::from_secs(5));
+            assert!(matches!(world.path(b, a), PathKind::Relayed { .. }));
+        }
+        let outside = UnderlayAddr(world.give_port(a));
+        world.echo(50, a, b, Duration::from_secs(3));
+        assert_eq!(world.path(b, a), PathKind::Direct(outside));
+        assert!(matches!(world.path(a, b), PathKind::Direct(_)));
+        let at = world.moment();
+        let said = world.nodes[b].core.path(world.nodes[a].peer, at).unwrap();
+        assert_eq!(said.reason, Reason::Mapped);
     }
 }

@@ -6,6 +6,7 @@
 pub(crate) mod changes;
 pub mod faults;
 mod guests;
+pub(crate) mod mapping;
 pub mod memory;
 mod offloads;
 pub(crate) mod streams;

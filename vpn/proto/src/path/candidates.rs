@@ -51,7 +51,10 @@ impl Agent {
         // What the peer no longer says of itself may have ended with its former network.
         let mut doubt = false;
         for (route, pair) in &mut self.pairs {
-            let told = matches!(pair.kind, CandidateKind::Host | CandidateKind::Reflexive);
+            let told = matches!(
+                pair.kind,
+                CandidateKind::Host | CandidateKind::Reflexive | CandidateKind::Mapped
+            );
             if told && pair.is_sure() && !announced(route) {
                 pair.doubt(now);
                 doubt = true;

@@ -67,6 +67,7 @@ impl Agent {
                 Some(CandidateKind::Host) if addr.is_private() => Reason::SameNetwork,
                 Some(CandidateKind::Host) => Reason::Public,
                 Some(CandidateKind::PeerReflexive) => Reason::Unannounced,
+                Some(CandidateKind::Mapped) => Reason::Mapped,
                 _ => Reason::Punched,
             };
         }

@@ -157,6 +157,8 @@ pub struct Tunnels {
     unreachable: BTreeMap<VirtualAddr, Instant>,
     queued: usize,
     hosts: Vec<UnderlayAddr>,
+    /// A port of the router that leads here.
+    mapped: Option<UnderlayAddr>,
     relays: Vec<RelayInfo>,
     relay_requests: BTreeMap<u64, relays::Asked>,
     relays_avoided: BTreeMap<PeerId, Instant>,
@@ -232,6 +234,7 @@ impl Tunnels {
             unreachable: BTreeMap::new(),
             queued: 0,
             hosts: Vec::new(),
+            mapped: None,
             relays: Vec::new(),
             relay_requests: BTreeMap::new(),
             relays_avoided: BTreeMap::new(),
@@ -306,6 +309,22 @@ impl Tunnels {
             self.network_changed(now);
         }
         self.wake_at(now.instant);
+    }
+
+    /// The port of the router in front of this host that leads to the data socket, if there is one. Members try it as
+    /// they do any other address.
+    pub fn set_mapped(&mut self, addr: Option<UnderlayAddr>, now: Now) {
+        let usable = addr.filter(|addr| crate::signal::is_usable(*addr, self.net, self.config.loopback));
+        if usable == self.mapped {
+            return;
+        }
+        self.mapped = usable;
+        let at = now.instant;
+        self.peers.change(at, |peer| {
+            peer.agent.local_changed(at);
+            true
+        });
+        self.wake_at(at);
     }
 
     /// This host's way to the outside is another one, though its addresses may be the same. What is known of it is

@@ -103,6 +103,7 @@ impl Tunnels {
         let (hairpin, admits_strangers) = check.map_or(untried, |check| check.findings(complete));
         NetworkStatus {
             hosts: self.hosts.clone(),
+            mapped: self.mapped,
             observers: self.reflexive.observers(began.unwrap_or(at)),
             mapping: began.map_or_else(|| self.mapping(at), |began| self.mapping_since(began, at)),
             hairpin,

@@ -136,7 +136,10 @@ impl Tunnels {
         let loopback = self.config.loopback;
         offer.candidates.retain(|candidate| {
             is_usable(candidate.addr, net, loopback)
-                && matches!(candidate.kind, CandidateKind::Host | CandidateKind::Reflexive)
+                && matches!(
+                    candidate.kind,
+                    CandidateKind::Host | CandidateKind::Reflexive | CandidateKind::Mapped
+                )
         });
         let Some(peer) = self.ensure_peer(from, now) else {
             return;
@@ -158,21 +161,26 @@ impl Tunnels {
         }
     }
 
-    /// Where this host may be reached: its interfaces, and how relays see it.
+    /// Where this host may be reached: its interfaces, the port that its router leads to it, and how relays see it.
     pub(super) fn candidates(&self, now: Instant) -> Vec<Candidate> {
         let hosts = self.hosts.iter().map(|addr| Candidate {
             kind: CandidateKind::Host,
             addr: *addr,
         });
+        let mapped = self.mapped.filter(|addr| !self.hosts.contains(addr));
         let seen = self
             .reflexive
             .addrs(now)
             .into_iter()
-            .filter(|addr| !self.hosts.contains(addr));
+            .filter(|addr| !self.hosts.contains(addr) && mapped != Some(*addr));
         let seen = seen.map(|addr| Candidate {
             kind: CandidateKind::Reflexive,
             addr,
         });
-        hosts.chain(seen).take(MAX_CANDIDATES).collect()
+        let mapped = mapped.map(|addr| Candidate {
+            kind: CandidateKind::Mapped,
+            addr,
+        });
+        hosts.chain(mapped).chain(seen).take(MAX_CANDIDATES).collect()
     }
 }

@@ -304,6 +304,16 @@ impl World {
         self.settle(from);
     }
 
+    /// A node's NAT leads a port to it, and the node's host has been told.
+    pub(crate) fn give_port(&mut self, n: usize) -> SocketAddr {
+        let nat = self.nodes[n].nat.unwrap();
+        let addr = self.nats[nat].lead(PORT, self.nodes[n].host);
+        let now = self.moment_of(n);
+        self.nodes[n].core.set_mapped(Some(UnderlayAddr(addr)), now);
+        self.settle(n);
+        addr
+    }
+
     /// A NAT forgets every mapping and has another address from now on, and says so to nobody.
     pub(crate) fn renumber(&mut self, nat: usize) {
         self.nats[nat].renumber();
@@ -502,7 +512,7 @@ impl World {
                 via,
                 mut bytes,
             } => {
-                let inner = match self.nats.iter().find(|nat| IpAddr::V4(nat.public) == to.ip()) {
+                let inner = match self.nats.iter_mut().find(|nat| IpAddr::V4(nat.public) == to.ip()) {
                     Some(nat) => nat.inbound(from, to.port()),
                     None => Some(to),
                 };

@@ -15,6 +15,9 @@ pub(super) struct Nat {
     pub(super) public: Ipv4Addr,
     mappings: BTreeMap<(SocketAddr, Option<SocketAddr>), u16>,
     allowed: BTreeSet<(u16, SocketAddr)>,
+    /// Ports that lead inside, and who came in by one.
+    ports: BTreeMap<u16, SocketAddr>,
+    entered: BTreeMap<(SocketAddr, SocketAddr), u16>,
     next_port: u16,
 }
 
@@ -25,6 +28,8 @@ impl Nat {
             public,
             mappings: BTreeMap::new(),
             allowed: BTreeSet::new(),
+            ports: BTreeMap::new(),
+            entered: BTreeMap::new(),
             next_port: 20_000,
         }
     }
@@ -37,7 +42,16 @@ impl Nat {
         self.allowed.clear();
     }
 
+    /// Leads a port inside.
+    pub(super) fn lead(&mut self, port: u16, to: SocketAddr) -> SocketAddr {
+        self.ports.insert(port, to);
+        SocketAddr::new(self.public.into(), port)
+    }
+
     pub(super) fn outbound(&mut self, from: SocketAddr, to: SocketAddr) -> SocketAddr {
+        if let Some(port) = self.entered.get(&(from, to)) {
+            return SocketAddr::new(self.public.into(), *port);
+        }
         let key = (from, (self.kind == NatKind::Symmetric).then_some(to));
         let next = &mut self.next_port;
         let port = *self.mappings.entry(key).or_insert_with(|| {
@@ -48,7 +62,11 @@ impl Nat {
         SocketAddr::new(self.public.into(), port)
     }
 
-    pub(super) fn inbound(&self, from: SocketAddr, port: u16) -> Option<SocketAddr> {
+    pub(super) fn inbound(&mut self, from: SocketAddr, port: u16) -> Option<SocketAddr> {
+        if let Some(inner) = self.ports.get(&port) {
+            self.entered.insert((*inner, from), port);
+            return Some(*inner);
+        }
         let ((inner, _), _) = self.mappings.iter().find(|(_, mapped)| **mapped == port)?;
         let open = self.kind == NatKind::FullCone || self.allowed.contains(&(port, from));
         open.then_some(*inner)
