@@ -55,6 +55,8 @@ pub struct Summary {
     pub mtu: Option<u16>,
     /// Whether the node takes its IPv6 address.
     pub ipv6: bool,
+    /// Whether multicast and broadcast are exchanged with the other members of the group.
+    pub multicast: bool,
     /// Whether the kernel's offloads are used.
     pub offload: bool,
     /// The preferred cipher, where it is given.
@@ -115,6 +117,7 @@ impl Spec {
             vpn_port: self.vpn.port,
             mtu: self.vpn.mtu,
             ipv6: self.vpn.ipv6,
+            multicast: self.vpn.multicast,
             offload: self.vpn.offload,
             cipher: self.vpn.cipher.map(|cipher| cipher.to_string()),
             tls_port: self.vpn.tls_port,
@@ -268,6 +271,11 @@ pub fn explain(spec: &Spec, bundle: Option<&Bundle>) -> String {
         .mtu
         .map_or("usual MTU".to_owned(), |mtu| format!("MTU {mtu} bytes"));
     let family = if spec.vpn.ipv6 { "" } else { ", IPv4 alone" };
+    let multicast = if spec.vpn.multicast {
+        ", multicast and broadcast in its group"
+    } else {
+        ""
+    };
     let offload = if spec.vpn.offload {
         ""
     } else {
@@ -288,7 +296,7 @@ pub fn explain(spec: &Spec, bundle: Option<&Bundle>) -> String {
     line(
         "Tunnel",
         &format!(
-            "{}, {mtu}{family}{offload}{cipher}{relays}",
+            "{}, {mtu}{family}{multicast}{offload}{cipher}{relays}",
             port(spec.vpn.port, "UDP")
         ),
     );

@@ -449,6 +449,7 @@ impl<T: Tun, U: Udp> Driver<T, U> {
                 }
             }
             Command::SetRelays(relays) => self.core.set_relays(relays, moment),
+            Command::SetGroup(members) => self.core.set_group(members, moment),
             Command::SetCredential(der) => self.core.set_credential(der),
             Command::Revoke(peer) => self.core.revoke(peer, moment),
             Command::Readdress(addr, answer) => {

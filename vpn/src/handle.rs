@@ -80,6 +80,7 @@ pub(crate) enum Command {
     Resolved(VirtualAddr, Option<RemotePeer>),
     Signal(PeerId, Vec<u8>),
     SetRelays(Vec<RelayInfo>),
+    SetGroup(Option<Vec<VirtualAddr>>),
     SetCredential(Vec<u8>),
     Revoke(PeerId),
     Readdress(VirtualAddr, oneshot::Sender<Result<(), Error>>),
@@ -117,6 +118,12 @@ impl Handle {
     /// The members that relay; they also tell this host how it looks from outside. Replaces the last list.
     pub async fn set_relays(&self, relays: Vec<RelayInfo>) {
         self.tell(Command::SetRelays(relays)).await;
+    }
+
+    /// The members with whom multicast and broadcast are exchanged; `None` for none of it, as it is at first. Replaces
+    /// the last list.
+    pub async fn set_group(&self, members: Option<Vec<VirtualAddr>>) {
+        self.tell(Command::SetGroup(members)).await;
     }
 
     /// This node's credential after a renewal, X.509 in DER.

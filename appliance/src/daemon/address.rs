@@ -194,6 +194,7 @@ async fn tunnel(node: &Arc<Node>, member: &Member, addr: VirtualAddr) -> Result<
     node.set_vpn(vpn.clone());
     tokio::spawn(carry::vpn_events(Arc::clone(node), events));
     node.tell_relays().await;
+    node.tell_group().await;
     let mut renewed = member.credential.subscribe();
     renewed.mark_unchanged();
     tokio::spawn(async move {

@@ -262,6 +262,18 @@ impl Node {
         }
     }
 
+    /// Tells the tunnel who is in this node's group, where packets to all are wanted.
+    pub(crate) async fn tell_group(&self) {
+        let Some(vpn) = self.vpn().filter(|_| self.spec.vpn.multicast) else {
+            return;
+        };
+        let group = self.credential.borrow().group.clone();
+        let members = self.overlay.members().await.unwrap_or_default();
+        let mates = members.iter().filter(|member| member.credential.group == group);
+        let addrs = mates.filter_map(|member| self.names.fresh_addr_of(&member.credential.node));
+        vpn.set_group(Some(addrs.collect())).await;
+    }
+
     pub(crate) fn has_user_credential(&self) -> bool {
         *self.user_credential.borrow()
     }

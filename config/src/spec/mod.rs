@@ -36,6 +36,7 @@
 //! port = 4242                     # UDP; 0 takes any free port
 //! mtu = 1280                      # optional: 1420 otherwise; each path's own is measured
 //! ipv6 = true                     # false: IPv4 alone inside the grid
+//! multicast = false               # true: multicast and broadcast to the members of the own group
 //! offload = true                  # false: packet by packet, where the kernel's offloads are broken
 //! cipher = "chacha20-poly1305"    # or "aes-256-gcm"; optional: what suits the processor
 //! tls_port = 443                  # TCP; where a relay takes members that UDP does not reach; 0 takes none
@@ -165,6 +166,8 @@ pub struct Vpn {
     pub mtu: Option<u16>,
     /// Whether the node takes its IPv6 address in the grid.
     pub ipv6: bool,
+    /// Whether multicast and broadcast are exchanged with the other members of the group.
+    pub multicast: bool,
     /// Whether the kernel's offloads are used where they are found.
     pub offload: bool,
     /// The preferred cipher, where it is not to follow from the processor. AES is used where both sides prefer it.
@@ -182,6 +185,7 @@ impl Default for Vpn {
             port: DEFAULT_VPN_PORT,
             mtu: None,
             ipv6: true,
+            multicast: false,
             offload: true,
             cipher: None,
             tls_port: DEFAULT_TLS_PORT,

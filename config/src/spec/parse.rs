@@ -71,6 +71,7 @@ const VPN: Shape = Shape {
         "port",
         "mtu",
         "ipv6",
+        "multicast",
         "offload",
         "cipher",
         "tls_port",
@@ -319,6 +320,7 @@ fn read_vpn(top: &Table<'_, '_>, listen_port: u16, notes: &mut Notes<'_>) -> Vpn
         port,
         mtu,
         ipv6: table.boolean("ipv6", notes).unwrap_or(usual.ipv6),
+        multicast: table.boolean("multicast", notes).unwrap_or(usual.multicast),
         offload: table.boolean("offload", notes).unwrap_or(usual.offload),
         cipher: table.parsed("cipher", notes).map(|cipher| cipher.value),
         tls_port: table

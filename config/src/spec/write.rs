@@ -79,6 +79,8 @@ struct RawVpn {
     #[serde(skip_serializing_if = "Option::is_none")]
     ipv6: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    multicast: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     offload: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cipher: Option<String>,
@@ -147,6 +149,7 @@ pub(super) fn to_toml(spec: &Spec) -> Zeroizing<String> {
             port: spec.vpn.port,
             mtu: spec.vpn.mtu,
             ipv6: (!spec.vpn.ipv6).then_some(false),
+            multicast: spec.vpn.multicast.then_some(true),
             offload: (!spec.vpn.offload).then_some(false),
             cipher: spec.vpn.cipher.map(|cipher| cipher.to_string()),
             tls_port: Some(spec.vpn.tls_port).filter(|port| *port != super::DEFAULT_TLS_PORT),

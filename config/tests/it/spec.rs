@@ -68,6 +68,15 @@ fn an_unknown_table_is_told_with_the_nearest_known_one() {
 }
 
 #[test]
+fn multicast_is_off_unless_switched_on_and_only_then_written() {
+    assert!(!Spec::parse(&minimal()).unwrap().vpn.multicast);
+    let spec = Spec::parse(&changed("mtu = 1280", "multicast = true")).unwrap();
+    assert!(spec.vpn.multicast && spec.to_toml().contains("multicast = true"));
+    let spec = Spec::parse(&changed("mtu = 1280", "multicast = false")).unwrap();
+    assert!(!spec.to_toml().contains("multicast"));
+}
+
+#[test]
 fn ipv6_is_on_unless_switched_off_and_only_then_written() {
     let spec = Spec::parse(&changed("mtu = 1280", "ipv6 = false")).unwrap();
     assert!(!spec.vpn.ipv6 && spec.to_toml().contains("ipv6 = false"));
@@ -125,7 +134,7 @@ fn a_key_like_no_known_one_is_told_what_there_is() {
     let message = refusal(&changed("[vpn]\n", "[vpn]\nxyzzyplugh = 1\n"));
     assert!(
         message.contains(
-            "vpn.xyzzyplugh is not a known key: known are port, mtu, ipv6, offload, cipher, tls_port, relay_limit"
+            "vpn.xyzzyplugh is not a known key: known are port, mtu, ipv6, multicast, offload, cipher, tls_port, relay_limit"
         ),
         "{message}"
     );
@@ -565,6 +574,7 @@ fn any_spec() -> impl Strategy<Value = Spec> {
                 port: vpn_port,
                 mtu: numbers.2,
                 ipv6: numbers.3,
+                multicast: !numbers.3,
                 offload: numbers.4,
                 cipher: numbers.5,
                 tls_port: numbers.7,

@@ -7,6 +7,7 @@ pub(crate) const V6_HEADER: usize = 40;
 /// Of both ICMPs: type, code, checksum, and four bytes that an unreachable destination leaves unused.
 const ICMP_HEADER: usize = 8;
 const PROTOCOL_ICMP: u8 = 1;
+pub(crate) const PROTOCOL_IGMP: u8 = 2;
 const PROTOCOL_ICMPV6: u8 = 58;
 /// What every link of IPv6 takes, and so the longest ICMPv6 error (RFC 4443, 2.4 c).
 pub(crate) const V6_MIN_MTU: usize = 1280;

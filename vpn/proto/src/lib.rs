@@ -61,6 +61,6 @@ pub use status::{Change, Counters, PairState, PairStatus, PathKind, PathStatus, 
 pub use suite::Suite;
 pub use transmits::{Run, Transmits};
 pub use tunnels::{
-    Config, CredentialCheck, Event, RelayInfo, RemoteIdentity, RemotePeer, StreamAction, Tunnels,
+    Config, CredentialCheck, Event, MAX_COPIES, RelayInfo, RemoteIdentity, RemotePeer, StreamAction, Tunnels,
 };
 pub use wire::{DATA_HEADER, DATA_OVERHEAD, RELAY_OVERHEAD, VERSION};

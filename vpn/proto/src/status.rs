@@ -245,6 +245,10 @@ counters! {
     sent,
     /// Inner packets opened and delivered.
     received,
+    /// Copies of inner packets to all, before they were sealed.
+    copies,
+    /// The same that were not made, as there were too many.
+    copies_limited,
     /// Handshakes completed.
     handshakes,
     /// Datagrams that are none of this protocol and version.

@@ -166,6 +166,7 @@ pub(crate) async fn learn_members(node: Arc<Node>) {
             };
             due.insert(member.peer, next);
         }
+        node.tell_group().await;
         let next = due.values().map(|(at, _)| *at).min();
         let next = next.unwrap_or_else(|| Instant::now() + LEARN_AGAIN);
         tokio::select! {

@@ -1,6 +1,7 @@
 //! All tunnels of a node in one grid.
 
 mod datagrams;
+mod groups;
 mod handshakes;
 mod lengths;
 mod network;
@@ -38,6 +39,8 @@ use crate::signal::{MAX_CANDIDATES, Signal};
 use crate::status::{Counters, PathKind, PeerStatus};
 use crate::{Error, Now, Suite, Transmits};
 
+use groups::Group;
+pub use groups::MAX_COPIES;
 use peers::Peers;
 pub use streams::StreamAction;
 use streams::Streams;
@@ -159,6 +162,8 @@ pub struct Tunnels {
     hosts: Vec<UnderlayAddr>,
     /// A port of the router that leads here.
     mapped: Option<UnderlayAddr>,
+    /// With whom packets to all are exchanged.
+    group: Option<Group>,
     relays: Vec<RelayInfo>,
     relay_requests: BTreeMap<u64, relays::Asked>,
     relays_avoided: BTreeMap<PeerId, Instant>,
@@ -235,6 +240,7 @@ impl Tunnels {
             queued: 0,
             hosts: Vec::new(),
             mapped: None,
+            group: None,
             relays: Vec::new(),
             relay_requests: BTreeMap::new(),
             relays_avoided: BTreeMap::new(),

@@ -10,7 +10,7 @@ use std::time::Instant;
 use aerie_types::{PeerId, VirtualAddr};
 
 use super::{Event, Hop, RemotePeer, Tunnels};
-use crate::inner;
+use crate::inner::{self, Addresses};
 use crate::limits::{
     BINDING_MAX, BINDING_REFRESH, LOOKUP_RETRY, LOOKUP_TIMEOUT, MAX_BINDINGS, MAX_INNER, MAX_LOOKUPS,
     MAX_PINGS, MAX_QUEUED, MAX_QUEUED_TOTAL, MAX_UNREACHABLE, PING_RETRY, PING_TIMEOUT, UNREACHABLE_FOR,
@@ -71,6 +71,10 @@ impl Tunnels {
         };
         let own = self.config.addr;
         let ours = self.net.leased(addresses.source) == Some(own) && packet.len() <= MAX_INNER;
+        if ours && self.is_for_all(addresses.destination) {
+            self.send_to_all(packet, now.instant, out);
+            return;
+        }
         let to = self
             .net
             .leased(addresses.destination)
@@ -215,9 +219,11 @@ impl Tunnels {
     /// Whether an inner packet may be delivered. If its source is not known yet it is kept, and `false`.
     pub(super) fn accept_inner(&mut self, from: PeerId, packet: &[u8], now: Instant) -> bool {
         let own = self.config.addr;
-        let Some(addresses) =
-            inner::addresses(packet).filter(|found| self.net.leased(found.destination) == Some(own))
-        else {
+        let here = |found: &Addresses| {
+            self.net.leased(found.destination) == Some(own)
+                || (self.is_for_all(found.destination) && self.is_in_group(found.source))
+        };
+        let Some(addresses) = inner::addresses(packet).filter(here) else {
             self.counters.misdirected += 1;
             return false;
         };
@@ -365,7 +371,7 @@ impl Tunnels {
     }
 
     /// The member an address is bound to. An answer that grows old is asked for again beside its use.
-    fn holder(&mut self, addr: VirtualAddr, now: Instant) -> Option<PeerId> {
+    pub(super) fn holder(&mut self, addr: VirtualAddr, now: Instant) -> Option<PeerId> {
         let binding = self.bindings.get_mut(&addr)?;
         let age = now.saturating_duration_since(binding.since);
         let peer = binding.peer;
@@ -397,7 +403,7 @@ impl Tunnels {
         }
     }
 
-    fn ask_for(&mut self, addr: VirtualAddr, packet: &[u8], now: Instant) {
+    pub(super) fn ask_for(&mut self, addr: VirtualAddr, packet: &[u8], now: Instant) {
         if self.unreachable.get(&addr).is_some_and(|until| *until > now) {
             self.answer_unreachable(packet, now);
             return;
@@ -540,7 +546,9 @@ impl Tunnels {
 
     fn answer_unreachable(&mut self, packet: &[u8], now: Instant) {
         self.counters.undeliverable += 1;
-        if self.icmp_rate.take(1, now)
+        let for_all = inner::destination(packet).is_some_and(|destination| self.is_for_all(destination));
+        if !for_all
+            && self.icmp_rate.take(1, now)
             && let Some(answer) = inner::unreachable(packet)
         {
             self.inbox.push_back(answer);
