@@ -178,7 +178,20 @@ impl World {
     pub(crate) fn nat(&mut self, kind: NatKind) -> usize {
         let n = self.nats.len();
         self.nats
-            .push(Nat::new(kind, Ipv4Addr::new(198, 51, 100, n as u8 + 1)));
+            .push(Nat::new(kind, Ipv4Addr::new(198, 51, 100, n as u8 + 1), None));
+        n
+    }
+
+    /// A NAT sends nothing back in that is for its own outside.
+    pub(crate) fn without_hairpin(&mut self, nat: usize) {
+        self.nats[nat].hairpin = false;
+    }
+
+    /// A NAT behind another one.
+    pub(crate) fn nat_behind(&mut self, outer: usize, kind: NatKind) -> usize {
+        let n = self.nats.len();
+        let public = Ipv4Addr::new(10, outer as u8, 1, n as u8 + 1);
+        self.nats.push(Nat::new(kind, public, Some(outer)));
         n
     }
 
@@ -474,10 +487,8 @@ impl World {
                 }
                 continue;
             }
-            let inside = self.nodes.iter().any(|node| node.host == to && node.nat == nat);
-            let (from, via) = match nat {
-                Some(nat) if !inside => (self.nats[nat].outbound(host, to), None),
-                nat => (host, nat),
+            let Some((from, via)) = self.leave(host, nat, to) else {
+                continue;
             };
             let seen = Seen {
                 at: self.now,
@@ -504,6 +515,44 @@ impl World {
         }
     }
 
+    /// Which NAT of a network has this address.
+    fn nat_at(&self, network: Option<usize>, ip: IpAddr) -> Option<usize> {
+        let there = |nat: &Nat| nat.outer == network && IpAddr::V4(nat.public) == ip;
+        self.nats.iter().position(there)
+    }
+
+    /// Takes a datagram out of its network as far as it has to go: what it comes from there, and which network that is.
+    /// `None` if a NAT on the way sends nothing back in.
+    fn leave(
+        &mut self,
+        mut from: SocketAddr,
+        mut network: Option<usize>,
+        to: SocketAddr,
+    ) -> Option<(SocketAddr, Option<usize>)> {
+        while let Some(nat) = network {
+            let here = |node: &Node| node.host == to && node.nat == network;
+            if self.nodes.iter().any(here) || self.nat_at(network, to.ip()).is_some() {
+                break;
+            }
+            if IpAddr::V4(self.nats[nat].public) == to.ip() && !self.nats[nat].hairpin {
+                return None;
+            }
+            from = self.nats[nat].outbound(from, to);
+            network = self.nats[nat].outer;
+        }
+        Some((from, network))
+    }
+
+    /// To whom a datagram comes that has arrived in a network, through as many NATs as are in the way.
+    fn arrive(&mut self, from: SocketAddr, mut to: SocketAddr, mut network: Option<usize>) -> Option<usize> {
+        while let Some(nat) = self.nat_at(network, to.ip()) {
+            to = self.nats[nat].inbound(from, to.port())?;
+            network = Some(nat);
+        }
+        let there = |node: &Node| node.host == to && node.nat == network && node.online;
+        self.nodes.iter().position(there)
+    }
+
     fn handle(&mut self, item: Item) {
         match item {
             Item::Datagram {
@@ -512,14 +561,7 @@ impl World {
                 via,
                 mut bytes,
             } => {
-                let inner = match self.nats.iter_mut().find(|nat| IpAddr::V4(nat.public) == to.ip()) {
-                    Some(nat) => nat.inbound(from, to.port()),
-                    None => Some(to),
-                };
-                let translated = inner != Some(to);
-                let reachable =
-                    |node: &Node| Some(node.host) == inner && (translated || node.nat == via) && node.online;
-                let Some(n) = self.nodes.iter().position(reachable) else {
+                let Some(n) = self.arrive(from, to, via) else {
                     return;
                 };
                 let now = self.moment_of(n);

@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NatKind {
     FullCone,
+    AddressRestricted,
     PortRestricted,
     Symmetric,
 }
@@ -13,6 +14,10 @@ pub(crate) enum NatKind {
 pub(super) struct Nat {
     kind: NatKind,
     pub(super) public: Ipv4Addr,
+    /// The one that it is behind.
+    pub(super) outer: Option<usize>,
+    /// Whether it sends back in what is for its own outside.
+    pub(super) hairpin: bool,
     mappings: BTreeMap<(SocketAddr, Option<SocketAddr>), u16>,
     allowed: BTreeSet<(u16, SocketAddr)>,
     /// Ports that lead inside, and who came in by one.
@@ -22,10 +27,12 @@ pub(super) struct Nat {
 }
 
 impl Nat {
-    pub(super) fn new(kind: NatKind, public: Ipv4Addr) -> Self {
+    pub(super) fn new(kind: NatKind, public: Ipv4Addr, outer: Option<usize>) -> Self {
         Self {
             kind,
             public,
+            outer,
+            hairpin: true,
             mappings: BTreeMap::new(),
             allowed: BTreeSet::new(),
             ports: BTreeMap::new(),
@@ -68,7 +75,14 @@ impl Nat {
             return Some(*inner);
         }
         let ((inner, _), _) = self.mappings.iter().find(|(_, mapped)| **mapped == port)?;
-        let open = self.kind == NatKind::FullCone || self.allowed.contains(&(port, from));
+        let open = match self.kind {
+            NatKind::FullCone => true,
+            NatKind::AddressRestricted => self
+                .allowed
+                .iter()
+                .any(|(own, to)| *own == port && to.ip() == from.ip()),
+            NatKind::PortRestricted | NatKind::Symmetric => self.allowed.contains(&(port, from)),
+        };
         open.then_some(*inner)
     }
 }
