@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::line::Quality;
 use crate::metadata::Metadata;
 use crate::nat::Nat;
 use crate::netns::NetNs;
@@ -205,6 +206,12 @@ impl Site {
     #[must_use]
     pub fn net(&self) -> NetNs {
         self.0.bare.net()
+    }
+
+    /// How many frames were lost on a long uplink ([`Lab::lengthen`]), in both directions.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.0.lost()
     }
 
     /// Cuts the site's uplink. Its LAN goes on.
@@ -430,6 +437,14 @@ impl Lab {
     /// When it cannot listen.
     pub fn metadata(&self, place: impl Into<Place>) -> Result<Metadata> {
         Metadata::start(place.into().router(&self.shared))
+    }
+
+    /// Makes the way between a site's router and the internet a long one. For sites that hang on the internet itself.
+    ///
+    /// # Errors
+    /// When the router is gone, or its uplink is a long one already.
+    pub fn lengthen(&self, site: &Site, quality: Quality) -> Result<()> {
+        site.0.lengthen(&self.shared.internet, quality)
     }
 
     /// Has a site's router give ports to hosts that ask for them, until the returned value is dropped.

@@ -33,6 +33,7 @@ mod cgroup;
 pub mod chroot;
 pub mod grid;
 mod lab;
+mod line;
 pub mod matrix;
 pub mod metadata;
 pub mod mirror;
@@ -49,6 +50,7 @@ pub mod state;
 pub mod wait;
 
 pub use lab::{Builder, Host, Lab, Place, Site, enter_command};
+pub use line::Quality;
 pub use nat::Nat;
 pub use node::{Node, Output};
 pub use service::Service;

@@ -9,9 +9,11 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::line::{End, Line, Quality};
 use crate::nat::Nat;
 use crate::netns::NetNs;
 use crate::process::{Holder, Process};
@@ -92,6 +94,13 @@ impl Port {
 }
 
 impl Lease {
+    /// Gives an interface its address and brings it up.
+    fn configure(self, host: NetNs, interface: &str) -> Result<()> {
+        let Self { addr, prefix, .. } = self;
+        host.ip([format!("addr add {addr}/{prefix} dev {interface}")])?;
+        host.ip(self.up(interface))
+    }
+
     /// What brings an interface up that has its address.
     pub(crate) fn up(self, interface: &str) -> Vec<String> {
         let Self { prefix, gateway, .. } = self;
@@ -114,9 +123,9 @@ pub struct Lease {
 }
 
 impl Lease {
-    fn mac(self) -> String {
+    fn mac(self) -> [u8; 6] {
         let [a, b, c, d] = self.addr.octets();
-        format!("02:00:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
+        [2, 0, a, b, c, d]
     }
 }
 
@@ -170,7 +179,7 @@ impl Segment {
         let name = &port.name;
         let mut lines = vec![format!(
             "link add {name} type veth peer name {interface} address {} netns {}",
-            lease.mac(),
+            lease.mac().map(|byte| format!("{byte:02x}")).join(":"),
             host.pid()
         )];
         lines.extend(
@@ -179,10 +188,37 @@ impl Segment {
         );
         self.net.ip(&lines)?;
         port.restore()?;
-        let Lease { addr, prefix, .. } = lease;
-        host.ip([format!("addr add {addr}/{prefix} dev {interface}")])?;
-        host.ip(lease.up(interface))?;
+        lease.configure(host, interface)?;
         Ok(port)
+    }
+
+    /// Puts a line in the place of a wire, with the same addresses and names at its ends.
+    pub(crate) fn lengthen(
+        &self,
+        port: &Port,
+        (host, interface): (NetNs, &str),
+        lease: Lease,
+        quality: Quality,
+    ) -> Result<Line> {
+        ensure!(
+            port.net.pid() == self.net.pid(),
+            "only what hangs on the internet itself can be far away"
+        );
+        port.remove();
+        let near = End {
+            net: host,
+            name: interface,
+            mac: Some(lease.mac()),
+        };
+        let far = End {
+            net: self.net,
+            name: &port.name,
+            mac: None,
+        };
+        let line = Line::start([near, far], quality)?;
+        port.restore()?;
+        lease.configure(host, interface)?;
+        Ok(line)
     }
 }
 
@@ -245,6 +281,8 @@ pub(crate) struct Router {
     /// Its address on the outside, and the way there.
     pub(crate) wan: Lease,
     pub(crate) uplink: Port,
+    /// What is in the uplink's place where it is a long one.
+    line: Mutex<Option<Line>>,
     pub(crate) lan: Segment,
 }
 
@@ -298,8 +336,25 @@ impl Router {
             nat,
             wan: lease,
             uplink,
+            line: Mutex::default(),
             lan,
         })
+    }
+
+    /// Makes the uplink a long line.
+    pub(crate) fn lengthen(&self, internet: &Internet, quality: Quality) -> Result<()> {
+        let place = (self.bare.net(), "wan");
+        let line = internet
+            .segment
+            .lengthen(&self.uplink, place, self.wan, quality)?;
+        *self.line.lock().unwrap_or_else(PoisonError::into_inner) = Some(line);
+        Ok(())
+    }
+
+    /// How many frames were lost on a long uplink.
+    pub(crate) fn lost(&self) -> u64 {
+        let line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
+        line.as_ref().map_or(0, Line::lost)
     }
 }
 
