@@ -68,6 +68,10 @@ pub(crate) enum Reply {
         rtt_ms: f64,
         /// The path that the datagrams took.
         path: String,
+        /// How the address at its other end became known: `host`, `reflexive`, `port-mapped` or `peer-reflexive`; none
+        /// where the path is not direct.
+        #[serde(default)]
+        candidate: Option<String>,
     },
     /// The way to a node.
     Path(Box<PathReport>),

@@ -8,6 +8,7 @@ mod grid;
 mod image;
 mod join;
 mod logging;
+mod ping;
 mod portal;
 mod query;
 mod up;
@@ -162,14 +163,30 @@ pub(crate) struct StatusArgs {
     pub(crate) wait: Option<u64>,
 }
 
+/// A pause in seconds that a person may want between two questions.
+fn pause(text: &str) -> Result<f64, String> {
+    let seconds: f64 = text.parse().map_err(|_| "it is no number".to_owned())?;
+    if (0.01..=3600.0).contains(&seconds) {
+        Ok(seconds)
+    } else {
+        Err("from 0.01 to 3600 seconds".to_owned())
+    }
+}
+
 /// Options of `aerie ping`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct PingArgs {
     /// A node's name, its full name, its `C` name or its virtual address of either family.
     pub(crate) target: String,
-    /// How many round trips.
-    #[arg(short = 'c', long, default_value_t = 4)]
-    pub(crate) count: u32,
+    /// How many round trips: 4, or 20 at most with '--until-direct', unless said.
+    #[arg(short = 'c', long)]
+    pub(crate) count: Option<u32>,
+    /// The pause between two, in seconds.
+    #[arg(short = 'i', long, value_name = "SECONDS", default_value_t = 0.5, value_parser = pause)]
+    pub(crate) interval: f64,
+    /// End as soon as the path is direct; the exit code is 1 if it is not after all round trips.
+    #[arg(long)]
+    pub(crate) until_direct: bool,
     #[command(flatten)]
     pub(crate) query: QueryArgs,
 }
@@ -441,7 +458,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         Command::Join(args) => join::run(&args),
         Command::Status(args) => query::status(&args),
         Command::Peers(args) => query::peers(&args),
-        Command::Ping(args) => query::ping(&args),
+        Command::Ping(args) => ping::ping(&args),
         Command::Path(args) => diagnose::path(&args),
         Command::Netcheck(args) => diagnose::netcheck(&args),
         Command::Doctor(args) => diagnose::doctor(&args),

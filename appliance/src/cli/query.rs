@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use comfy_table::{Table, presets};
 
 use super::join::{self, confirmed};
-use super::{LeaveArgs, PingArgs, QueryArgs, StatusArgs};
+use super::{LeaveArgs, QueryArgs, StatusArgs};
 use crate::client::ask;
 use crate::control::{Reply, Request};
 use crate::status::{Report, State};
@@ -151,43 +151,6 @@ pub(crate) fn peers(args: &QueryArgs) -> Result<ExitCode> {
     }
     println!("{table}");
     Ok(ExitCode::SUCCESS)
-}
-
-pub(crate) fn ping(args: &PingArgs) -> Result<ExitCode> {
-    let mut answered = 0;
-    for turn in 0..args.count {
-        let request = Request::Ping {
-            target: args.target.clone(),
-        };
-        let daemon = &args.query.daemon;
-        match ask(&daemon.run_dir, daemon.grid.as_deref(), &request)? {
-            Reply::Pong {
-                node,
-                addr,
-                rtt_ms,
-                path,
-            } => {
-                answered += 1;
-                if args.query.json {
-                    let line =
-                        serde_json::json!({"node": node, "addr": addr, "rtt_ms": rtt_ms, "path": path});
-                    println!("{line}");
-                } else {
-                    println!("{node} ({addr}): {rtt_ms:.2} ms, {path}");
-                }
-            }
-            Reply::Error { message } => eprintln!("aerie: {message}"),
-            other => return unexpected(other),
-        }
-        if turn + 1 < args.count {
-            thread::sleep(Duration::from_millis(500));
-        }
-    }
-    Ok(if answered > 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
 }
 
 pub(crate) fn leave(args: &LeaveArgs) -> Result<ExitCode> {

@@ -203,6 +203,15 @@ async fn find(node: &Node, target: &str) -> Result<(String, VirtualAddr), Reply>
     })
 }
 
+/// How the address became known to which a direct path leads.
+async fn candidate(node: &Node, addr: VirtualAddr) -> Option<String> {
+    let holder = node.resolve(addr).await?;
+    let status = node.vpn()?.path(holder.peer).await?;
+    let used = status.pairs.iter().find(|pair| pair.selected)?;
+    let direct = matches!(status.peer.path, PathKind::Direct(_) | PathKind::Lan(_));
+    direct.then(|| used.kind.to_string())
+}
+
 async fn ping(node: &Node, target: &str) -> Reply {
     let (name, addr) = match find(node, target).await {
         Ok(found) => found,
@@ -214,6 +223,7 @@ async fn ping(node: &Node, target: &str) -> Reply {
             addr: addr.to_string(),
             rtt_ms: rtt.as_secs_f64() * 1000.0,
             path,
+            candidate: candidate(node, addr).await,
         },
         Err(reason) => Reply::Error {
             message: format!("{name} ({addr}) did not answer: {reason}"),
