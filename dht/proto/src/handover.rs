@@ -90,23 +90,40 @@ impl<S: Store, K: Keys> Register<S, K> {
         self.handover_at = None;
         let named = self.named_peers();
         self.releases_due(&named, now);
+        let moved = self.members.take_moved();
+        let count = self.config.quorum.witnesses;
         let mut offers: BTreeMap<PeerId, Vec<Summary>> = BTreeMap::new();
         for (key, record) in &mut self.records {
+            let settled = record.offered.is_settled(&moved);
             let Some(seen) = record.seen.as_ref().filter(|seen| seen.until > now.instant) else {
                 continue;
             };
-            let nine = self.members.witnesses(&named, *key, self.config.quorum.witnesses);
-            for peer in nine {
-                if peer == self.me || record.offered.has(peer) {
+            if settled && named.is_empty() {
+                continue;
+            }
+            let nine = self.members.witnesses(&named, *key, count);
+            let mut all = named.is_empty();
+            for peer in &nine {
+                if *peer == self.me || record.offered.has(*peer) {
                     continue;
                 }
-                let batch = offers.entry(peer).or_default();
+                let batch = offers.entry(*peer).or_default();
                 if batch.len() < MAX_SUMMARIES {
-                    record.offered.insert(peer);
+                    record.offered.insert(*peer);
                     let holder = seen.certificate.terms.holder;
                     let rest = seen.until - now.instant;
                     batch.push(Summary::new(*key, holder, rest, Some(&seen.certificate)));
+                } else {
+                    all = false;
                 }
+            }
+            if all {
+                let position = key.position();
+                let farthest = nine.last().filter(|_| nine.len() >= count);
+                let reach = farthest.map_or([u8::MAX; 32], |peer| {
+                    position.distance(&self.members.position(*peer))
+                });
+                record.offered.settle(position, reach);
             }
         }
         for (peer, batch) in offers {

@@ -72,6 +72,7 @@ mod register;
 mod round;
 mod rows;
 mod rule;
+mod saved;
 mod search;
 mod sets;
 mod stats;

@@ -21,6 +21,7 @@ use aerie_types::{Key, PeerId};
 
 use crate::limits::{MAX_CREDENTIALS, MAX_MEMBERS, REMEMBERED};
 use crate::near::Near;
+use crate::saved::Saved;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Known {
@@ -51,6 +52,30 @@ impl Known {
     }
 }
 
+/// So many places are looked at one by one.
+const MAX_MOVED: usize = 64;
+
+/// Where members have come or gone since that was asked for last.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Moved {
+    places: Vec<Key>,
+    everywhere: bool,
+}
+
+impl Moved {
+    fn note(&mut self, place: Key) {
+        self.everywhere |= self.places.len() >= MAX_MOVED;
+        if !self.everywhere {
+            self.places.push(place);
+        }
+    }
+
+    /// The places; `None` if it may have been anywhere.
+    pub(crate) fn places(&self) -> Option<&[Key]> {
+        (!self.everywhere).then_some(&self.places)
+    }
+}
+
 /// The members that this node knows, other than itself.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Members {
@@ -60,6 +85,7 @@ pub(crate) struct Members {
     known: BTreeMap<PeerId, Known>,
     /// Those that are connected.
     near: Near,
+    moved: Saved<Moved>,
     credentials: BTreeMap<PeerId, Vec<u8>>,
 }
 
@@ -70,6 +96,7 @@ impl Members {
             place: me.position(),
             known: BTreeMap::new(),
             near: Near::default(),
+            moved: Saved::default(),
             credentials: BTreeMap::new(),
         }
     }
@@ -114,6 +141,9 @@ impl Members {
         }
         let known = self.known.entry(peer);
         let known = known.or_insert_with(|| Known::new(peer, now, now));
+        if !known.connected {
+            self.moved.0.note(known.position);
+        }
         known.connected = true;
         self.near.set(known.position, peer, known.counts);
     }
@@ -132,7 +162,13 @@ impl Members {
             }
             known.connected = false;
             self.near.remove(known.position);
+            self.moved.0.note(known.position);
         }
+    }
+
+    /// Where connected members have come or gone since this was asked for last.
+    pub(crate) fn take_moved(&mut self) -> Moved {
+        std::mem::take(&mut self.moved.0)
     }
 
     pub(crate) fn left(&mut self, peer: PeerId, now: Instant) {

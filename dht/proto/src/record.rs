@@ -2,13 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use aerie_types::{Instance, NodeName, PeerId, WallMillis};
+use aerie_types::{Instance, Key, NodeName, PeerId, WallMillis};
 use serde::{Deserialize, Serialize};
 
 use crate::Now;
 use crate::lease::{Certificate, Proof};
 use crate::leased::Leased;
 use crate::limits::{CLOCK_SKEW, MAX_INSTANCES, MAX_LEASES_PER_HOLDER};
+use crate::members::Moved;
+use crate::saved::Saved;
 
 /// What a witness knows of a key.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
@@ -85,27 +87,62 @@ pub(crate) struct Released {
     pub(crate) until: Instant,
 }
 
-/// Members in order. They are about as many as a key has witnesses: so few that a look at all finds one soonest.
+/// Members, and whether all that matter are among them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-pub(crate) struct Offered(Vec<PeerId>);
+pub(crate) struct Offered {
+    /// In order.
+    peers: Vec<PeerId>,
+    settled: Saved<Option<Settled>>,
+}
+
+/// All of a key's closest members were offered its certificate.
+#[derive(Debug, Clone)]
+struct Settled {
+    /// The key's place.
+    position: Key,
+    /// How far the farthest of them is from it. Whoever comes or goes beyond that changes nothing.
+    reach: [u8; 32],
+}
 
 impl Offered {
     pub(crate) fn has(&self, peer: PeerId) -> bool {
-        self.0.contains(&peer)
+        self.peers.binary_search(&peer).is_ok()
     }
 
     pub(crate) fn insert(&mut self, peer: PeerId) {
-        if let Err(place) = self.0.binary_search(&peer) {
-            self.0.insert(place, peer);
+        if let Err(place) = self.peers.binary_search(&peer) {
+            self.peers.insert(place, peer);
         }
     }
 
     pub(crate) fn remove(&mut self, peer: PeerId) {
-        self.0.retain(|one| *one != peer);
+        if let Ok(place) = self.peers.binary_search(&peer) {
+            self.peers.remove(place);
+            self.settled.0 = None;
+        }
     }
 
     pub(crate) fn clear(&mut self) {
-        self.0.clear();
+        self.peers.clear();
+        self.settled.0 = None;
+    }
+
+    /// All of the members closest to the key's place are among these, and the farthest of them is so far from it.
+    pub(crate) fn settle(&mut self, position: Key, reach: [u8; 32]) {
+        self.settled.0 = Some(Settled { position, reach });
+    }
+
+    /// Whether that was so, and nobody has come or gone among them since.
+    pub(crate) fn is_settled(&mut self, moved: &Moved) -> bool {
+        let unmoved = |settled: &Settled| {
+            moved.places().is_some_and(|places| {
+                places
+                    .iter()
+                    .all(|place| settled.position.distance(place) > settled.reach)
+            })
+        };
+        self.settled.0 = self.settled.0.take().filter(unmoved);
+        self.settled.0.is_some()
     }
 }
 

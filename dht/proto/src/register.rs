@@ -216,10 +216,11 @@ impl<S: Store, K: Keys> Register<S, K> {
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Now) {
         let late = |deadline: &Instant| *deadline <= now.instant;
+        // What was asked later has its deadline later.
         let lost: Vec<u64> = self
             .pending
             .iter()
-            .filter(|(_, pending)| late(&pending.deadline))
+            .take_while(|(_, pending)| late(&pending.deadline))
             .map(|(id, _)| *id)
             .collect();
         for id in lost {
@@ -228,7 +229,7 @@ impl<S: Store, K: Keys> Register<S, K> {
         let lost: Vec<u64> = self
             .queries
             .iter()
-            .filter(|(_, (_, deadline))| late(deadline))
+            .take_while(|(_, (_, deadline))| late(deadline))
             .map(|(id, _)| *id)
             .collect();
         for id in lost {
@@ -247,9 +248,10 @@ impl<S: Store, K: Keys> Register<S, K> {
     /// When [`Self::handle_timeout`] is due next.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let pending = self.pending.values().map(|pending| pending.deadline);
-        let queries = self.queries.values().map(|(_, deadline)| *deadline);
+        let pending = self.pending.values().next().map(|pending| pending.deadline);
+        let queries = self.queries.values().next().map(|(_, deadline)| *deadline);
         pending
+            .into_iter()
             .chain(queries)
             .chain(self.handover_at)
             .chain(self.readiness_timeout())
