@@ -22,8 +22,8 @@
 //! probed at once when that one falls silent.
 //!
 //! When something has happened that may have ended connections, they are in doubt: the network of this host has changed,
-//! or the member has opened another one, as it does when its own has. They are probed at once, and have half a second
-//! or four round trips to answer, whatever the timeout is.
+//! or the member has opened another one, as it does when its own has. They are probed at once, and have a second or
+//! four round trips to answer, whatever the timeout is.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
@@ -63,7 +63,7 @@ const MAX_PUT_OFF: u8 = 4;
 const FIRST_PROBE: Duration = Duration::from_secs(1);
 
 /// How long a connection in doubt has to answer, and how many round trips at least.
-const DOUBT: Duration = Duration::from_millis(500);
+const DOUBT: Duration = Duration::from_secs(1);
 
 /// A probe answered less than this ago is not repeated on somebody's suspicion.
 const FRESH: Duration = Duration::from_secs(1);
@@ -71,8 +71,9 @@ const FRESH: Duration = Duration::from_secs(1);
 /// A probe may take this many round trips of late before the timeout counts, and this many timeouts at most.
 const SLOW_FACTOR: u32 = 4;
 
-/// A timer that comes this late speaks of an overloaded machine.
+/// A timer that comes this late speaks of an overloaded machine; where the time was short, this late.
 const LATE: Duration = Duration::from_millis(500);
+const LATE_IN_DOUBT: Duration = Duration::from_millis(50);
 
 /// The bytes of a probe and of its echo.
 const PROBE: usize = 8;
@@ -389,6 +390,8 @@ impl ConnectionHandler for Handler {
                     self.set_timer(Duration::ZERO);
                 }
             }
+            // It has been asked, and has so long to answer.
+            Ask::Doubt if self.doubted => {}
             Ask::Doubt => {
                 self.doubted = true;
                 if self.is_idle() {
@@ -493,24 +496,33 @@ impl Handler {
                 .min(self.timeout * SLOW_FACTOR),
             None => self.timeout * 2,
         };
-        let in_doubt = self.rtt.filter(|_| self.doubted);
-        let limit = match in_doubt {
+        let limit = match self.in_doubt() {
             Some(rtt) => DOUBT.max(rtt * SLOW_FACTOR).min(timeout * 2),
             None => timeout * 2,
         };
         self.set_timer(limit);
     }
 
+    /// The round trip by which a connection in doubt is judged.
+    fn in_doubt(&self) -> Option<Duration> {
+        self.rtt.filter(|_| self.doubted)
+    }
+
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> HandlerPoll {
         let deadline = self.timer.deadline();
         while !self.dead && self.timer.as_mut().poll(cx).is_ready() {
             // If even this timer comes late, it is this machine that is slow, and says nothing about the other.
-            if deadline.elapsed() > LATE && !self.excused {
+            let late = if self.in_doubt().is_some() {
+                LATE_IN_DOUBT
+            } else {
+                LATE
+            };
+            if deadline.elapsed() > late && !self.excused {
                 self.excused = true;
                 self.set_deadline();
             } else {
                 self.dead = true;
-                let suspect = !self.doubted;
+                let suspect = self.in_doubt().is_none();
                 return Poll::Ready(ConnectionHandlerEvent::NotifyBehaviour(Found::Dead { suspect }));
             }
         }

@@ -308,13 +308,9 @@ impl<T: Tun, U: Udp> Driver<T, U> {
                     // However much comes over connections, this host's own packets have their turn.
                     self.take_batches();
                 }
-                Wake::Command(None) => break,
+                Wake::Command(None) => return self.end().await,
                 Wake::Command(Some(Command::Shutdown(done))) => {
-                    let mapper = self.mapper.take();
-                    drop(self);
-                    if let Some(mapper) = mapper {
-                        mapper.release().await;
-                    }
+                    self.end().await;
                     // Nobody may wait for it any more.
                     let _ = done.send(());
                     return;
@@ -338,6 +334,15 @@ impl<T: Tun, U: Udp> Driver<T, U> {
                 self.traffic.deliver(&self.tun, &packet);
             }
             self.hand_out_events();
+        }
+    }
+
+    /// Removes the interface, and gives the router's port back.
+    async fn end(mut self) {
+        let mapper = self.mapper.take();
+        drop(self);
+        if let Some(mapper) = mapper {
+            mapper.release().await;
         }
     }
 

@@ -140,7 +140,8 @@ pub fn parse(table: &str) -> io::Result<Vec<Route>> {
             net,
             gateway: (!gateway.is_unspecified()).then_some(gateway),
             interface: interface.to_owned(),
-            metric: metric.parse().map_err(|_| damaged())?,
+            // The kernel prints it with its sign, though it has none.
+            metric: metric.parse::<i64>().map_err(|_| damaged())? as u32,
         }))
     });
     routes.filter_map(Result::transpose).collect()
@@ -183,6 +184,8 @@ aerie-1\t0000600A\t00000000\t0001\t0\t0\t0\t0000E0FF\t0\t0\t0
         let better = "wlan0\t00000000\t0104A8C0\t0003\t0\t0\t{}\t00000000\t0\t0\t0\n";
         let worse = TABLE.to_owned() + &better.replace("{}", "600");
         assert_eq!(gateway(&worse), Some(Ipv4Addr::new(192, 168, 2, 1)));
+        let last = TABLE.to_owned() + &better.replace("{}", "-16769024");
+        assert_eq!(gateway(&last), Some(Ipv4Addr::new(192, 168, 2, 1)));
         let without = TABLE.replace("0102A8C0", "00000000");
         assert_eq!(
             gateway(&without),

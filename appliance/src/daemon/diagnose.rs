@@ -344,7 +344,7 @@ fn verdict(network: &NetworkStatus, udp: Option<bool>, port: u16) -> (String, St
         ),
         (_, Mapping::Open, _) => said("no NAT: direct paths, unless a firewall drops UDP", String::new(), true),
         (_, Mapping::Independent | Mapping::Dependent, _) if is_mapped => said(
-            "a NAT whose router leads a port to this node: direct paths to everybody who has UDP",
+            "a NAT whose router says that it leads a port to this node: with that, direct paths to everybody who has UDP",
             String::new(),
             true,
         ),

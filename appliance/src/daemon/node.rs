@@ -22,6 +22,9 @@ use super::wire::{self, Ask, Facts, Tell};
 use crate::paths::GridPaths;
 use crate::status::ManagerReport;
 
+/// A member of the group counts for so long after its address was learned, which is done every minute.
+const MATE: Duration = Duration::from_secs(150);
+
 /// How long a member may take to tell its facts.
 const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -268,9 +271,11 @@ impl Node {
             return;
         };
         let group = self.credential.borrow().group.clone();
-        let members = self.overlay.members().await.unwrap_or_default();
+        let Ok(members) = self.overlay.members().await else {
+            return;
+        };
         let mates = members.iter().filter(|member| member.credential.group == group);
-        let addrs = mates.filter_map(|member| self.names.fresh_addr_of(&member.credential.node));
+        let addrs = mates.filter_map(|member| self.names.addr_of_within(&member.credential.node, MATE));
         vpn.set_group(Some(addrs.collect())).await;
     }
 

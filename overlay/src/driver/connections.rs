@@ -62,7 +62,7 @@ impl Driver {
         });
         live.connections.insert(id, link);
         self.dial_ended(id, now);
-        if !is_first {
+        if !is_first && endpoint.is_listener() {
             let liveness = &mut self.swarm.behaviour_mut().liveness;
             liveness.doubt_others(to_libp2p(peer), id);
         }

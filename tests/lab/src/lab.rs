@@ -208,12 +208,6 @@ impl Site {
         self.0.bare.net()
     }
 
-    /// How many frames were lost on a long uplink ([`Lab::lengthen`]), in both directions.
-    #[must_use]
-    pub fn lost(&self) -> u64 {
-        self.0.lost()
-    }
-
     /// Cuts the site's uplink. Its LAN goes on.
     ///
     /// # Errors

@@ -2,10 +2,9 @@
 //! have no traffic control that does this, so that a thread carries them between two TAP devices.
 
 use std::collections::VecDeque;
-use std::io::ErrorKind;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -21,6 +20,8 @@ use crate::netns::NetNs;
 const MOST: usize = 4096;
 /// The longest frame: no offload makes longer ones of them.
 const FRAME: usize = 2048;
+/// Frames that are taken from one end at a time.
+const BATCH: usize = 256;
 /// How often a thread with nothing to do looks whether it is to end.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -39,7 +40,6 @@ pub struct Quality {
 #[derive(Debug)]
 pub(crate) struct Line {
     stop: Arc<AtomicBool>,
-    lost: Arc<AtomicU64>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -71,28 +71,20 @@ impl End<'_> {
 
 impl Line {
     /// Makes the line. Its ends are to be given addresses and brought up.
-    pub(crate) fn start(ends: [End<'_>; 2], quality: Quality) -> Result<Self> {
+    /// What is lost, and what comes late, follows from the seed.
+    pub(crate) fn start(ends: [End<'_>; 2], quality: Quality, seed: u64) -> Result<Self> {
         let [a, b] = ends.map(|end| end.open().with_context(|| format!("cannot make {}", end.name)));
         let devices = [a?, b?];
-        let (stop, lost) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let (stopped, losses) = (Arc::clone(&stop), Arc::clone(&lost));
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
-            let mut ways = [Way::new(1, quality), Way::new(2, quality)];
-            while !stopped.load(Ordering::Relaxed) {
-                carry(&devices, &mut ways);
-                losses.store(ways.iter().map(|way| way.lost).sum(), Ordering::Relaxed);
-            }
+            let mut ways = [Way::new(seed, quality), Way::new(seed + 1, quality)];
+            while !stopped.load(Ordering::Relaxed) && carry(&devices, &mut ways) {}
         });
         Ok(Self {
             stop,
-            lost,
             thread: Some(thread),
         })
-    }
-
-    /// How many frames were lost so far.
-    pub(crate) fn lost(&self) -> u64 {
-        self.lost.load(Ordering::Relaxed)
     }
 }
 
@@ -105,8 +97,8 @@ impl Drop for Line {
     }
 }
 
-/// Waits for a frame, or until one has arrived at the other end, and carries all that can be.
-fn carry(devices: &[SyncDevice; 2], ways: &mut [Way; 2]) {
+/// Waits for a frame, or until one has arrived at the other end, and carries what can be. Whether the line is whole.
+fn carry(devices: &[SyncDevice; 2], ways: &mut [Way; 2]) -> bool {
     let now = Instant::now();
     for (way, to) in ways.iter_mut().zip([&devices[1], &devices[0]]) {
         while let Some(frame) = way.arrived(now) {
@@ -116,27 +108,28 @@ fn carry(devices: &[SyncDevice; 2], ways: &mut [Way; 2]) {
     }
     let next = ways.iter().filter_map(Way::next).min();
     let wait = next.map_or(LOOK, |at| at.saturating_duration_since(now).min(LOOK));
-    let fds = devices
+    let mut fds = devices
         .each_ref()
-        .map(|device| PollFd::new(fd(device), PollFlags::POLLIN));
-    let mut fds = fds;
+        .map(|device| PollFd::new(device.as_fd(), PollFlags::POLLIN));
     let millis = PollTimeout::try_from(wait.as_millis() + 1).unwrap_or(PollTimeout::MAX);
     let _ = poll(&mut fds, millis);
+    let gone = PollFlags::POLLERR | PollFlags::POLLHUP;
+    if fds
+        .iter()
+        .any(|fd| fd.revents().is_some_and(|found| found.intersects(gone)))
+    {
+        // The namespace of an end has ended.
+        return false;
+    }
     let now = Instant::now();
     let mut buffer = [0; FRAME];
     for (way, from) in ways.iter_mut().zip(devices) {
-        loop {
-            match from.recv(&mut buffer) {
-                Ok(len) => way.enter(&buffer[..len], now),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => break,
-            }
+        for _ in 0..BATCH {
+            let Ok(len) = from.recv(&mut buffer) else { break };
+            way.enter(&buffer[..len], now);
         }
     }
-}
-
-fn fd(device: &SyncDevice) -> BorrowedFd<'_> {
-    device.as_fd()
+    true
 }
 
 /// One direction.

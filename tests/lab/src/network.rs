@@ -215,7 +215,8 @@ impl Segment {
             name: &port.name,
             mac: None,
         };
-        let line = Line::start([near, far], quality)?;
+        let seed = u64::from(u32::from(lease.addr)) << 1;
+        let line = Line::start([near, far], quality, seed)?;
         port.restore()?;
         lease.configure(host, interface)?;
         Ok(line)
@@ -276,13 +277,13 @@ impl Internet {
 /// A site: a router with a LAN behind it.
 #[derive(Debug)]
 pub(crate) struct Router {
+    /// What is in the uplink's place where it is a long one. It ends before the namespace of one of its ends.
+    line: Mutex<Option<Line>>,
     pub(crate) bare: Bare,
     pub(crate) nat: Nat,
     /// Its address on the outside, and the way there.
     pub(crate) wan: Lease,
     pub(crate) uplink: Port,
-    /// What is in the uplink's place where it is a long one.
-    line: Mutex<Option<Line>>,
     pub(crate) lan: Segment,
 }
 
@@ -349,12 +350,6 @@ impl Router {
             .lengthen(&self.uplink, place, self.wan, quality)?;
         *self.line.lock().unwrap_or_else(PoisonError::into_inner) = Some(line);
         Ok(())
-    }
-
-    /// How many frames were lost on a long uplink.
-    pub(crate) fn lost(&self) -> u64 {
-        let line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
-        line.as_ref().map_or(0, Line::lost)
     }
 }
 

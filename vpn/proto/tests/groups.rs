@@ -80,6 +80,22 @@ fn a_packet_to_all_goes_nowhere_where_nobody_wants_it() {
 }
 
 #[test]
+fn a_packet_to_all_is_taken_from_the_own_group_alone() {
+    let mut world = members(5);
+    group(&mut world, &[4, 5]);
+    let now = world.moment();
+    let wide = vec![world.nodes[2].virt, world.nodes[4].virt];
+    world.nodes[1].core.set_group(Some(wide), now);
+    group(&mut world, &[2, 3]);
+    let mates = vec![world.nodes[1].virt, world.nodes[3].virt];
+    world.nodes[2].core.set_group(Some(mates), now);
+    let packet = send_to(&mut world, 1, MDNS);
+    world.run(SOON);
+    assert_eq!(who_got(&world, &packet), [2]);
+    assert_eq!(world.nodes[4].core.counters().misdirected, 1);
+}
+
+#[test]
 fn what_a_host_says_of_its_groups_wakes_nobody() {
     let mut world = members(2);
     group(&mut world, &[1, 2]);

@@ -203,8 +203,10 @@ fn every_pair_finds_the_way_that_there_is() {
             );
         }
         let limit = if lossy { LOSSY_WITHIN } else { DIRECT_WITHIN };
-        while !run.is_as_expected() {
+        let both = |world: &World| [a, b].iter().all(|n| !world.nodes[*n].delivered.is_empty());
+        while !run.is_as_expected() || !both(&run.world) {
             run.world.send(a, b, b"on");
+            run.world.send(b, a, b"on");
             run.world.run(Duration::from_millis(50));
             assert!(
                 run.world.now - begun < limit,

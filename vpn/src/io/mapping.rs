@@ -1,11 +1,11 @@
 //! A port of the router in front of this host that leads to the data socket, where the router gives one.
 //!
 //! ```text
-//!             PCP (RFC 6887), else NAT-PMP (RFC 6886), else UPnP      half of its time is over: renewed
+//!             PCP (RFC 6887), else NAT-PMP (RFC 6886), else UPnP      every ten minutes: renewed
 //!   Asking ───────────────────────────────────────────────────► Held ──────────────┐
 //!     ▲  │ none answers, or gives one                             ▲ └──────────────┤
 //!     │  ▼                                                        └────────────────┘
-//!    Without                                                      │ not renewed, or the network has changed
+//!    Without                                                      │ its time is over, or another router is there
 //!     ▲ after a pause that grows, or when the network has changed │
 //!     └───────────────────────────────────────────────────────────┘
 //! ```
@@ -19,22 +19,28 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::time::Duration;
 
+use aerie_types::UnderlayAddr;
+use crab_nat::pcp::{self, BaseMapRequest, Nonce};
 use crab_nat::{InternetProtocol, PortMappingOptions, PortMappingType, TimeoutConfig, natpmp};
 use igd_next::aio::Gateway;
 use igd_next::aio::tokio::{Tokio, search_gateway};
-use igd_next::{PortMappingProtocol, SearchOptions};
+use igd_next::{AddPortError, PortMappingProtocol, SearchOptions};
 use tokio::net::UdpSocket;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::routes;
 
 /// For how long a port is asked for; a router may give it for less.
 const LIFETIME: Duration = Duration::from_secs(7200);
-/// No sooner than this is a port renewed, however short its time is.
+/// How often a port is renewed: a router that was restarted has forgotten it, or has another address.
+const RENEWAL: Duration = Duration::from_secs(600);
+/// No sooner than this, however short its time is.
 const MIN_RENEWAL: Duration = Duration::from_secs(30);
+/// The pause after a port was not renewed, as long as its time is not over.
+const AGAIN: Duration = Duration::from_secs(20);
 /// Pauses after a router gave none: it may have been starting, or this host may have had no route yet.
 const PAUSES: [Duration; 3] = [
     Duration::from_secs(15),
@@ -51,6 +57,8 @@ const ASK: TimeoutConfig = TimeoutConfig {
 };
 /// How long routers with UPnP are looked for, and each question to one takes at most.
 const SEARCH: Duration = Duration::from_secs(3);
+/// Where a router listens for that.
+const SSDP: u16 = 1900;
 const QUESTION: Duration = Duration::from_secs(4);
 /// How long the router may take to take the port back when this node ends.
 const RELEASE: Duration = Duration::from_secs(1);
@@ -166,13 +174,15 @@ impl Drop for Mapper {
 }
 
 async fn keep(port: NonZeroU16, tell: watch::Sender<PortMapping>, mut changed: watch::Receiver<u64>) {
+    // A router takes a question for the same port from whoever has asked first: by this it knows who that was.
+    let nonce = rand::random();
     let mut held: Option<Held> = None;
     let mut failures = 0;
     loop {
         let turn = async {
             let asked = match &mut held {
                 Some(held) => held.renew().await,
-                None => ask(port).await.map(|new| held = Some(new)),
+                None => ask(port, nonce).await.map(|new| held = Some(new)),
             };
             sleep(report(asked, &mut held, &mut failures, &tell)).await;
         };
@@ -183,12 +193,16 @@ async fn keep(port: NonZeroU16, tell: watch::Sender<PortMapping>, mut changed: w
         if network.is_err() {
             break;
         }
-        // The old router may not be there to be told; if it is, the port's time ends by itself.
-        held = None;
         failures = 0;
-        tell.send_replace(PortMapping::Asking);
         sleep(SETTLE).await;
         changed.mark_unchanged();
+        // Behind another router the port is of no use, and the old one is not there to be told: its time ends by
+        // itself. Behind the same one it is renewed, or another is asked for.
+        let place = place().await.ok();
+        held = held.filter(|held| Some(held.place) == place);
+        if held.is_none() {
+            tell.send_replace(PortMapping::Asking);
+        }
     }
     if let Some(held) = held {
         held.release().await;
@@ -214,6 +228,11 @@ fn report(
             *held = Some(port);
             pause
         }
+        (Err(why), Some(port)) if port.expires > Instant::now() => {
+            tracing::debug!(addr = %port.addr, why, "the router did not renew its port; asking again");
+            *held = Some(port);
+            AGAIN
+        }
         (Err(why), Some(port)) => {
             tracing::info!(addr = %port.addr, why, "the router leads its port to this node no more");
             tell.send_replace(PortMapping::Asking);
@@ -230,10 +249,19 @@ fn report(
     }
 }
 
+/// The router of the default route, and this host's address towards it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    router: Ipv4Addr,
+    here: Ipv4Addr,
+}
+
 /// A port of the router.
 struct Held {
+    place: Place,
     addr: SocketAddr,
     way: Way,
+    expires: Instant,
 }
 
 enum Way {
@@ -245,19 +273,30 @@ enum Way {
     },
 }
 
-/// Asks by each protocol in turn.
-async fn ask(port: NonZeroU16) -> Result<Held, String> {
+async fn place() -> Result<Place, String> {
     let router = routes::default_gateway()
         .map_err(|error| format!("the routes of this host cannot be read: {error}"))?
-        .ok_or("this host has no default route")?;
+        .ok_or("this host has no default route of IPv4")?;
     let here = source_towards(router)
         .await
         .map_err(|error| format!("the router {router} is not reached: {error}"))?;
-    let by_port = match ask_by_port(router, here, port).await {
+    Ok(Place { router, here })
+}
+
+/// Asks by each protocol in turn.
+async fn ask(port: NonZeroU16, nonce: Nonce) -> Result<Held, String> {
+    let place = place().await?;
+    let Place { router, here } = place;
+    if !UnderlayAddr((here, 0).into()).is_private() {
+        return Err(format!(
+            "{here} is an address of the internet, which no router translates"
+        ));
+    }
+    let by_port = match ask_by_port(place, port, nonce).await {
         Ok(held) => return Ok(held),
         Err(why) => why,
     };
-    let by_upnp = ask_by_upnp(here, port).await;
+    let by_upnp = ask_by_upnp(place, port).await;
     by_upnp.map_err(|why| format!("the router {router} says by PCP or NAT-PMP: {by_port}; by UPnP: {why}"))
 }
 
@@ -271,19 +310,27 @@ async fn source_towards(router: Ipv4Addr) -> io::Result<Ipv4Addr> {
     }
 }
 
-async fn ask_by_port(router: Ipv4Addr, here: Ipv4Addr, port: NonZeroU16) -> Result<Held, String> {
+async fn ask_by_port(place: Place, port: NonZeroU16, nonce: Nonce) -> Result<Held, String> {
+    let Place { router, here } = place;
     let options = PortMappingOptions {
         external_port: Some(port),
         lifetime_seconds: u32::try_from(LIFETIME.as_secs()).ok(),
         timeout_config: Some(ASK),
     };
-    let here = here.into();
-    let mapping = crab_nat::PortMapping::new(router.into(), here, InternetProtocol::Udp, port, options)
-        .await
-        .map_err(|error| error.to_string())?;
-    let addr = outside_of(&mapping, router).await?;
+    let request = BaseMapRequest::new(router.into(), here.into(), InternetProtocol::Udp, port);
+    let mapping = match pcp::port_mapping(request, Some(nonce), None, options).await {
+        // It knows NAT-PMP and no more.
+        Err(pcp::Failure::UnsupportedVersion(_)) => {
+            natpmp::port_mapping(router.into(), InternetProtocol::Udp, port, options)
+                .await
+                .map_err(|error| error.to_string())?
+        }
+        mapping => mapping.map_err(|error| error.to_string())?,
+    };
     Ok(Held {
-        addr,
+        place,
+        addr: outside_of(&mapping, router).await?,
+        expires: mapping.expiration().into(),
         way: Way::Port(mapping),
     })
 }
@@ -300,40 +347,64 @@ async fn outside_of(mapping: &crab_nat::PortMapping, router: Ipv4Addr) -> Result
     Ok((ip, mapping.external_port().get()).into())
 }
 
-async fn ask_by_upnp(here: Ipv4Addr, port: NonZeroU16) -> Result<Held, String> {
+/// The router itself is asked and nobody else: what answers a question to all is any host of the network, and would be
+/// believed where it says that its description is.
+async fn ask_by_upnp(place: Place, port: NonZeroU16) -> Result<Held, String> {
     let options = SearchOptions {
-        bind_addr: (here, 0).into(),
+        bind_addr: (place.here, 0).into(),
+        broadcast_address: (place.router, SSDP).into(),
         timeout: Some(SEARCH),
         ..SearchOptions::default()
     };
     let router = search_gateway(options).await.map_err(|error| error.to_string())?;
-    let inside = (here, port.get()).into();
-    let addr = timeout(QUESTION, upnp_port(&router, inside, port.get()))
+    if router.addr.ip() != IpAddr::V4(place.router) {
+        return Err(format!("it names another host, {}", router.addr));
+    }
+    let inside = (place.here, port.get()).into();
+    let asked = async {
+        // The same port outside as inside, or any.
+        let same = upnp_port(&router, inside, port.get()).await;
+        let outside = match same {
+            Ok(()) => port.get(),
+            Err(AddPortError::PortInUse) => router
+                .add_any_port(PortMappingProtocol::UDP, inside, lifetime(), DESCRIPTION)
+                .await
+                .map_err(|error| error.to_string())?,
+            Err(error) => return Err(error.to_string()),
+        };
+        let ip = router
+            .get_external_ip()
+            .await
+            .map_err(|error| error.to_string())?;
+        Ok((ip, outside).into())
+    };
+    let addr = timeout(QUESTION, asked)
         .await
         .map_err(|_| "it did not answer in time".to_owned())??;
     Ok(Held {
+        place,
         addr,
+        expires: Instant::now() + LIFETIME,
         way: Way::Upnp { router, inside },
     })
 }
 
-/// The same port outside as inside, or any.
-async fn upnp_port(router: &Gateway<Tokio>, inside: SocketAddr, wish: u16) -> Result<SocketAddr, String> {
-    let lifetime = u32::try_from(LIFETIME.as_secs()).unwrap_or(u32::MAX);
+fn lifetime() -> u32 {
+    u32::try_from(LIFETIME.as_secs()).unwrap_or(u32::MAX)
+}
+
+/// Asks for one port, for a while, or until it is given back where the router knows no other way.
+async fn upnp_port(router: &Gateway<Tokio>, inside: SocketAddr, outside: u16) -> Result<(), AddPortError> {
     let udp = PortMappingProtocol::UDP;
-    let ip = router
-        .get_external_ip()
+    match router
+        .add_port(udp, outside, inside, lifetime(), DESCRIPTION)
         .await
-        .map_err(|error| error.to_string())?;
-    let same = router.add_port(udp, wish, inside, lifetime, DESCRIPTION).await;
-    let outside = match same {
-        Ok(()) => wish,
-        Err(_) => router
-            .add_any_port(udp, inside, lifetime, DESCRIPTION)
-            .await
-            .map_err(|error| error.to_string())?,
-    };
-    Ok((ip, outside).into())
+    {
+        Err(AddPortError::OnlyPermanentLeasesSupported) => {
+            router.add_port(udp, outside, inside, 0, DESCRIPTION).await
+        }
+        asked => asked,
+    }
 }
 
 impl Held {
@@ -352,22 +423,30 @@ impl Held {
             Way::Port(mapping) => Duration::from_secs(mapping.lifetime().into()),
             Way::Upnp { .. } => LIFETIME,
         };
-        (lifetime.min(LIFETIME) / 2).max(MIN_RENEWAL)
+        (lifetime / 2).min(RENEWAL).max(MIN_RENEWAL)
     }
 
     async fn renew(&mut self) -> Result<(), String> {
-        self.addr = match &mut self.way {
+        match &mut self.way {
             Way::Port(mapping) => {
                 mapping.renew().await.map_err(|error| error.to_string())?;
-                let IpAddr::V4(router) = mapping.gateway().into() else {
-                    return Err("its router is not one of IPv4".to_owned());
-                };
-                outside_of(mapping, router).await?
+                self.expires = mapping.expiration().into();
+                self.addr = outside_of(mapping, self.place.router).await?;
             }
-            Way::Upnp { router, inside } => timeout(QUESTION, upnp_port(router, *inside, self.addr.port()))
-                .await
-                .map_err(|_| "it did not answer in time".to_owned())??,
-        };
+            Way::Upnp { router, inside } => {
+                let outside = self.addr.port();
+                let asked = async {
+                    let same = upnp_port(router, *inside, outside).await;
+                    same.map_err(|error| error.to_string())?;
+                    router.get_external_ip().await.map_err(|error| error.to_string())
+                };
+                let ip = timeout(QUESTION, asked)
+                    .await
+                    .map_err(|_| "it did not answer in time".to_owned())??;
+                self.expires = Instant::now() + LIFETIME;
+                self.addr = (ip, outside).into();
+            }
+        }
         Ok(())
     }
 

@@ -77,8 +77,13 @@ impl Names {
 
     /// The same, if it was learned a short while ago.
     pub(crate) fn fresh_addr_of(&self, name: &NodeName) -> Option<VirtualAddr> {
+        self.addr_of_within(name, FRESH)
+    }
+
+    /// The same, if it was learned less than so long ago.
+    pub(crate) fn addr_of_within(&self, name: &NodeName, age: Duration) -> Option<VirtualAddr> {
         let known = self.known().get(name).copied()?;
-        (known.learned.elapsed() < FRESH).then_some(known.addr)
+        (known.learned.elapsed() < age).then_some(known.addr)
     }
 
     /// The name of the node that holds an address, if it was ever learned.

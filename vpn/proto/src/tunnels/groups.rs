@@ -17,6 +17,8 @@ use crate::{Now, Transmits};
 
 /// Members to whom a packet to all goes.
 pub const MAX_COPIES: usize = 64;
+/// Members from whom one is taken.
+const MAX_MATES: usize = 4096;
 /// Bytes a second of such copies together, and at once: protocols that look for others send some hundred bytes a
 /// second.
 const COPIED_PER_SECOND: u64 = 256 << 10;
@@ -30,7 +32,7 @@ pub(super) struct Group {
 
 impl Tunnels {
     /// The members with whom packets to all are exchanged, by their addresses; `None` where there are to be no such
-    /// packets, which is how it begins. Beyond [`MAX_COPIES`] they are left out, the greatest addresses first.
+    /// packets, which is how it begins. They are sent to the first [`MAX_COPIES`] in the order of addresses.
     pub fn set_group(&mut self, members: Option<Vec<VirtualAddr>>, now: Now) {
         let own = self.config.addr;
         let Some(members) = members else {
@@ -43,7 +45,7 @@ impl Tunnels {
         let members: BTreeSet<_> = members
             .collect::<BTreeSet<_>>()
             .into_iter()
-            .take(MAX_COPIES)
+            .take(MAX_MATES)
             .collect();
         let fresh = || TokenBucket::new(COPIED_PER_SECOND, COPIED_AT_ONCE, now.instant);
         let rate = self.group.take().map_or_else(fresh, |group| group.rate);
@@ -75,15 +77,14 @@ impl Tunnels {
             self.counters.misdirected += 1;
             return;
         };
-        let bytes = packet.len() as u64;
-        let members: Vec<_> = group
-            .members
-            .iter()
-            .take_while(|_| group.rate.take(bytes, now))
-            .copied()
-            .collect();
-        self.counters.copies_limited += (group.members.len() - members.len()) as u64;
-        self.counters.copies += members.len() as u64;
+        let members: Vec<_> = group.members.iter().take(MAX_COPIES).copied().collect();
+        let copies = members.len() as u64;
+        // All or none: else the same ones would go without, for as long as there is too much.
+        if !group.rate.take(packet.len() as u64 * copies, now) {
+            self.counters.copies_limited += copies;
+            return;
+        }
+        self.counters.copies += copies;
         for member in members {
             match self.holder(member, now) {
                 Some(peer) => self.send_to(peer, packet, now, out),
