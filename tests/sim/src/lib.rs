@@ -36,4 +36,4 @@ pub use keys::{SimKeys, name, peer, worker};
 pub use node::{Clock, Node, Routed, Told};
 pub use overlay::Routing;
 pub use tally::Tally;
-pub use world::World;
+pub use world::{REACHED, World};

@@ -5,12 +5,13 @@ use std::cell::Cell;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use aerie_sim::scenario::{Report, SCENARIOS, Scenario};
-use aerie_sim::{Routing, Tally};
+
+use aerie_sim::{REACHED, Routing, Tally};
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use comfy_table::{Cell as TableCell, CellAlignment, Table, presets};
@@ -180,7 +181,26 @@ fn collect(sum: &mut Sum, reports: &mpsc::Receiver<Report>, game: Game, seeds: u
     }
     let drawn = std::io::stderr().is_terminal();
     let mut told = Instant::now();
-    for report in reports {
+    loop {
+        let report = match reports.recv_timeout(PROGRESS_EVERY) {
+            Ok(report) => Some(report),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => break,
+        };
+        // How far a long run is, which may be the only one.
+        let reached = REACHED.load(Ordering::Relaxed);
+        bar.set_message(format!("at {reached} s simulated, {} failed, ", sum.failed.len()));
+        if !drawn && told.elapsed() >= PROGRESS_EVERY {
+            told = Instant::now();
+            // Progress is only a courtesy.
+            let _ = writeln!(
+                std::io::stderr(),
+                "{}/{seeds} seeds, {} failed, at {reached} s simulated",
+                sum.seeds,
+                sum.failed.len()
+            );
+        }
+        let Some(report) = report else { continue };
         sum.seeds += 1;
         sum.steps += report.steps;
         sum.simulated += report.simulated;
@@ -188,20 +208,9 @@ fn collect(sum: &mut Sum, reports: &mpsc::Receiver<Report>, game: Game, seeds: u
         sum.traces.insert(report.seed, report.trace);
         if !report.violations.is_empty() {
             bar.suspend(|| eprint!("{}", failure(&report, game)));
-            bar.set_message(format!("{} failed, ", sum.failed.len() + 1));
             sum.failed.push(report);
         }
         bar.inc(1);
-        if !drawn && told.elapsed() >= PROGRESS_EVERY {
-            told = Instant::now();
-            // Progress is only a courtesy.
-            let _ = writeln!(
-                std::io::stderr(),
-                "{}/{seeds} seeds, {} failed",
-                sum.seeds,
-                sum.failed.len()
-            );
-        }
     }
     bar.finish_and_clear();
     sum.failed.sort_by_key(|report| report.seed);

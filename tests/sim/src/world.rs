@@ -4,6 +4,7 @@
 //! [`World::trace`] shows. Time is virtual and jumps from one event to the next.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use aerie_dht_proto::{
@@ -24,6 +25,9 @@ use crate::overlay::Routing;
 use crate::queue::Queue;
 use crate::ring::Ring;
 use crate::tally::Tally;
+
+/// How far a run is in simulated seconds, for whoever waits for it; of several at the same time, one of them.
+pub static REACHED: AtomicU64 = AtomicU64::new(0);
 
 /// The simulated grid.
 pub struct World {
@@ -370,6 +374,7 @@ impl World {
 
     /// Runs until something is so, or the time is up. Whether it is so.
     pub fn run_until(&mut self, end: Duration, done: impl Fn(&Self) -> bool) -> bool {
+        REACHED.store(self.now.as_secs(), Ordering::Relaxed);
         loop {
             if done(self) {
                 return true;
