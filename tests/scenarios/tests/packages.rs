@@ -107,6 +107,13 @@ fn packages_install_upgrade_and_go_and_keep_what_is_not_theirs() {
         machine.sh("stat -c '%a %U' /var/lib/aerie-portal"),
         "700 aerie-portal\n"
     );
+    // What the confined service writes to is there before it starts: it could not make it.
+    machine.sh(
+        "for path in $(sed -n 's/^ReadWritePaths=//p' /usr/lib/systemd/system/aerie.service); do
+             case ${path#-} in /run/*) ;; *) test -d \"${path#-}\" || { echo \"no $path\"; exit 1; } ;; esac
+         done
+         test \"$(stat -c %U /var/spool/condor)\" = condor",
+    );
     // The threshold is that of systemd-analyze, times ten.
     machine.sh("systemd-analyze security --offline=true --threshold=65 aerie.service");
     machine.sh("systemd-analyze security --offline=true --threshold=40 aerie-portal.service");
