@@ -6,7 +6,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -20,6 +20,9 @@ const WORK: &str = "work-";
 /// How many pieces of a kind are kept, of those used last. A root file system has half a gigabyte, and a lab has about
 /// three images; programs are those of the images and the emulator.
 const KEPT: [(&str, usize); 3] = [("root-", 4), ("tools-", 4), ("apt-", 3)];
+
+/// How long a package is kept after its last use: of one's own program each build is another.
+const DEB_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// The folder of the pieces.
 #[derive(Debug, Clone)]
@@ -106,6 +109,22 @@ impl Cache {
                 fs::remove_file(path)
             };
             removed.map_err(Error::file("remove", path))?;
+        }
+        self.tidy_debs()
+    }
+
+    /// Removes packages that were not used for long, each with what is kept beside it.
+    fn tidy_debs(&self) -> Result<(), Error> {
+        let debs = self.dir.join("debs");
+        for entry in fs::read_dir(&debs).map_err(Error::file("read", &debs))? {
+            let path = entry.map_err(Error::file("read", &debs))?.path();
+            let used = fs::metadata(&path).and_then(|data| data.modified());
+            let age = used.ok().and_then(|used| used.elapsed().ok());
+            if path.extension().is_some_and(|kind| kind == "deb") && age.is_some_and(|age| age > DEB_KEPT) {
+                fs::remove_file(&path).map_err(Error::file("remove", &path))?;
+                // It may not be there.
+                let _ = fs::remove_file(path.with_extension("control"));
+            }
         }
         Ok(())
     }
@@ -200,6 +219,21 @@ mod tests {
                 "root.log"
             ]
         );
+    }
+
+    #[test]
+    fn a_package_goes_a_week_after_its_last_use() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::at(dir.path()).unwrap();
+        for (name, days) in [("old", 8), ("new", 6)] {
+            fs::write(cache.deb(name).with_extension("control"), "").unwrap();
+            let age = Duration::from_secs(days * 24 * 3600);
+            let file = File::create(cache.deb(name)).unwrap();
+            file.set_modified(SystemTime::now() - age).unwrap();
+        }
+        drop(cache.lock(|| panic!("nobody else has it")).unwrap());
+        assert!(!cache.deb("old").exists() && !cache.deb("old").with_extension("control").exists());
+        assert!(cache.deb("new").exists() && cache.deb("new").with_extension("control").exists());
     }
 
     #[test]

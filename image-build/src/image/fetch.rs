@@ -78,7 +78,7 @@ pub(crate) fn fetch(
 fn one(cache: &Cache, mirrors: &Mirrors, package: &Locked) -> Result<(), Error> {
     let path = cache.deb(&package.sha256);
     if path.is_file() && sha256(&path)? == package.sha256 {
-        return Ok(());
+        return Cache::used(&path);
     }
     let uri = mirrors.uri(package.origin, &package.path);
     let refused = |said: String| Error::Fetch {
@@ -114,6 +114,8 @@ fn one(cache: &Cache, mirrors: &Mirrors, package: &Locked) -> Result<(), Error> 
     if sha256(&part)? != package.sha256 {
         return Err(refused("what was fetched has another hash".to_owned()));
     }
+    // It bears the time of the archive's file.
+    Cache::used(&part)?;
     fs::rename(&part, &path).map_err(Error::file("write", &path))
 }
 

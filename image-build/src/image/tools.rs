@@ -94,17 +94,38 @@ impl Tools {
     }
 }
 
-/// The emulator by which an image can be tried: QEMU with its firmware, of the given suite.
+/// The emulator by which an image can be tried: QEMU with its firmware, of the given suite. That of the first time is
+/// kept with the cache, and needs no archive from then on.
 ///
 /// # Errors
 /// When the packages cannot be fetched.
 pub fn emulator(cache: &Cache, mirrors: &Mirrors, suite: &str) -> Result<Tools, Error> {
     of_host_present()?;
     let _lock = cache.lock(|| {})?;
-    let apt = Apt::update(cache, mirrors, suite)?;
-    let packages = apt.resolve(&EMULATOR.map(str::to_owned))?;
-    fetch::fetch(cache, mirrors, &packages.iter().collect::<Vec<_>>(), |_, _| {})?;
-    Tools::unpack(cache, &packages)
+    let known = cache.path(&format!(
+        "emulator-{}.json",
+        key(EMULATOR
+            .map(str::as_bytes)
+            .iter()
+            .copied()
+            .chain([suite.as_bytes()]))
+    ));
+    let get = |packages: &[Locked]| {
+        fetch::fetch(cache, mirrors, &packages.iter().collect::<Vec<_>>(), |_, _| {})?;
+        Tools::unpack(cache, packages)
+    };
+    let kept = fs::read(&known).ok();
+    if let Some(packages) = kept.and_then(|text| serde_json::from_slice::<Vec<Locked>>(&text).ok())
+        // What the cache has lost, and the archive has no longer, is chosen anew.
+        && let Ok(tools) = get(&packages)
+    {
+        return Ok(tools);
+    }
+    let packages = Apt::update(cache, mirrors, suite)?.resolve(&EMULATOR.map(str::to_owned))?;
+    let tools = get(&packages)?;
+    let text = serde_json::to_vec(&packages).unwrap_or_default();
+    fs::write(&known, text).map_err(Error::file("write", &known))?;
+    Ok(tools)
 }
 
 /// Whether the host has what it has to have.
