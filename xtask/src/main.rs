@@ -1,7 +1,8 @@
-//! The project's own commands: `cargo xtask test`, `tidy`, `prepush`, `demo`, `bench`, `nats`, `sim`, `package`.
+//! The project's own commands: `cargo xtask test`, `tidy`, `prepush`, `demo`, `bench`, `nats`, `guests`, `sim`, `package`.
 
 mod bench;
 mod demo;
+mod guests;
 mod nats;
 mod package;
 mod sim;
@@ -35,6 +36,8 @@ enum Command {
     Bench(bench::Args),
     /// Try every kind of NAT against every other, on real daemons.
     Nats(nats::Args),
+    /// Boot the image in emulated machines: they join a grid in each way, are upgraded, and go without a trace.
+    Guests(guests::Args),
     /// Play courses of faults on simulated grids, thousands of seeds, and check what is promised.
     Sim(sim::Args),
     /// Make the Debian packages, and check them by lintian.
@@ -60,6 +63,7 @@ fn run(command: Command) -> Result<()> {
         Command::Demo(args) => demo::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Nats(args) => nats::run(&args),
+        Command::Guests(args) => guests::run(&args),
         Command::Sim(args) => sim::run(&args),
         Command::Package(args) => package::run(&args),
         Command::Tidy => tidy::run(),

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::steps::{self, Steps, call};
-use crate::{root, sim, tidy, tools};
+use crate::{guests, root, sim, tidy, tools};
 
 /// Tests that make network namespaces need root and, some of them, the whole machine.
 const LAB: &str = "binary(/^netns_/) or package(aerie-scenarios)";
@@ -27,7 +27,12 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let mut steps = Steps::new(if args.no_lab { 10 } else { 12 });
+    let of_lab = match (args.no_lab, &args.lab_only) {
+        (true, _) => 0,
+        (false, Some(_)) => 2,
+        (false, None) => 3,
+    };
+    let mut steps = Steps::new(9 + of_lab);
     steps.step("Debian packages", |_| tools::debian_packages())?;
     steps.step("cargo tools", |_| tools::cargo_tools())?;
     quick(&mut steps)?;
@@ -100,27 +105,37 @@ fn lab(steps: &mut Steps, only: Option<&str>) -> Result<()> {
         aerie = build_aerie(false)?;
         Ok(())
     })?;
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "the lab makes network namespaces: run as root, or leave it out with --no-lab"
+    );
+    if only.is_none() {
+        // A step of its own, so that its time is seen and is not the test's.
+        steps.step("image", |_| guests::prepare())?;
+    }
     steps.step("lab", |steps| {
-        ensure!(
-            nix::unistd::geteuid().is_root(),
-            "the lab makes network namespaces: run as root, or leave it out with --no-lab"
-        );
         let filter = only.map_or_else(|| LAB.to_owned(), |only| format!("({LAB}) and ({only})"));
-        let mut nextest = tools::cargo("nextest")?;
-        nextest
-            .args([
-                "run",
-                "--workspace",
-                "--locked",
-                "--profile",
-                "lab",
-                "--test-threads",
-                "1",
-            ])
-            .args([steps::color(), "-E", &filter])
-            .env("AERIE_BIN", &aerie);
+        let mut nextest = lab_runner(&filter)?;
+        nextest.env("AERIE_BIN", &aerie);
         steps.runner("lab", nextest)
     })
+}
+
+/// What runs the lab's tests, one after the other.
+pub(crate) fn lab_runner(filter: &str) -> Result<Command> {
+    let mut nextest = tools::cargo("nextest")?;
+    nextest
+        .args([
+            "run",
+            "--workspace",
+            "--locked",
+            "--profile",
+            "lab",
+            "--test-threads",
+            "1",
+        ])
+        .args([steps::color(), "-E", filter]);
+    Ok(nextest)
 }
 
 /// Builds the `aerie` program and returns its path.

@@ -9,10 +9,11 @@ use anyhow::{Result, ensure};
 use crate::steps::call;
 
 /// Debian packages of the lab and of tests that compare with other people's tools.
-const PACKAGES: [&str; 14] = [
+const PACKAGES: [&str; 15] = [
     "apt-utils",
     "binutils",
     "debian-archive-keyring",
+    "dnsmasq-base",
     "dosfstools",
     "dpkg-dev",
     "gpg",

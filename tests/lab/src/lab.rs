@@ -1,5 +1,6 @@
 //! The lab: owns an internet, sites, hosts and nodes, and removes all of them.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::guest::{Dhcp, Guest, Setup};
 use crate::line::Quality;
 use crate::metadata::Metadata;
 use crate::nat::Nat;
@@ -80,6 +82,7 @@ impl Builder {
             shared: Arc::new(shared),
             sites: Mutex::default(),
             hosts: Mutex::default(),
+            dhcp: Mutex::default(),
         })
     }
 }
@@ -333,6 +336,8 @@ pub struct Lab {
     shared: Arc<Shared>,
     sites: Mutex<Vec<Site>>,
     hosts: Mutex<Vec<Host>>,
+    /// By the key of their place.
+    dhcp: Mutex<BTreeMap<String, Dhcp>>,
 }
 
 impl Lab {
@@ -417,6 +422,31 @@ impl Lab {
         let node = Node::boot(Arc::clone(&self.shared), name, place.into(), None)?;
         self.shared.adopt(&node);
         Ok(node)
+    }
+
+    /// Starts a guest: a machine under emulation on a site's LAN, which asks for its address as any machine does.
+    ///
+    /// # Errors
+    /// When it cannot be started. Whether it boots is seen later.
+    pub fn guest(&self, name: &str, site: &Site, setup: &Setup) -> Result<Guest> {
+        let dir = self.shared.dir.join("guests").join(name);
+        std::fs::create_dir_all(&dir)?;
+        let segment = &site.0.lan;
+        let lease = segment.lease()?;
+        {
+            let mut served = lock(&self.dhcp);
+            let key = Place::from(site).key();
+            if !served.contains_key(&key) {
+                let dir = self.shared.dir.join("dhcp").join(&key);
+                let dhcp = Dhcp::start(site.net(), lease, &dir, self.shared.log(&format!("{key}.dhcp")))?;
+                self.shared.record(|state| state.holders.push(dhcp.process()))?;
+                served.insert(key.clone(), dhcp);
+            }
+            served.get(&key).map_or(Ok(()), |dhcp| dhcp.add(name, lease))?;
+        }
+        let guest = Guest::start(name, site.net(), lease, segment.tap()?, setup, &dir)?;
+        self.shared.record(|state| state.holders.push(guest.process()))?;
+        Ok(guest)
     }
 
     /// The nodes, in the order in which they were made.

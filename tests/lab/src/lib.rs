@@ -18,6 +18,7 @@
 //!
 //! - [`network`], [`nat`]: the internet, the routers and what they do to packets
 //! - [`node`], [`service`]: machines, disks and what runs on them
+//! - [`guest`]: machines with a kernel of their own, under emulation, from the image that people build
 //! - [`metadata`]: a cloud's metadata service
 //! - [`grid`]: a whole grid, built through the `aerie` command
 //! - [`campus`]: the grid of the demonstration; [`matrix`]: every kind of NAT against every other
@@ -32,6 +33,7 @@ pub mod campus;
 mod cgroup;
 pub mod chroot;
 pub mod grid;
+pub mod guest;
 mod lab;
 mod line;
 pub mod matrix;

@@ -43,6 +43,15 @@ impl NetNs {
         })
     }
 
+    /// A command that runs a program inside.
+    pub(crate) fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--net=/proc/{}/ns/net", self.pid))
+            .arg(program);
+        command
+    }
+
     /// Runs lines of `ip`, all or up to the first that fails.
     pub(crate) fn ip<S: AsRef<str>>(&self, lines: impl IntoIterator<Item = S>) -> Result<()> {
         let batch: String = lines
@@ -69,9 +78,12 @@ impl NetNs {
     }
 
     fn feed(&self, argv: &[&str], input: &str) -> Result<()> {
-        let mut child = Command::new("nsenter")
-            .arg(format!("--net=/proc/{}/ns/net", self.pid))
-            .args(argv)
+        let [program, args @ ..] = argv else {
+            return Ok(());
+        };
+        let mut child = self
+            .command(program)
+            .args(args)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -85,7 +97,7 @@ impl NetNs {
         ensure!(
             output.status.success(),
             "{} failed: {}\n{input}",
-            argv[0],
+            program,
             String::from_utf8_lossy(&output.stderr).trim()
         );
         Ok(())

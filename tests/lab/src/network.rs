@@ -76,6 +76,11 @@ pub(crate) struct Port {
 }
 
 impl Port {
+    /// The interface in the router's namespace.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Pulls the plug: both ends lose their carrier.
     pub(crate) fn cut(&self) -> Result<()> {
         self.net.ip([format!("link set {} down", self.name)])
@@ -123,9 +128,21 @@ pub struct Lease {
 }
 
 impl Lease {
-    fn mac(self) -> [u8; 6] {
+    /// The address of its interface.
+    pub(crate) fn mac(self) -> [u8; 6] {
         let [a, b, c, d] = self.addr.octets();
         [2, 0, a, b, c, d]
+    }
+
+    /// The same, as programs take it.
+    pub(crate) fn mac_text(self) -> String {
+        self.mac().map(|byte| format!("{byte:02x}")).join(":")
+    }
+
+    /// The network that it is of, and its mask.
+    pub(crate) fn network(self) -> (Ipv4Addr, Ipv4Addr) {
+        let mask = u32::MAX << (32 - u32::from(self.prefix));
+        (Ipv4Addr::from(u32::from(self.addr) & mask), Ipv4Addr::from(mask))
     }
 }
 
@@ -161,9 +178,32 @@ impl Segment {
         })
     }
 
+    /// A port whose other end is a machine's that brings its own network: a TAP interface in the router's namespace.
+    pub(crate) fn tap(&self) -> Result<Port> {
+        let bridge = self
+            .bridge
+            .context("only a site's LAN has room for a machine that asks for its address")?;
+        let name = self.free_port();
+        self.net.ip([
+            format!("tuntap add dev {name} mode tap vnet_hdr"),
+            format!("link set {name} master {bridge}"),
+        ])?;
+        let port = Port {
+            net: self.net,
+            name,
+            on: Vec::new(),
+        };
+        port.restore()?;
+        Ok(port)
+    }
+
+    fn free_port(&self) -> String {
+        format!("p{}", self.ports.fetch_add(1, Ordering::Relaxed))
+    }
+
     /// Wires a host's interface to this segment and configures it.
     pub(crate) fn attach(&self, host: NetNs, interface: &str, lease: Lease) -> Result<Port> {
-        let name = format!("p{}", self.ports.fetch_add(1, Ordering::Relaxed));
+        let name = self.free_port();
         let on = match self.bridge {
             Some(_) => Vec::new(),
             None => vec![format!(
@@ -179,7 +219,7 @@ impl Segment {
         let name = &port.name;
         let mut lines = vec![format!(
             "link add {name} type veth peer name {interface} address {} netns {}",
-            lease.mac().map(|byte| format!("{byte:02x}")).join(":"),
+            lease.mac_text(),
             host.pid()
         )];
         lines.extend(

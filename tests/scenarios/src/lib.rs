@@ -13,6 +13,7 @@
 //! - `tests/hosts.rs`: machines that are not as they should be
 //! - `tests/joining.rs`: `aerie join` takes a blob to a node that is ready, and `aerie leave` undoes it
 //! - `tests/packages.rs`: Debian packages are installed, upgraded, removed and purged
+//! - `tests/guests.rs`: machines of the built image join by floppy, by user-data and by `aerie join`, and live with it
 
 use std::time::Duration;
 

@@ -65,7 +65,7 @@ const DIRECTIONS: &[(&str, &[&str])] = &[
             "aerie-vpn-proto",
         ],
     ),
-    ("aerie-lab", &[]),
+    ("aerie-lab", &["aerie-image-build"]),
     (
         "aerie-leases",
         &[
