@@ -122,7 +122,7 @@ fn packages_install_upgrade_and_go_and_keep_what_is_not_theirs() {
     machine.sh("aerie grid create lab; runuser -u aerie-portal -- aerie grid nodes");
     machine.sh(
         "echo 'AERIE_OPTIONS=\"--founder\"' >/etc/default/aerie
-         mkdir -p /var/lib/aerie/grids/1/keys; echo key >/var/lib/aerie/grids/1/keys/k; echo blob >/etc/aerie/blob",
+         mkdir -p /etc/condor/aerie/1 /var/lib/aerie/grids/1/keys; echo >/etc/condor/config.d/50-aerie-1.conf; echo key >/var/lib/aerie/grids/1/keys/k; echo blob >/etc/aerie/blob",
     );
     machine.publish("1.1");
     machine.sh(&format!("{UPDATE}; {INSTALL} aerie aerie-portal"));
@@ -149,7 +149,8 @@ fn packages_install_upgrade_and_go_and_keep_what_is_not_theirs() {
     machine.sh(
         "test ! -e /etc/default/aerie; test -e /var/lib/aerie/grids/1/keys/k; test -e /etc/aerie/blob
          test -e /var/lib/aerie-portal/portal.sqlite
-         test ! -e /etc/systemd/system/multi-user.target.wants/aerie.service",
+         test ! -e /etc/systemd/system/multi-user.target.wants/aerie.service
+         test -z \"$(find /etc/condor -name '*aerie*')\"",
     );
 
     // Again, with the answers of a preseed file: a blob to join by, and keys that may go at the end.
