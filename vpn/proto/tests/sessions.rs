@@ -412,3 +412,47 @@ proptest! {
         prop_assert_eq!(world.received(b), [b"still here"]);
     }
 }
+
+#[test]
+fn an_address_that_has_changed_hands_is_its_new_holders_within_a_second() {
+    let mut world = World::new(17);
+    let (a, b, c) = (world.public(), world.public(), world.public());
+    world.send(a, b, b"to the first");
+    world.run(Duration::from_secs(2));
+    assert_eq!(world.nodes[b].delivered.len(), 1);
+    // The first holder goes without a word to this member, and another one has the address.
+    let addr = world.nodes[b].virt;
+    world.nodes[b].online = false;
+    world.nodes[c].virt = addr;
+    world.holders.insert(addr, c);
+    let now = world.moment();
+    world.nodes[c].core.readdress(addr, now).unwrap();
+    for _ in 0..10 {
+        world.send(c, a, b"from the second");
+        world.run(Duration::from_millis(100));
+    }
+    assert!(!world.nodes[a].delivered.is_empty());
+    world.send(a, c, b"to the second");
+    world.run(Duration::from_secs(1));
+    assert_eq!(world.nodes[c].delivered.len(), 1);
+}
+
+#[test]
+fn a_holder_that_cannot_be_reached_is_asked_for_anew() {
+    let mut world = World::new(18);
+    let (a, b, c) = (world.public(), world.public(), world.public());
+    world.send(a, b, b"to the first");
+    world.run(Duration::from_secs(2));
+    let addr = world.nodes[b].virt;
+    world.nodes[b].online = false;
+    world.nodes[c].virt = addr;
+    world.holders.insert(addr, c);
+    let now = world.moment();
+    world.nodes[c].core.readdress(addr, now).unwrap();
+    let begun = world.now;
+    while world.nodes[c].delivered.is_empty() {
+        world.send(a, b, b"to whoever has it");
+        world.run(Duration::from_millis(200));
+        assert!(world.now - begun < Duration::from_secs(20));
+    }
+}

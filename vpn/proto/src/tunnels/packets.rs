@@ -249,6 +249,7 @@ impl Tunnels {
             }
             Some(_) => {
                 self.counters.spoofed_source += 1;
+                self.doubt_binding(from, source, now);
                 false
             }
             None => {
@@ -281,6 +282,13 @@ impl Tunnels {
         };
         let queue = std::mem::take(&mut peer.queue);
         self.queued = self.queued.saturating_sub(queue.len());
+        // Somebody else may have its addresses by now.
+        let addrs = if queue.is_empty() {
+            Vec::new()
+        } else {
+            peer.addrs.clone()
+        };
+        addrs.into_iter().for_each(|addr| self.emit(Event::Resolve(addr)));
         for packet in queue {
             self.answer_unreachable(&packet, now);
         }
@@ -384,6 +392,18 @@ impl Tunnels {
             self.emit(Event::Resolve(addr));
         }
         Some(peer)
+    }
+
+    /// A member sends from an address that is bound to another one: a liar, or it holds the address now. The caller is
+    /// asked, as often as that member may have it asked.
+    fn doubt_binding(&mut self, from: PeerId, addr: VirtualAddr, now: Instant) {
+        let may_ask = self
+            .peers
+            .get_mut(&from)
+            .is_some_and(|peer| peer.lookups.take(1, now));
+        if may_ask && self.bindings.contains_key(&addr) {
+            self.emit(Event::Resolve(addr));
+        }
     }
 
     /// Nobody holds the address, as far as the caller knows. What is bound and works stays until it is too old: a
