@@ -359,25 +359,27 @@ fn stuck(report: Option<&Report>, seconds: u64) -> Result<ExitCode> {
     Ok(ExitCode::FAILURE)
 }
 
-/// Removes what joining a grid has put in place: the blob, unless it is another grid's meanwhile, the grid's
-/// configuration of this node and of HTCondor, and the service's start at each boot. The node's keys stay. Does nothing on a machine that did
-/// not join by this command.
+/// Removes what joining a grid has put in place: the blob that `aerie join` wrote, unless it is another grid's meanwhile,
+/// the grid's configuration of this node and of HTCondor, and the service's start at each boot. The node's keys stay.
+///
+/// A machine that found its blob by itself, on a floppy or as user-data, would be back at its next start otherwise. So
+/// would the service be, unless it goes on: then it serves another grid, and a daemon beside it has left.
 pub(super) fn undo(state: &Path, grid: &str) -> Result<()> {
     let Ok(grid) = grid.parse::<GridId>() else {
         return Ok(());
     };
     let folder = GridPaths::new(state, grid);
-    let note = match std::fs::read_to_string(folder.joined()) {
-        Ok(note) => note,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+    let noted = match std::fs::read_to_string(folder.joined()) {
+        Ok(note) => Some(PathBuf::from(note.trim())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
         Err(error) => {
             return Err(error).with_context(|| format!("cannot read {}", folder.joined().display()));
         }
     };
-    let place = PathBuf::from(note.trim());
-    let is_ours = aerie_config::load(&place).is_ok_and(|found| found.spec.grid.id() == grid);
-    if is_ours {
-        remove(&place)?;
+    if let Some(place) = &noted
+        && aerie_config::load(place).is_ok_and(|found| found.spec.grid.id() == grid)
+    {
+        remove(place)?;
         println!("Removed {}.", place.display());
     }
     remove(&folder.spec())?;
@@ -389,10 +391,22 @@ pub(super) fn undo(state: &Path, grid: &str) -> Result<()> {
         condor.group_map(grid),
     ] {
         remove(&path)?;
+        // Of the folders of maps those that are empty now.
+        if let Some(folder) = path
+            .parent()
+            .filter(|folder| folder.starts_with(&condor.maps_dir))
+        {
+            let _ = std::fs::remove_dir(folder).and_then(|()| std::fs::remove_dir(&condor.maps_dir));
+        }
     }
-    if Path::new("/run/systemd/system").is_dir() {
+    if Path::new("/run/systemd/system").is_dir()
+        && (noted.is_some() || systemctl(&["is-active", "--quiet", UNIT]).is_err())
+        && systemctl(&["is-enabled", "--quiet", UNIT]).is_ok()
+    {
         systemctl(&["disable", "--quiet", UNIT])?;
-        println!("{UNIT} does not start at boot any more.");
+        println!(
+            "{UNIT} does not start at boot any more; 'systemctl enable --now {UNIT}' has it look for a configuration again."
+        );
     }
     remove(&folder.joined())?;
     println!(

@@ -1,5 +1,7 @@
 //! Where the log goes and what is in it.
 
+use std::io::IsTerminal;
+
 use tracing_subscriber::EnvFilter;
 
 use super::LogFormat;
@@ -13,6 +15,8 @@ pub(super) fn init(format: LogFormat) {
     let filter = EnvFilter::try_from_env("AERIE_LOG").unwrap_or_else(|_| EnvFilter::new(DEFAULT));
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        // A journal or a file is read by other programs, to which colours are noise.
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     match format {
         LogFormat::Text => log.with_target(false).init(),

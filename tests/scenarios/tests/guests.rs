@@ -157,6 +157,11 @@ fn a_machine_that_is_handed_a_floppy_joins_from_behind_a_nat_and_runs_a_job() {
     run_job(&grid, &submit, &guest, "j1");
     let addr = guest.status().unwrap().addr.unwrap();
     submit.ping(&addr).unwrap();
+    let journal = guest.sh("journalctl --no-pager --unit aerie").unwrap();
+    assert!(
+        journal.contains("floppy /dev/fd0") && !journal.contains('\x1b'),
+        "{journal}"
+    );
     let (_, took) = guest
         .wait_screen(BOOT, "its address", |text| text.contains(&addr).then_some(()))
         .unwrap();
@@ -164,6 +169,12 @@ fn a_machine_that_is_handed_a_floppy_joins_from_behind_a_nat_and_runs_a_job() {
         "its address on its screen {:.1} s after it was switched on",
         took.as_secs_f64()
     );
+    let screen = guest.screen();
+    assert!(!screen.contains("I/O error"), "{screen}");
+    // The floppy is in its drive still: that alone brings it back no more.
+    let said = guest.sh("aerie leave --yes").unwrap();
+    assert!(said.contains("systemctl enable --now aerie.service"), "{said}");
+    assert_left(&guest);
 }
 
 /// By what a grid knows a machine: its key and its address.

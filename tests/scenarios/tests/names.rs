@@ -45,6 +45,12 @@ fn names_resolve_both_ways_by_the_hosts_file_and_leave_it_with_the_node() {
             .unwrap()
             .success()
     );
+    // However it was configured, nothing brings it back by itself.
+    let left = one.node.sh(
+        "root",
+        "find /etc/condor -name '*aerie*' -o -name condor.map; ls -d /var/lib/aerie/grids/*/aerie.toml || true",
+    );
+    assert_eq!(left.unwrap(), "");
     // Its address is free at once: the node that comes back under its name needs to wait for nothing.
     let links = one.node.run("root", &["ip", "-brief", "link"]).unwrap();
     assert!(!links.contains("aerie-"), "{links}");
