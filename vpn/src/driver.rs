@@ -19,9 +19,9 @@ use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 use std::num::NonZeroU16;
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use aerie_types::{UnderlayAddr, VirtualAddr, VirtualNet, VirtualRange, WallMillis};
+use aerie_types::{UnderlayAddr, VirtualAddr, VirtualNet, VirtualRange};
 use aerie_vpn_proto as proto;
 use aerie_vpn_proto::{Config, CredentialCheck, Identity, Now, RelayLimits, Suite, Tunnels};
 use rand::CryptoRng;
@@ -29,6 +29,8 @@ use tokio::runtime::{self, Runtime};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use crate::clock::now;
+use crate::cpu::has_aes;
 use crate::handle::{Command, Event, Handle, Pong, Status};
 use crate::io::mapping::{Mapper, PortMapping};
 use crate::io::streams::{StreamEvent, Streams};
@@ -593,26 +595,4 @@ async fn ready(edge: impl Future<Output = std::io::Result<()>>) {
         tracing::debug!(%error, "an edge failed");
         tokio::time::sleep(FAILURE_PAUSE).await;
     }
-}
-
-fn now() -> Now {
-    Now {
-        instant: Instant::now(),
-        wall: WallMillis::from(SystemTime::now()),
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-fn has_aes() -> bool {
-    std::arch::is_x86_feature_detected!("aes") && std::arch::is_x86_feature_detected!("pclmulqdq")
-}
-
-#[cfg(target_arch = "aarch64")]
-fn has_aes() -> bool {
-    std::arch::is_aarch64_feature_detected!("aes") && std::arch::is_aarch64_feature_detected!("pmull")
-}
-
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-fn has_aes() -> bool {
-    false
 }

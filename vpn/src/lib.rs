@@ -11,6 +11,8 @@
 //! - [`routes`]: whether a range is free on this host
 //! - [`names`]: a resolver for the grid's names, and a block in the hosts file
 
+mod clock;
+mod cpu;
 mod driver;
 mod error;
 mod handle;

@@ -35,7 +35,7 @@ use crate::rate::{SourceLimiter, TokenBucket};
 use crate::reflexive::{Mapping, Reflexive};
 use crate::relay::client::Link;
 use crate::relay::server::{RelayLimits, RelayServer};
-use crate::signal::{MAX_CANDIDATES, Signal};
+use crate::signal::Signal;
 use crate::status::{Counters, PathKind, PeerStatus};
 use crate::{Error, Now, Suite, Transmits};
 
@@ -293,59 +293,6 @@ impl Tunnels {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         [self.wake, self.peers.next()].into_iter().flatten().min()
-    }
-
-    /// This host's own addresses with the data socket's port: candidates for members of the same network.
-    /// Whether they are new or not, say so whenever the network may have changed.
-    pub fn set_hosts(&mut self, hosts: Vec<UnderlayAddr>, now: Now) {
-        let net = self.net;
-        let loopback = self.config.loopback;
-        let mut hosts: Vec<_> = hosts
-            .into_iter()
-            .filter(|addr| crate::signal::is_usable(*addr, net, loopback))
-            .take(MAX_CANDIDATES - 2)
-            .collect();
-        hosts.sort_unstable();
-        if hosts == self.hosts {
-            return;
-        }
-        let first = self.hosts.is_empty();
-        self.hosts = hosts;
-        if !first {
-            self.network_changed(now);
-        }
-        self.wake_at(now.instant);
-    }
-
-    /// The port of the router in front of this host that leads to the data socket, if there is one. Members try it as
-    /// they do any other address.
-    pub fn set_mapped(&mut self, addr: Option<UnderlayAddr>, now: Now) {
-        let usable = addr.filter(|addr| crate::signal::is_usable(*addr, self.net, self.config.loopback));
-        if usable == self.mapped {
-            return;
-        }
-        self.mapped = usable;
-        let at = now.instant;
-        self.peers.change(at, |peer| {
-            peer.agent.local_changed(at);
-            true
-        });
-        self.wake_at(at);
-    }
-
-    /// This host's way to the outside is another one, though its addresses may be the same. What is known of it is
-    /// asked for anew, and every way is in doubt until it answers.
-    pub fn network_changed(&mut self, now: Now) {
-        let at = now.instant;
-        self.reflexive.reset(at);
-        self.peers.change(at, |peer| {
-            peer.agent.network_changed(at);
-            peer.mtu.recheck(at);
-            true
-        });
-        self.links.values_mut().for_each(|link| link.rebind(at));
-        self.renew_streams(at);
-        self.wake_at(at);
     }
 
     /// Another credential of this node, after a renewal. Sessions take it over at their next handshake.

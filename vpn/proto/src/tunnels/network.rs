@@ -1,4 +1,4 @@
-//! What a person asks about ways and about the network in front of this host.
+//! The network of this host: what the caller says of it, and what a person asks about it and about ways.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use rand::Rng;
 use super::{Event, Tunnels};
 use crate::netcheck::{Check, Finding, NetworkStatus, Todo};
 use crate::path::{Route, Seen};
-use crate::signal::{Signal, is_usable};
+use crate::signal::{MAX_CANDIDATES, Signal, is_usable};
 use crate::status::{Change, PairStatus, PathStatus};
 use crate::wire;
 use crate::{Mapping, Now};
@@ -21,6 +21,59 @@ const EACH: Duration = Duration::from_millis(300);
 const MAX_REMEMBERED: usize = 1024;
 
 impl Tunnels {
+    /// This host's own addresses with the data socket's port: candidates for members of the same network.
+    /// Whether they are new or not, say so whenever the network may have changed.
+    pub fn set_hosts(&mut self, hosts: Vec<UnderlayAddr>, now: Now) {
+        let net = self.net;
+        let loopback = self.config.loopback;
+        let mut hosts: Vec<_> = hosts
+            .into_iter()
+            .filter(|addr| is_usable(*addr, net, loopback))
+            .take(MAX_CANDIDATES - 2)
+            .collect();
+        hosts.sort_unstable();
+        if hosts == self.hosts {
+            return;
+        }
+        let first = self.hosts.is_empty();
+        self.hosts = hosts;
+        if !first {
+            self.network_changed(now);
+        }
+        self.wake_at(now.instant);
+    }
+
+    /// The port of the router in front of this host that leads to the data socket, if there is one. Members try it as
+    /// they do any other address.
+    pub fn set_mapped(&mut self, addr: Option<UnderlayAddr>, now: Now) {
+        let usable = addr.filter(|addr| is_usable(*addr, self.net, self.config.loopback));
+        if usable == self.mapped {
+            return;
+        }
+        self.mapped = usable;
+        let at = now.instant;
+        self.peers.change(at, |peer| {
+            peer.agent.local_changed(at);
+            true
+        });
+        self.wake_at(at);
+    }
+
+    /// This host's way to the outside is another one, though its addresses may be the same. What is known of it is
+    /// asked for anew, and every way is in doubt until it answers.
+    pub fn network_changed(&mut self, now: Now) {
+        let at = now.instant;
+        self.reflexive.reset(at);
+        self.peers.change(at, |peer| {
+            peer.agent.network_changed(at);
+            peer.mtu.recheck(at);
+            true
+        });
+        self.links.values_mut().for_each(|link| link.rebind(at));
+        self.renew_streams(at);
+        self.wake_at(at);
+    }
+
     /// Everything about the way to one peer; `None` if there is no state of it, since nothing has gone to it lately.
     #[must_use]
     pub fn path(&self, id: PeerId, now: Now) -> Option<PathStatus> {

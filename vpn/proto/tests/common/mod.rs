@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use aerie_types::{GridId, PeerId, Ula, UnderlayAddr, VirtualAddr, WallMillis};
+use aerie_types::{GridId, PeerId, UnderlayAddr, VirtualAddr, WallMillis};
 use aerie_vpn_proto::{
     Config, CredentialCheck, Event, Identity, Now, PathKind, RelayInfo, RelayLimits, RemoteIdentity,
     RemotePeer, StreamAction, Suite, Transmits, Tunnels, noise_public,
@@ -23,7 +23,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 pub(crate) use nat::NatKind;
-pub(crate) use packets::{udp, udp6};
+pub(crate) use packets::{udp, udp6, ula, virt6};
 
 use nat::Nat;
 
@@ -515,44 +515,6 @@ impl World {
         }
     }
 
-    /// Which NAT of a network has this address.
-    fn nat_at(&self, network: Option<usize>, ip: IpAddr) -> Option<usize> {
-        let there = |nat: &Nat| nat.outer == network && IpAddr::V4(nat.public) == ip;
-        self.nats.iter().position(there)
-    }
-
-    /// Takes a datagram out of its network as far as it has to go: what it comes from there, and which network that is.
-    /// `None` if a NAT on the way sends nothing back in.
-    fn leave(
-        &mut self,
-        mut from: SocketAddr,
-        mut network: Option<usize>,
-        to: SocketAddr,
-    ) -> Option<(SocketAddr, Option<usize>)> {
-        while let Some(nat) = network {
-            let here = |node: &Node| node.host == to && node.nat == network;
-            if self.nodes.iter().any(here) || self.nat_at(network, to.ip()).is_some() {
-                break;
-            }
-            if IpAddr::V4(self.nats[nat].public) == to.ip() && !self.nats[nat].hairpin {
-                return None;
-            }
-            from = self.nats[nat].outbound(from, to);
-            network = self.nats[nat].outer;
-        }
-        Some((from, network))
-    }
-
-    /// To whom a datagram comes that has arrived in a network, through as many NATs as are in the way.
-    fn arrive(&mut self, from: SocketAddr, mut to: SocketAddr, mut network: Option<usize>) -> Option<usize> {
-        while let Some(nat) = self.nat_at(network, to.ip()) {
-            to = self.nats[nat].inbound(from, to.port())?;
-            network = Some(nat);
-        }
-        let there = |node: &Node| node.host == to && node.nat == network && node.online;
-        self.nodes.iter().position(there)
-    }
-
     fn handle(&mut self, item: Item) {
         match item {
             Item::Datagram {
@@ -633,13 +595,4 @@ impl World {
             }
         }
     }
-}
-
-pub(crate) fn ula() -> Ula {
-    Ula::of(GRID)
-}
-
-/// The IPv6 address that follows from a virtual address.
-pub(crate) fn virt6(tag: u8) -> Ipv6Addr {
-    ula().addr(virt(tag)).unwrap()
 }

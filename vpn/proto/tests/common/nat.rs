@@ -1,7 +1,9 @@
 //! NATs as RFC 4787 names them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use super::{Node, World};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NatKind {
@@ -84,5 +86,50 @@ impl Nat {
             NatKind::PortRestricted | NatKind::Symmetric => self.allowed.contains(&(port, from)),
         };
         open.then_some(*inner)
+    }
+}
+
+impl World {
+    /// Which NAT of a network has this address.
+    fn nat_at(&self, network: Option<usize>, ip: IpAddr) -> Option<usize> {
+        let there = |nat: &Nat| nat.outer == network && IpAddr::V4(nat.public) == ip;
+        self.nats.iter().position(there)
+    }
+
+    /// Takes a datagram out of its network as far as it has to go: what it comes from there, and which network that is.
+    /// `None` if a NAT on the way sends nothing back in.
+    pub(super) fn leave(
+        &mut self,
+        mut from: SocketAddr,
+        mut network: Option<usize>,
+        to: SocketAddr,
+    ) -> Option<(SocketAddr, Option<usize>)> {
+        while let Some(nat) = network {
+            let here = |node: &Node| node.host == to && node.nat == network;
+            if self.nodes.iter().any(here) || self.nat_at(network, to.ip()).is_some() {
+                break;
+            }
+            if IpAddr::V4(self.nats[nat].public) == to.ip() && !self.nats[nat].hairpin {
+                return None;
+            }
+            from = self.nats[nat].outbound(from, to);
+            network = self.nats[nat].outer;
+        }
+        Some((from, network))
+    }
+
+    /// To whom a datagram comes that has arrived in a network, through as many NATs as are in the way.
+    pub(super) fn arrive(
+        &mut self,
+        from: SocketAddr,
+        mut to: SocketAddr,
+        mut network: Option<usize>,
+    ) -> Option<usize> {
+        while let Some(nat) = self.nat_at(network, to.ip()) {
+            to = self.nats[nat].inbound(from, to.port())?;
+            network = Some(nat);
+        }
+        let there = |node: &Node| node.host == to && node.nat == network && node.online;
+        self.nodes.iter().position(there)
     }
 }
