@@ -22,6 +22,8 @@ pub(crate) const CONTEXT_BROKER: &str = "/var/lib/aerie-context/broker.json";
 pub(crate) const BLOB: &str = "/etc/aerie/blob";
 /// The file in a grid's folder by which `aerie join` remembers where it put the blob.
 pub(crate) const JOINED: &str = "joined";
+/// The configuration of this node in a grid, as it was found.
+pub(crate) const SPEC: &str = "aerie.toml";
 
 /// The folders of one grid on this machine.
 #[derive(Debug, Clone)]
@@ -61,7 +63,7 @@ impl GridPaths {
 
     /// The configuration that this node was given, kept so that a restart needs no blob.
     pub(crate) fn spec(&self) -> PathBuf {
-        self.root.join("aerie.toml")
+        self.root.join(SPEC)
     }
 
     /// Where `aerie join` put the blob; absent where it did not.

@@ -251,6 +251,18 @@ fn put(args: &JoinArgs, bundle: &Bundle, grid: GridId) -> Result<()> {
     Ok(())
 }
 
+/// Whether the service runs this process, or none.
+pub(super) fn serves(pid: Option<u32>) -> bool {
+    let shown = Command::new("systemctl")
+        .args(["show", "--property", "MainPID", "--value", UNIT])
+        .stdin(Stdio::null())
+        .output();
+    let main = shown
+        .ok()
+        .and_then(|output| String::from_utf8(output.stdout).ok()?.trim().parse::<u32>().ok());
+    main.is_some_and(|main| main == pid.unwrap_or(0))
+}
+
 fn systemctl(args: &[&str]) -> Result<()> {
     let output = Command::new("systemctl")
         .args(args)
@@ -362,9 +374,9 @@ fn stuck(report: Option<&Report>, seconds: u64) -> Result<ExitCode> {
 /// Removes what joining a grid has put in place: the blob that `aerie join` wrote, unless it is another grid's meanwhile,
 /// the grid's configuration of this node and of HTCondor, and the service's start at each boot. The node's keys stay.
 ///
-/// A machine that found its blob by itself, on a floppy or as user-data, would be back at its next start otherwise. So
-/// would the service be, unless it goes on: then it serves another grid, and a daemon beside it has left.
-pub(super) fn undo(state: &Path, grid: &str) -> Result<()> {
+/// A machine that found its blob by itself, on a floppy or as user-data, would be back at its next start otherwise:
+/// `by_service` says that its daemon was the service's, or that neither runs. A daemon beside the service has left alone.
+pub(super) fn undo(state: &Path, grid: &str, by_service: bool) -> Result<()> {
     let Ok(grid) = grid.parse::<GridId>() else {
         return Ok(());
     };
@@ -400,7 +412,7 @@ pub(super) fn undo(state: &Path, grid: &str) -> Result<()> {
         }
     }
     if Path::new("/run/systemd/system").is_dir()
-        && (noted.is_some() || systemctl(&["is-active", "--quiet", UNIT]).is_err())
+        && (noted.is_some() || by_service)
         && systemctl(&["is-enabled", "--quiet", UNIT]).is_ok()
     {
         systemctl(&["disable", "--quiet", UNIT])?;
@@ -416,12 +428,14 @@ pub(super) fn undo(state: &Path, grid: &str) -> Result<()> {
     Ok(())
 }
 
-/// The grid whose note of a join is still there; of several none, unless the beginning of its id is given.
+/// The grid of which a note of a join is still there, or a configuration that was found; of several none, unless the beginning of its id is given.
 pub(super) fn noted(state: &Path, wanted: Option<&str>) -> Option<String> {
     let entries = std::fs::read_dir(paths::grids_dir(state)).ok()?;
-    let noted = entries
-        .flatten()
-        .filter(|entry| entry.path().join(paths::JOINED).exists());
+    let noted = entries.flatten().filter(|entry| {
+        [paths::JOINED, paths::SPEC]
+            .iter()
+            .any(|note| entry.path().join(note).exists())
+    });
     let ids = noted.filter_map(|entry| entry.file_name().into_string().ok());
     let mut ids = ids.filter(|id| wanted.is_none_or(|wanted| id.starts_with(wanted)));
     let first = ids.next()?;
@@ -457,6 +471,10 @@ mod tests {
         std::fs::write(grids.join("bb22").join(paths::JOINED), "/etc/aerie/blob\n").unwrap();
         assert_eq!(noted(state.path(), None), None, "which of two?");
         assert_eq!(noted(state.path(), Some("bb")).as_deref(), Some("bb22"));
+        // What was found on a floppy was not joined by the command.
+        std::fs::create_dir_all(grids.join("cc33")).unwrap();
+        std::fs::write(grids.join("cc33").join(paths::SPEC), "version = 1\n").unwrap();
+        assert_eq!(noted(state.path(), Some("cc")).as_deref(), Some("cc33"));
     }
 
     fn bundle() -> Bundle {

@@ -158,12 +158,13 @@ pub(crate) fn leave(args: &LeaveArgs) -> Result<ExitCode> {
         println!("Nothing was changed.");
         return Ok(ExitCode::FAILURE);
     }
-    let grid = match ask(
+    let (grid, by_service) = match ask(
         &args.daemon.run_dir,
         args.daemon.grid.as_deref(),
         &Request::Status,
     ) {
-        Ok(Reply::Status(report)) => report.grid_id,
+        // Asked now: while it ends, the service may be active still.
+        Ok(Reply::Status(report)) => (report.grid_id, join::serves(Some(report.pid))),
         Ok(other) => return unexpected(other),
         Err(error) => {
             // It was stopped, or leaving was cut off when it had ended.
@@ -173,7 +174,7 @@ pub(crate) fn leave(args: &LeaveArgs) -> Result<ExitCode> {
             println!(
                 "No daemon runs: its address is free for others when its lease ends, within half an hour."
             );
-            join::undo(&args.state, &grid)?;
+            join::undo(&args.state, &grid, join::serves(None))?;
             println!("Left.");
             return Ok(ExitCode::SUCCESS);
         }
@@ -184,7 +185,7 @@ pub(crate) fn leave(args: &LeaveArgs) -> Result<ExitCode> {
     }
     let run_dir = &args.daemon.run_dir;
     if gone(run_dir, args.daemon.grid.as_deref()) {
-        join::undo(&args.state, &grid)?;
+        join::undo(&args.state, &grid, by_service)?;
         println!("Left.");
         return Ok(ExitCode::SUCCESS);
     }

@@ -110,7 +110,11 @@ fn join_by_line(grid: &Grid<'_>, guest: &Guest) {
     let said = guest
         .sh_for(
             READY_WITHIN * PATIENCE,
-            &format!("echo '{}' | aerie join --yes -", line.trim()),
+            &format!(
+                "echo '{}' | aerie join --yes --wait {} -",
+                line.trim(),
+                (READY_WITHIN * PATIENCE).as_secs()
+            ),
         )
         .unwrap();
     assert!(said.contains("w1 is a member of grid lab ("), "{said}");
@@ -157,7 +161,9 @@ fn a_machine_that_is_handed_a_floppy_joins_from_behind_a_nat_and_runs_a_job() {
     run_job(&grid, &submit, &guest, "j1");
     let addr = guest.status().unwrap().addr.unwrap();
     submit.ping(&addr).unwrap();
-    let journal = guest.sh("journalctl --no-pager --unit aerie").unwrap();
+    let journal = guest
+        .sh("journalctl --all --output cat --no-pager --unit aerie")
+        .unwrap();
     assert!(
         journal.contains("floppy /dev/fd0") && !journal.contains('\x1b'),
         "{journal}"

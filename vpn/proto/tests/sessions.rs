@@ -456,3 +456,29 @@ fn a_holder_that_cannot_be_reached_is_asked_for_anew() {
         assert!(world.now - begun < Duration::from_secs(20));
     }
 }
+
+/// Each question may have the caller wait for a member that is not there.
+#[test]
+fn who_holds_an_address_is_not_asked_with_every_packet() {
+    let mut world = World::new(19);
+    let (a, b, liar) = (world.public(), world.public(), world.public());
+    for to in [b, liar] {
+        world.send(a, to, b"hello");
+    }
+    world.send(liar, a, b"hello");
+    world.run(Duration::from_secs(5));
+    world.nodes[b].online = false;
+    world.nodes[a].events.clear();
+    let forged = udp(world.nodes[b].virt, world.nodes[a].virt, b"from somebody else");
+    let now = world.moment();
+    let own = world.nodes[b].virt;
+    world.nodes[liar].core.readdress(own, now).unwrap();
+    for _ in 0..3000 {
+        world.send(a, b, b"to nobody");
+        world.send_raw(liar, &forged);
+        world.run(Duration::from_millis(10));
+    }
+    let asked = |event: &&Event| matches!(event, Event::Resolve(addr) if *addr == own);
+    let asked = world.nodes[a].events.iter().filter(asked).count();
+    assert!((1..=20).contains(&asked), "{asked} times in half a minute");
+}

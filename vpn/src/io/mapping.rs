@@ -393,18 +393,13 @@ fn lifetime() -> u32 {
     u32::try_from(LIFETIME.as_secs()).unwrap_or(u32::MAX)
 }
 
-/// Asks for one port, for a while, or until it is given back where the router knows no other way.
+/// Asks for one port, for a while. A router that gives ports for ever alone is asked no further: what was not given back
+/// would lead to whoever has this host's address later.
 async fn upnp_port(router: &Gateway<Tokio>, inside: SocketAddr, outside: u16) -> Result<(), AddPortError> {
     let udp = PortMappingProtocol::UDP;
-    match router
+    router
         .add_port(udp, outside, inside, lifetime(), DESCRIPTION)
         .await
-    {
-        Err(AddPortError::OnlyPermanentLeasesSupported) => {
-            router.add_port(udp, outside, inside, 0, DESCRIPTION).await
-        }
-        asked => asked,
-    }
 }
 
 impl Held {

@@ -174,6 +174,7 @@ pub struct Tunnels {
     /// The last look at the network that was asked for.
     network_check: Option<Check>,
     knock_rate: TokenBucket,
+    doubt_rate: TokenBucket,
     /// Members for which this node has sent a datagram to their outside, and when. Never iterated but to forget.
     knocked: BTreeMap<PeerId, Instant>,
     query_rate: SourceLimiter,
@@ -250,6 +251,7 @@ impl Tunnels {
             network_check: None,
             knocked: BTreeMap::new(),
             knock_rate: TokenBucket::new(KNOCKS_PER_SECOND.into(), KNOCKS_PER_SECOND.into(), at),
+            doubt_rate: TokenBucket::new(packets::DOUBTS_PER_SECOND, packets::DOUBTS_AT_ONCE, at),
             query_rate: SourceLimiter::new(QUERIES_PER_SOURCE, QUERIES_TOTAL, at),
             icmp_rate: TokenBucket::new(ICMP_PER_SECOND.into(), ICMP_PER_SECOND.into(), at),
             too_long_rate: TokenBucket::new(ICMP_PER_SECOND.into(), ICMP_PER_SECOND.into(), at),

@@ -5,7 +5,7 @@
 //! address stands for the IPv4 address in it ([`aerie_types::Ula`]) and is bound with it.
 //! Packets for or from an address that is not known yet wait, a bounded number, while the caller is asked.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use aerie_types::{PeerId, VirtualAddr};
 
@@ -20,6 +20,14 @@ use crate::peer::Peer;
 use crate::wire::DATA_OVERHEAD;
 use crate::{Now, Transmits};
 
+/// How old an answer is at least that is doubted, because another member sends from the address, or its holder is not
+/// reached.
+const DOUBTED: Duration = Duration::from_secs(2);
+const UNREACHED: Duration = Duration::from_secs(10);
+/// Questions a second because of doubts, and at once.
+pub(super) const DOUBTS_PER_SECOND: u64 = 4;
+pub(super) const DOUBTS_AT_ONCE: u64 = 16;
+
 const PING: u8 = 1;
 const PONG: u8 = 2;
 const CONTROL_LEN: usize = 9;
@@ -29,6 +37,8 @@ pub(super) struct Binding {
     pub(super) peer: PeerId,
     since: Instant,
     asked_again: bool,
+    /// When it was asked for because of a doubt.
+    doubted: Option<Instant>,
 }
 
 /// A look-up that is under way and what waits for it.
@@ -288,7 +298,9 @@ impl Tunnels {
         } else {
             peer.addrs.clone()
         };
-        addrs.into_iter().for_each(|addr| self.emit(Event::Resolve(addr)));
+        for addr in addrs {
+            self.ask_anew(addr, UNREACHED, now);
+        }
         for packet in queue {
             self.answer_unreachable(&packet, now);
         }
@@ -373,6 +385,7 @@ impl Tunnels {
                 peer: remote.peer,
                 since: now,
                 asked_again: false,
+                doubted: None,
             },
         );
         true
@@ -401,7 +414,20 @@ impl Tunnels {
             .peers
             .get_mut(&from)
             .is_some_and(|peer| peer.lookups.take(1, now));
-        if may_ask && self.bindings.contains_key(&addr) {
+        if may_ask {
+            self.ask_anew(addr, DOUBTED, now);
+        }
+    }
+
+    /// Asks who holds an address that is bound, unless that was answered, or asked, less than `pause` ago. All such
+    /// questions together are few: each may have the caller wait for a member that is not there.
+    fn ask_anew(&mut self, addr: VirtualAddr, pause: Duration, now: Instant) {
+        let Some(binding) = self.bindings.get_mut(&addr) else {
+            return;
+        };
+        let last = binding.doubted.unwrap_or(binding.since).max(binding.since);
+        if now >= last + pause && self.doubt_rate.take(1, now) {
+            binding.doubted = Some(now);
             self.emit(Event::Resolve(addr));
         }
     }
