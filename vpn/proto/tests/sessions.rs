@@ -413,6 +413,16 @@ proptest! {
     }
 }
 
+/// A holder goes without a word to anybody, and another node has its address.
+fn hand_over(world: &mut World, from: usize, to: usize) {
+    let addr = world.nodes[from].virt;
+    world.nodes[from].online = false;
+    world.nodes[to].virt = addr;
+    world.holders.insert(addr, to);
+    let now = world.moment();
+    world.nodes[to].core.readdress(addr, now).unwrap();
+}
+
 #[test]
 fn an_address_that_has_changed_hands_is_its_new_holders_within_a_second() {
     let mut world = World::new(17);
@@ -420,13 +430,7 @@ fn an_address_that_has_changed_hands_is_its_new_holders_within_a_second() {
     world.send(a, b, b"to the first");
     world.run(Duration::from_secs(2));
     assert_eq!(world.nodes[b].delivered.len(), 1);
-    // The first holder goes without a word to this member, and another one has the address.
-    let addr = world.nodes[b].virt;
-    world.nodes[b].online = false;
-    world.nodes[c].virt = addr;
-    world.holders.insert(addr, c);
-    let now = world.moment();
-    world.nodes[c].core.readdress(addr, now).unwrap();
+    hand_over(&mut world, b, c);
     for _ in 0..10 {
         world.send(c, a, b"from the second");
         world.run(Duration::from_millis(100));
@@ -443,12 +447,7 @@ fn a_holder_that_cannot_be_reached_is_asked_for_anew() {
     let (a, b, c) = (world.public(), world.public(), world.public());
     world.send(a, b, b"to the first");
     world.run(Duration::from_secs(2));
-    let addr = world.nodes[b].virt;
-    world.nodes[b].online = false;
-    world.nodes[c].virt = addr;
-    world.holders.insert(addr, c);
-    let now = world.moment();
-    world.nodes[c].core.readdress(addr, now).unwrap();
+    hand_over(&mut world, b, c);
     let begun = world.now;
     while world.nodes[c].delivered.is_empty() {
         world.send(a, b, b"to whoever has it");

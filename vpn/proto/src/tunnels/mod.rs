@@ -1,5 +1,6 @@
 //! All tunnels of a node in one grid.
 
+mod bindings;
 mod datagrams;
 mod groups;
 mod handshakes;
@@ -155,7 +156,7 @@ pub struct Tunnels {
     indices: HashMap<u32, PeerId, RandomState>,
     /// Never iterated.
     tags: HashMap<u64, PeerId>,
-    bindings: IndexMap<VirtualAddr, packets::Binding, RandomState>,
+    bindings: IndexMap<VirtualAddr, bindings::Binding, RandomState>,
     lookups: BTreeMap<VirtualAddr, packets::Lookup>,
     unreachable: BTreeMap<VirtualAddr, Instant>,
     queued: usize,
@@ -251,7 +252,7 @@ impl Tunnels {
             network_check: None,
             knocked: BTreeMap::new(),
             knock_rate: TokenBucket::new(KNOCKS_PER_SECOND.into(), KNOCKS_PER_SECOND.into(), at),
-            doubt_rate: TokenBucket::new(packets::DOUBTS_PER_SECOND, packets::DOUBTS_AT_ONCE, at),
+            doubt_rate: TokenBucket::new(bindings::DOUBTS_PER_SECOND, bindings::DOUBTS_AT_ONCE, at),
             query_rate: SourceLimiter::new(QUERIES_PER_SOURCE, QUERIES_TOTAL, at),
             icmp_rate: TokenBucket::new(ICMP_PER_SECOND.into(), ICMP_PER_SECOND.into(), at),
             too_long_rate: TokenBucket::new(ICMP_PER_SECOND.into(), ICMP_PER_SECOND.into(), at),
