@@ -95,7 +95,7 @@ impl Tools {
 }
 
 /// The emulator by which an image can be tried: QEMU with its firmware, of the given suite. That of the first time is
-/// kept with the cache, and needs no archive from then on.
+/// kept with the cache; its packages are fetched again where they were not used for a while.
 ///
 /// # Errors
 /// When the packages cannot be fetched.

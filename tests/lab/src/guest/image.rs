@@ -1,7 +1,8 @@
 //! The disk from which guests boot: the image that people build, with one thing more, by which the lab gives commands.
 //!
-//! The package in it is made of the same program that the nodes of the lab run. A disk is kept with the hash of what it
-//! was made of, its packages and its manifest, and made again when that changes; the pieces below it are those of
+//! The package in it is made of the same program that the nodes of the lab run. A disk is kept with the hash of
+//! that package and its manifest, and made again when one of them changes (but not when Debian's packages do, nor what
+//! makes the disk, unless that is part of the program too); the pieces below it are those of
 //! `aerie image`, in the same cache.
 
 use std::fs;
