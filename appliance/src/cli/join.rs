@@ -428,7 +428,8 @@ pub(super) fn undo(state: &Path, grid: &str, by_service: bool) -> Result<()> {
     Ok(())
 }
 
-/// The grid of which a note of a join is still there, or a configuration that was found; of several none, unless the beginning of its id is given.
+/// The grid of which a note of a join is still there, or a configuration that was found; of several none, unless the
+/// beginning of its id is given.
 pub(super) fn noted(state: &Path, wanted: Option<&str>) -> Option<String> {
     let entries = std::fs::read_dir(paths::grids_dir(state)).ok()?;
     let noted = entries.flatten().filter(|entry| {

@@ -203,9 +203,10 @@ async fn find(node: &Node, target: &str) -> Result<(String, VirtualAddr), Reply>
     })
 }
 
-/// How the address became known to which a direct path leads.
+/// How the address became known to which a direct path leads. The tunnel has just used it: nobody else is asked.
 async fn candidate(node: &Node, addr: VirtualAddr) -> Option<String> {
-    let holder = node.resolve(addr).await?;
+    let peers = node.tunnel_peers().await;
+    let holder = peers.iter().find(|peer| peer.addrs.contains(&addr))?;
     let status = node.vpn()?.path(holder.peer).await?;
     let used = status.pairs.iter().find(|pair| pair.selected)?;
     let direct = matches!(status.peer.path, PathKind::Direct(_) | PathKind::Lan(_));

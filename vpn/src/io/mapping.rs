@@ -120,8 +120,8 @@ impl PortMapping {
 #[derive(Debug)]
 pub(crate) struct Mapper {
     state: watch::Receiver<PortMapping>,
-    /// How often the network has changed. The task ends with it, and gives the port back.
-    changes: Option<watch::Sender<u64>>,
+    /// Says that the network has changed. The task ends with it, and gives the port back.
+    changes: Option<watch::Sender<()>>,
     task: JoinHandle<()>,
 }
 
@@ -129,7 +129,7 @@ impl Mapper {
     /// Begins to ask for a port that leads to UDP `port` of this host.
     pub(crate) fn start(port: NonZeroU16, runtime: &Handle) -> Self {
         let (tell, state) = watch::channel(PortMapping::Asking);
-        let (changes, changed) = watch::channel(0);
+        let (changes, changed) = watch::channel(());
         Self {
             state,
             changes: Some(changes),
@@ -153,7 +153,7 @@ impl Mapper {
     /// This host is elsewhere, or may be.
     pub(crate) fn network_changed(&self) {
         if let Some(changes) = &self.changes {
-            changes.send_modify(|times| *times += 1);
+            changes.send_replace(());
         }
     }
 
@@ -173,7 +173,7 @@ impl Drop for Mapper {
     }
 }
 
-async fn keep(port: NonZeroU16, tell: watch::Sender<PortMapping>, mut changed: watch::Receiver<u64>) {
+async fn keep(port: NonZeroU16, tell: watch::Sender<PortMapping>, mut changed: watch::Receiver<()>) {
     // A router takes a question for the same port from whoever has asked first: by this it knows who that was.
     let nonce = rand::random();
     let mut held: Option<Held> = None;
