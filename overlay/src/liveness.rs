@@ -23,7 +23,8 @@
 //!
 //! When something has happened that may have ended connections, they are in doubt: the network of this host has changed,
 //! or the member has opened another one, as it does when its own has. They are probed at once, and have a second or
-//! four round trips to answer, whatever the timeout is.
+//! four round trips to answer, whatever the timeout is; twice as long where no round trip is known yet, since whoever is
+//! killed in the first second of a connection comes back as well.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
@@ -64,6 +65,9 @@ const FIRST_PROBE: Duration = Duration::from_secs(1);
 
 /// How long a connection in doubt has to answer, and how many round trips at least.
 const DOUBT: Duration = Duration::from_secs(1);
+
+/// What counts as the round trip of a connection in doubt that has never answered.
+const UNKNOWN_RTT: Duration = Duration::from_millis(500);
 
 /// A probe answered less than this ago is not repeated on somebody's suspicion.
 const FRESH: Duration = Duration::from_secs(1);
@@ -505,7 +509,7 @@ impl Handler {
 
     /// The round trip by which a connection in doubt is judged.
     fn in_doubt(&self) -> Option<Duration> {
-        self.rtt.filter(|_| self.doubted)
+        self.doubted.then(|| self.rtt.unwrap_or(UNKNOWN_RTT))
     }
 
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> HandlerPoll {

@@ -60,6 +60,12 @@ async fn a_connection_in_doubt_is_dead_soon() {
     waiting.on_behaviour_event(Ask::Doubt);
     assert_eq!(time_to_death(&mut waiting).await, (DOUBT, false));
 
+    // Its member was killed before the first probe, and is back.
+    let mut young = settled(Duration::from_millis(20));
+    (young.rtt, young.answered) = (None, None);
+    young.on_behaviour_event(Ask::Doubt);
+    assert_eq!(time_to_death(&mut young).await, (DOUBT * 2, false));
+
     let mut far = settled(Duration::from_millis(300));
     far.on_behaviour_event(Ask::Doubt);
     assert_eq!(
