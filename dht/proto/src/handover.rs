@@ -40,9 +40,7 @@ impl<S: Store, K: Keys> Register<S, K> {
 
     pub(crate) fn offer_answered(&mut self, from: PeerId, answer: Result<Answer, SendError>, now: Now) {
         let Ok(Answer::Want(keys)) = answer else {
-            for record in self.records.values_mut() {
-                record.offered.remove(from);
-            }
+            self.untold.insert(from);
             return;
         };
         for keys in keys.chunks(MAX_HANDED).take(MAX_SUMMARIES / MAX_HANDED) {
@@ -91,9 +89,14 @@ impl<S: Store, K: Keys> Register<S, K> {
         let named = self.named_peers();
         self.releases_due(&named, now);
         let moved = self.members.take_moved();
+        let untold: Vec<_> = std::mem::take(&mut self.untold)
+            .into_iter()
+            .map(|peer| (peer, self.members.position(peer)))
+            .collect();
         let count = self.config.quorum.witnesses;
         let mut offers: BTreeMap<PeerId, Vec<Summary>> = BTreeMap::new();
         for (key, record) in &mut self.records {
+            record.offered.forget(&untold);
             let settled = record.offered.is_settled(&moved);
             let Some(seen) = record.seen.as_ref().filter(|seen| seen.until > now.instant) else {
                 continue;
@@ -109,7 +112,9 @@ impl<S: Store, K: Keys> Register<S, K> {
                 }
                 let batch = offers.entry(*peer).or_default();
                 if batch.len() < MAX_SUMMARIES {
-                    record.offered.insert(*peer);
+                    record
+                        .offered
+                        .insert(*peer, &self.members.position(*peer), key.position());
                     let holder = seen.certificate.terms.holder;
                     let rest = seen.until - now.instant;
                     batch.push(Summary::new(*key, holder, rest, Some(&seen.certificate)));

@@ -23,7 +23,7 @@ impl<S: Hash, K> Hash for Register<S, K> {
             .hash(state);
         (&self.holdings, &self.searches, &self.sets, &self.fence).hash(state);
         (&self.pending, &self.queries, &self.stale).hash(state);
-        (self.handover_at, self.purge_at, self.save_at).hash(state);
+        (self.handover_at, &self.untold, self.purge_at, self.save_at).hash(state);
         self.store.hash(state);
     }
 }

@@ -32,7 +32,8 @@ pub(crate) struct Record {
     /// Of a name, the addresses with which its holder has leased it, and of a router the prefixes, until those leases end,
     /// released or not.
     pub(crate) homes: Vec<Home>,
-    /// Who was offered the certificate since it last lost its connection.
+    /// Who was offered the certificate since it last lost its connection, but for those of whom the next handing over
+    /// is still to hear that they lost theirs.
     pub(crate) offered: Offered,
 }
 
@@ -92,57 +93,83 @@ pub(crate) struct Released {
 pub(crate) struct Offered {
     /// In order.
     peers: Vec<PeerId>,
-    settled: Saved<Option<Settled>>,
+    around: Saved<Option<Around>>,
 }
 
-/// All of a key's closest members were offered its certificate.
-#[derive(Debug, Clone)]
-struct Settled {
+/// What saves a look at the members, most of whom are far from the key.
+#[derive(Debug, Clone, Copy)]
+struct Around {
     /// The key's place.
     position: Key,
-    /// How far the farthest of them is from it. Whoever comes or goes beyond that changes nothing.
-    reach: [u8; 32],
+    /// How far the farthest of all members is from it to whom the certificate was offered.
+    farthest: Distance,
+    /// All of the key's closest members were offered it, and the farthest of those is so far from it. Whoever comes or
+    /// goes beyond that changes nothing.
+    settled: Option<Distance>,
 }
+
+type Distance = [u8; 32];
 
 impl Offered {
     pub(crate) fn has(&self, peer: PeerId) -> bool {
         self.peers.binary_search(&peer).is_ok()
     }
 
-    pub(crate) fn insert(&mut self, peer: PeerId) {
-        if let Err(place) = self.peers.binary_search(&peer) {
-            self.peers.insert(place, peer);
+    /// The member at `place` was offered the certificate of the key at `position`.
+    pub(crate) fn insert(&mut self, peer: PeerId, place: &Key, position: Key) {
+        if let Err(at) = self.peers.binary_search(&peer) {
+            self.peers.insert(at, peer);
         }
+        let distance = position.distance(place);
+        let around = self.around.0.get_or_insert(Around {
+            position,
+            farthest: distance,
+            settled: None,
+        });
+        around.farthest = around.farthest.max(distance);
     }
 
-    pub(crate) fn remove(&mut self, peer: PeerId) {
-        if let Ok(place) = self.peers.binary_search(&peer) {
-            self.peers.remove(place);
-            self.settled.0 = None;
+    /// Forgets members, whose places are given with them.
+    pub(crate) fn forget(&mut self, members: &[(PeerId, Key)]) {
+        let Some(around) = &mut self.around.0 else {
+            return;
+        };
+        for (peer, place) in members {
+            if around.position.distance(place) <= around.farthest
+                && let Ok(at) = self.peers.binary_search(peer)
+            {
+                self.peers.remove(at);
+                around.settled = None;
+            }
         }
     }
 
     pub(crate) fn clear(&mut self) {
         self.peers.clear();
-        self.settled.0 = None;
+        self.around.0 = None;
     }
 
     /// All of the members closest to the key's place are among these, and the farthest of them is so far from it.
-    pub(crate) fn settle(&mut self, position: Key, reach: [u8; 32]) {
-        self.settled.0 = Some(Settled { position, reach });
+    pub(crate) fn settle(&mut self, position: Key, reach: Distance) {
+        let around = self.around.0.get_or_insert(Around {
+            position,
+            farthest: [0; 32],
+            settled: None,
+        });
+        around.settled = Some(reach);
     }
 
     /// Whether that was so, and nobody has come or gone among them since.
     pub(crate) fn is_settled(&mut self, moved: &Moved) -> bool {
-        let unmoved = |settled: &Settled| {
-            moved.places().is_some_and(|places| {
-                places
-                    .iter()
-                    .all(|place| settled.position.distance(place) > settled.reach)
-            })
+        let Some(around) = &mut self.around.0 else {
+            return false;
         };
-        self.settled.0 = self.settled.0.take().filter(unmoved);
-        self.settled.0.is_some()
+        let unmoved = |settled: &Distance| {
+            let beyond = |place| around.position.distance(place) > *settled;
+            moved.places().is_some_and(|places| places.iter().all(beyond))
+        };
+        around.settled = around.settled.filter(unmoved);
+        around.settled.is_some()
     }
 }
 

@@ -103,6 +103,8 @@ pub struct Register<S, K> {
     pub(crate) sets: Sets,
     pub(crate) fence: Fence,
     pub(crate) handover_at: Option<Instant>,
+    /// Members that may not have got what they were offered, or may have forgotten it, since the last handing over.
+    pub(crate) untold: BTreeSet<PeerId>,
     pub(crate) stats: Stats,
     pub(crate) pending: BTreeMap<u64, Pending>,
     pub(crate) queries: BTreeMap<u64, (Wanted, Instant)>,
@@ -166,6 +168,7 @@ impl<S: Store, K: Keys> Register<S, K> {
             sets: Sets::default(),
             fence: Fence::default(),
             handover_at: None,
+            untold: BTreeSet::new(),
             stats: Stats::default(),
             pending: BTreeMap::new(),
             queries: BTreeMap::new(),
@@ -437,9 +440,7 @@ impl<S: Store, K: Keys> Register<S, K> {
     fn member_down(&mut self, peer: PeerId, now: Now) {
         self.members.down(peer, now.instant);
         self.save_member(peer, now);
-        for record in self.records.values_mut() {
-            record.offered.remove(peer);
-        }
+        self.untold.insert(peer);
         self.holdings.untold(peer);
         self.readiness.forget(peer);
         self.schedule_handover(now);
