@@ -14,7 +14,7 @@ use libp2p::swarm::{
     ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent, THandlerOutEvent,
     ToSwarm, dummy,
 };
-use libp2p::{PeerId, StreamProtocol, autonat, dcutr, gossipsub, identify, kad, mdns, relay, upnp};
+use libp2p::{PeerId, StreamProtocol, autonat, dcutr, gossipsub, identify, kad, mdns, relay};
 
 use crate::admission::{Gate, Refusal};
 use crate::codec::Codec;
@@ -60,7 +60,6 @@ pub(crate) struct Behaviour {
     autonat_client: autonat::v2::client::Behaviour,
     autonat_server: Toggle<autonat::v2::server::Behaviour>,
     mdns: Toggle<mdns::tokio::Behaviour>,
-    upnp: Toggle<upnp::tokio::Behaviour>,
 }
 
 impl Behaviour {
@@ -116,7 +115,6 @@ impl Behaviour {
             ),
             autonat_server: config.relay.then(autonat::v2::server::Behaviour::default).into(),
             mdns: mdns.into(),
-            upnp: config.upnp.then(upnp::tokio::Behaviour::default).into(),
         })
     }
 

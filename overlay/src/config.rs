@@ -31,8 +31,6 @@ pub struct Config {
     pub reserve: bool,
     /// Whether to look for members on the local network by multicast DNS.
     pub mdns: bool,
-    /// Whether to ask the gateway for a port mapping (UPnP IGD).
-    pub upnp: bool,
     /// The grid's virtual network, whose addresses are never dialled, so that the overlay does not run in the tunnel.
     pub virtual_net: Option<VirtualNet>,
     /// How often a connection is probed in a grid of up to nine members. Larger grids probe each connection more
@@ -73,7 +71,6 @@ impl Config {
             relay: false,
             reserve: true,
             mdns: false,
-            upnp: false,
             virtual_net: None,
             probe_interval: Duration::from_secs(5),
             probe_timeout: Duration::from_secs(4),

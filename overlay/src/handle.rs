@@ -235,6 +235,7 @@ pub(crate) enum Command {
     Disconnect(PeerId),
     Recheck(oneshot::Sender<Vec<PeerId>>),
     Dial(Multiaddr),
+    Mapped(Vec<Multiaddr>),
     ListenAddrs(oneshot::Sender<Vec<Multiaddr>>),
     KnownAddrs(oneshot::Sender<Vec<(PeerId, Vec<Multiaddr>)>>),
     Shutdown(oneshot::Sender<()>),
@@ -350,6 +351,17 @@ impl Handle {
     pub async fn dial(&self, addr: Multiaddr) -> Result<(), Error> {
         self.commands
             .send(Command::Dial(addr))
+            .await
+            .map_err(|_| Error::Closed)
+    }
+
+    /// Tells which addresses are ports of routers that lead to this node, instead of those that were told before.
+    ///
+    /// # Errors
+    /// [`Error::Closed`].
+    pub async fn set_mapped(&self, addrs: Vec<Multiaddr>) -> Result<(), Error> {
+        self.commands
+            .send(Command::Mapped(addrs))
             .await
             .map_err(|_| Error::Closed)
     }

@@ -126,7 +126,6 @@ async fn a_node_listens_everywhere_and_looks_around() {
     let mut config = grid.config(&enrolled, &[]);
     config.listen = Config::listen_everywhere(0);
     config.mdns = true;
-    config.upnp = true;
     let (handle, mut events) =
         aerie_overlay::Overlay::spawn_with(config, common::gate_showing(&grid, &enrolled.der), None).unwrap();
     for expected in ["/tcp/", "/quic-v1"] {
@@ -142,6 +141,23 @@ async fn a_node_listens_everywhere_and_looks_around() {
     assert!(events.recv().await.is_some());
     handle.shutdown().await;
     assert!(handle.members().await.is_err(), "nothing runs any more");
+}
+
+#[tokio::test]
+async fn the_ports_of_routers_are_told_as_long_as_they_lead_here() {
+    let grid = Grid::new("chem");
+    let node = grid.worker("a", &[TCP], &[]).await;
+    let [first, second] = ["/ip4/203.0.113.7/tcp/4001", "/ip4/203.0.113.7/tcp/20001"];
+    for told in [vec![first], vec![first, second], vec![second], vec![]] {
+        let addrs = told.iter().map(|addr| addr.parse().unwrap()).collect();
+        node.handle.set_mapped(addrs).await.unwrap();
+        let said = node.handle.listen_addrs().await.unwrap();
+        let said: Vec<_> = said.iter().map(ToString::to_string).collect();
+        for addr in [first, second] {
+            let is_said = said.iter().any(|said| said.starts_with(addr));
+            assert_eq!(is_said, told.contains(&addr), "{addr} in {said:?}");
+        }
+    }
 }
 
 #[tokio::test]

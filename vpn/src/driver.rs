@@ -32,7 +32,7 @@ use tokio::task::JoinHandle;
 use crate::clock::now;
 use crate::cpu::has_aes;
 use crate::handle::{Command, Event, Handle, Pong, Status};
-use crate::io::mapping::{Mapper, PortMapping};
+use crate::io::mapping::{PortMapper, PortMapping, PortProtocol, RouterNonce};
 use crate::io::streams::{StreamEvent, Streams};
 use crate::io::{Offloads, Tun, TunDevice, Udp, UdpSocket};
 use crate::network::HostNetwork;
@@ -196,7 +196,7 @@ struct Driver<T, U> {
     udp: U,
     streams: Streams,
     /// Keeps a port of the router, where that is wanted.
-    mapper: Option<Mapper>,
+    mapper: Option<PortMapper>,
     /// Why nobody is taken over TLS although that was asked for.
     no_tls: Option<Error>,
     commands: mpsc::Receiver<Command>,
@@ -254,6 +254,7 @@ impl<T: Tun, U: Udp> Driver<T, U> {
             loopback: false,
         };
         let net = VirtualNet::new(identity.grid, config.range);
+        let nonce = RouterNonce::of(&identity.noise_secret);
         let mut core = Tunnels::new(core_config, identity, check, rng, now())?;
         let network = HostNetwork::look_first(&udp, (net, &config.interface), &mut core, now())?;
         let (commands, receive_commands) = mpsc::channel(COMMANDS);
@@ -264,7 +265,7 @@ impl<T: Tun, U: Udp> Driver<T, U> {
         };
         tracing::info!(interface = config.interface, %offloads, "offloads");
         let mapper = NonZeroU16::new(port).filter(|_| config.port_mapping);
-        let mapper = mapper.map(|port| Mapper::start(port, &elsewhere));
+        let mapper = mapper.map(|port| PortMapper::start(PortProtocol::Udp, port, nonce, &elsewhere));
         let mut streams = Streams::new(elsewhere);
         let no_tls = match config.tls_port.map(|port| streams.listen(port)) {
             // It still relays to all others.
@@ -487,7 +488,7 @@ impl<T: Tun, U: Udp> Driver<T, U> {
                     counters: self.core.counters(),
                     relayed_sessions: self.core.relayed_sessions(),
                     offloads: self.offloads,
-                    port_mapping: self.mapper.as_ref().map(Mapper::state),
+                    port_mapping: self.mapper.as_ref().map(PortMapper::state),
                     tls: match (&self.no_tls, self.streams.port()) {
                         (Some(error), _) => Some(Err(error.to_string())),
                         (None, port) => port.map(Ok),

@@ -31,4 +31,4 @@ pub use aerie_vpn_proto::{
 pub use driver::{DEFAULT_MTU, DEFAULT_PORT, Vpn, VpnConfig};
 pub use error::{Error, NoIpv6, PingError};
 pub use handle::{Event, Handle, Pong, Status};
-pub use io::mapping::{MappedBy, PortMapping};
+pub use io::mapping::{MappedBy, PortMapper, PortMapping, PortProtocol, RouterNonce};

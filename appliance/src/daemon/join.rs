@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 use std::sync::atomic::AtomicU16;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -10,6 +11,7 @@ use aerie_condor::Manager;
 use aerie_dht::{Dht, IdentityKeys};
 use aerie_overlay::Overlay;
 use aerie_types::{GridId, Role, VirtualNet};
+use aerie_vpn::RouterNonce;
 use tokio::sync::{Notify, watch};
 
 use super::carry::{self, OverlayTransport};
@@ -17,6 +19,7 @@ use super::enrol::{self, Member};
 use super::host::{self, Obstacle};
 use super::names::{self, Names};
 use super::node::{MANAGERS, Node};
+use super::ports::OverlayPorts;
 use super::shared::Shared;
 use super::trust;
 use super::{address, known, pool, programs, serve, source};
@@ -163,11 +166,15 @@ async fn start(
     config.relay = relay;
     config.reserve = !relay;
     config.mdns = !args.no_mdns;
-    config.upnp = !args.no_upnp;
     let net = VirtualNet::new(spec.grid.id(), spec.grid.pool.range());
     config.virtual_net = Some(net);
     let (overlay, events) =
         Overlay::spawn(config, der.clone(), member.trust.verifier()).map_err(Error::Overlay)?;
+    let network_changed = Arc::new(Notify::new());
+    let ports = NonZeroU16::new(port).filter(|_| !args.no_upnp).map(|port| {
+        let nonce = RouterNonce::of(&member.keys.noise_secret());
+        OverlayPorts::start(port, nonce, overlay.clone(), Arc::clone(&network_changed))
+    });
     let mut register = aerie_dht::Config::new(
         spec.grid.id(),
         spec.grid.pool.range(),
@@ -196,6 +203,8 @@ async fn start(
         paths,
         interface,
         port_mapping: !args.no_upnp,
+        ports: Mutex::new(ports),
+        network_changed,
         overlay,
         dht,
         trust: member.trust.clone(),

@@ -22,6 +22,7 @@ mod names;
 mod node;
 mod notify;
 mod pool;
+mod ports;
 mod programs;
 mod reload;
 mod serve;

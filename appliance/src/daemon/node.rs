@@ -17,6 +17,7 @@ use aerie_vpn::{NoIpv6, PathKind, RelayInfo, RemotePeer};
 use tokio::sync::{Notify, watch};
 
 use super::names::{self, Names};
+use super::ports::OverlayPorts;
 use super::trust::Trust;
 use super::wire::{self, Ask, Facts, Tell};
 use crate::paths::GridPaths;
@@ -48,6 +49,10 @@ pub(crate) struct Node {
     pub(crate) interface: String,
     /// Whether routers are asked for port mappings.
     pub(crate) port_mapping: bool,
+    /// Those of the overlay, where routers are asked.
+    pub(crate) ports: Mutex<Option<OverlayPorts>>,
+    /// Woken when this host has an address more.
+    pub(crate) network_changed: Arc<Notify>,
     pub(crate) overlay: aerie_overlay::Handle,
     pub(crate) dht: aerie_dht::Handle,
     pub(crate) trust: Trust,
@@ -362,6 +367,10 @@ impl Node {
             vpn.shutdown().await;
         }
         self.dht.shutdown().await;
+        let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(ports) = ports {
+            ports.release().await;
+        }
         self.overlay.shutdown().await;
     }
 }

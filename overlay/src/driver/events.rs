@@ -5,7 +5,7 @@ use std::time::Instant;
 use libp2p::core::transport::TransportError;
 use libp2p::gossipsub::{self, MessageAcceptance};
 use libp2p::swarm::{ListenError, SwarmEvent};
-use libp2p::{Multiaddr, mdns, relay, upnp};
+use libp2p::{Multiaddr, mdns, relay};
 
 use aerie_types::PeerId;
 
@@ -100,18 +100,11 @@ impl Driver {
                 });
             }
             BehaviourEvent::Mdns(mdns::Event::Discovered(found)) => self.on_mdns(found),
-            BehaviourEvent::Upnp(upnp::Event::NewExternalAddr { external_addr, .. }) => {
-                self.on_mapped(external_addr);
-            }
-            BehaviourEvent::Upnp(upnp::Event::ExpiredExternalAddr { external_addr, .. }) => {
-                self.on_unmapped(&external_addr);
-            }
             BehaviourEvent::RelayClient(_)
             | BehaviourEvent::RelayServer(_)
             | BehaviourEvent::AutonatClient(_)
             | BehaviourEvent::AutonatServer(_)
-            | BehaviourEvent::Mdns(_)
-            | BehaviourEvent::Upnp(_) => {}
+            | BehaviourEvent::Mdns(_) => {}
         }
     }
 

@@ -234,6 +234,7 @@ impl Driver {
                 let _ = reply.send(self.recheck());
             }
             Command::Dial(addr) => self.bootstrap(addr),
+            Command::Mapped(addrs) => self.on_mapped(addrs),
             Command::ListenAddrs(reply) => {
                 let _ = reply.send(self.listen_addrs());
             }

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Of what is said about this node's own addresses only these count as external: those that the configuration names,
-//! mappings made by the gateway, addresses of a relay's own interfaces, relayed ones, and those to which `AutoNAT`'s
+//! ports that a router gave, addresses of a relay's own interfaces, relayed ones, and those to which `AutoNAT`'s
 //! dial-back led at a port on which this node listens. A server that shares this node's NAT, or whose address the
 //! NAT lets in because this node talks to it, can confirm too much; so nobody relies on such an address alone, since
 //! every member without an open port also holds relayed ones.
@@ -247,18 +247,19 @@ impl Driver {
         }
     }
 
-    pub(super) fn on_mapped(&mut self, addr: Multiaddr) {
-        self.swarm.add_external_address(addr.clone());
-        if self.reach.mapped.len() < MAX_CONFIRMED && self.reach.mapped.insert(addr.clone()) {
-            self.tell_soon(&addr);
-            self.offer(Event::Listening { addr });
+    /// These addresses, and no others, are ports of routers that lead to this node.
+    pub(super) fn on_mapped(&mut self, addrs: Vec<Multiaddr>) {
+        let addrs: BTreeSet<_> = addrs.into_iter().take(MAX_CONFIRMED).collect();
+        let before = std::mem::replace(&mut self.reach.mapped, addrs.clone());
+        for addr in before.difference(&addrs) {
+            self.tell_soon(addr);
+            self.swarm.remove_external_address(addr);
         }
-    }
-
-    pub(super) fn on_unmapped(&mut self, addr: &Multiaddr) {
-        self.reach.mapped.remove(addr);
-        self.tell_soon(addr);
-        self.swarm.remove_external_address(addr);
+        for addr in addrs.difference(&before) {
+            self.swarm.add_external_address(addr.clone());
+            self.tell_soon(addr);
+            self.offer(Event::Listening { addr: addr.clone() });
+        }
     }
 
     /// A member states its addresses.

@@ -1,4 +1,4 @@
-//! A port of the router in front of this host that leads to the data socket, where the router gives one.
+//! A port of the router in front of this host that leads to one of this host's, where the router gives one.
 //!
 //! ```text
 //!             PCP (RFC 6887), else NAT-PMP (RFC 6886), else UPnP      every ten minutes: renewed
@@ -10,21 +10,19 @@
 //!     └───────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! What a router says is a candidate and no more: the address is told to members, who use it when a probe has been
-//! answered there.
+//! What a router says is a candidate and no more: the address is told to members, who use it when somebody has answered
+//! there.
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::num::NonZeroU16;
 use std::time::Duration;
 
 use aerie_types::UnderlayAddr;
 use crab_nat::pcp::{self, BaseMapRequest, Nonce};
 use crab_nat::{InternetProtocol, PortMappingOptions, PortMappingType, TimeoutConfig, natpmp};
-use igd_next::aio::Gateway;
-use igd_next::aio::tokio::{Tokio, search_gateway};
-use igd_next::{AddPortError, PortMappingProtocol, SearchOptions};
+use sha2::{Digest as _, Sha256};
 use tokio::net::UdpSocket;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -32,6 +30,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::routes;
+
+mod upnp;
 
 /// For how long a port is asked for; a router may give it for less.
 const LIFETIME: Duration = Duration::from_secs(7200);
@@ -55,15 +55,8 @@ const ASK: TimeoutConfig = TimeoutConfig {
     max_retries: 3,
     max_retry_timeout: None,
 };
-/// How long routers with UPnP are looked for, and each question to one takes at most.
-const SEARCH: Duration = Duration::from_secs(3);
-/// Where a router listens for that.
-const SSDP: u16 = 1900;
-const QUESTION: Duration = Duration::from_secs(4);
 /// How long the router may take to take the port back when this node ends.
 const RELEASE: Duration = Duration::from_secs(1);
-/// What a person reads in the router's list.
-const DESCRIPTION: &str = "aerie";
 
 /// By which protocol a router gave a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,34 +109,84 @@ impl PortMapping {
     }
 }
 
+/// What a port carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PortProtocol {
+    /// UDP.
+    Udp,
+    /// TCP.
+    Tcp,
+}
+
+impl fmt::Display for PortProtocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Udp => "UDP",
+            Self::Tcp => "TCP",
+        })
+    }
+}
+
+/// By this a router that speaks PCP knows who has a port: after a crash the node is given its own again.
+#[derive(Debug, Clone, Copy)]
+pub struct RouterNonce(Nonce);
+
+impl RouterNonce {
+    /// What follows from a secret of the node, and says nothing of it.
+    #[must_use]
+    pub fn of(secret: &[u8; 32]) -> Self {
+        let hash = Sha256::new()
+            .chain_update(b"aerie port")
+            .chain_update(secret)
+            .finalize();
+        let word = |at: usize| u32::from_be_bytes([hash[at], hash[at + 1], hash[at + 2], hash[at + 3]]);
+        Self([word(0), word(4), word(8)])
+    }
+}
+
+/// A port as it is wanted.
+#[derive(Debug, Clone, Copy)]
+struct Wish {
+    protocol: PortProtocol,
+    port: NonZeroU16,
+    nonce: Nonce,
+}
+
 /// Keeps a port, as long as it lives.
 #[derive(Debug)]
-pub(crate) struct Mapper {
+pub struct PortMapper {
     state: watch::Receiver<PortMapping>,
     /// Says that the network has changed. The task ends with it, and gives the port back.
     changes: Option<watch::Sender<()>>,
     task: JoinHandle<()>,
 }
 
-impl Mapper {
-    /// Begins to ask for a port that leads to UDP `port` of this host.
-    pub(crate) fn start(port: NonZeroU16, runtime: &Handle) -> Self {
+impl PortMapper {
+    /// Begins to ask for a port that leads to `port` of this host.
+    #[must_use]
+    pub fn start(protocol: PortProtocol, port: NonZeroU16, nonce: RouterNonce, runtime: &Handle) -> Self {
+        let wish = Wish {
+            protocol,
+            port,
+            nonce: nonce.0,
+        };
         let (tell, state) = watch::channel(PortMapping::Asking);
         let (changes, changed) = watch::channel(());
         Self {
             state,
             changes: Some(changes),
-            task: runtime.spawn(keep(port, tell, changed)),
+            task: runtime.spawn(keep(wish, tell, changed)),
         }
     }
 
     /// How it stands.
-    pub(crate) fn state(&self) -> PortMapping {
+    #[must_use]
+    pub fn state(&self) -> PortMapping {
         self.state.borrow().clone()
     }
 
     /// Completes when that has changed since it was asked for last.
-    pub(crate) async fn changed(&mut self) -> PortMapping {
+    pub async fn changed(&mut self) -> PortMapping {
         match self.state.changed().await {
             Ok(()) => self.state.borrow_and_update().clone(),
             Err(_) => std::future::pending().await,
@@ -151,21 +194,21 @@ impl Mapper {
     }
 
     /// This host is elsewhere, or may be.
-    pub(crate) fn network_changed(&self) {
+    pub fn network_changed(&self) {
         if let Some(changes) = &self.changes {
             changes.send_replace(());
         }
     }
 
     /// Gives the port back, as far as the router takes it soon.
-    pub(crate) async fn release(mut self) {
+    pub async fn release(mut self) {
         self.changes = None;
         // A router that is not there any more keeps the port until its time is over.
         let _ = timeout(RELEASE, &mut self.task).await;
     }
 }
 
-impl Drop for Mapper {
+impl Drop for PortMapper {
     fn drop(&mut self) {
         if self.changes.is_some() {
             self.task.abort();
@@ -173,16 +216,14 @@ impl Drop for Mapper {
     }
 }
 
-async fn keep(port: NonZeroU16, tell: watch::Sender<PortMapping>, mut changed: watch::Receiver<()>) {
-    // A router takes a question for the same port from whoever has asked first: by this it knows who that was.
-    let nonce = rand::random();
+async fn keep(wish: Wish, tell: watch::Sender<PortMapping>, mut changed: watch::Receiver<()>) {
     let mut held: Option<Held> = None;
     let mut failures = 0;
     loop {
         let turn = async {
             let asked = match &mut held {
                 Some(held) => held.renew().await,
-                None => ask(port, nonce).await.map(|new| held = Some(new)),
+                None => ask(wish).await.map(|new| held = Some(new)),
             };
             sleep(report(asked, &mut held, &mut failures, &tell)).await;
         };
@@ -267,10 +308,7 @@ struct Held {
 enum Way {
     /// PCP or NAT-PMP.
     Port(crab_nat::PortMapping),
-    Upnp {
-        router: Gateway<Tokio>,
-        inside: SocketAddr,
-    },
+    Upnp(upnp::Port),
 }
 
 async fn place() -> Result<Place, String> {
@@ -284,7 +322,7 @@ async fn place() -> Result<Place, String> {
 }
 
 /// Asks by each protocol in turn.
-async fn ask(port: NonZeroU16, nonce: Nonce) -> Result<Held, String> {
+async fn ask(wish: Wish) -> Result<Held, String> {
     let place = place().await?;
     let Place { router, here } = place;
     if !UnderlayAddr((here, 0).into()).is_private() {
@@ -292,11 +330,11 @@ async fn ask(port: NonZeroU16, nonce: Nonce) -> Result<Held, String> {
             "{here} is an address of the internet, which no router translates"
         ));
     }
-    let by_port = match ask_by_port(place, port, nonce).await {
+    let by_port = match ask_by_port(place, wish).await {
         Ok(held) => return Ok(held),
         Err(why) => why,
     };
-    let by_upnp = ask_by_upnp(place, port).await;
+    let by_upnp = ask_by_upnp(place, wish).await;
     by_upnp.map_err(|why| format!("the router {router} says by PCP or NAT-PMP: {by_port}; by UPnP: {why}"))
 }
 
@@ -310,18 +348,23 @@ async fn source_towards(router: Ipv4Addr) -> io::Result<Ipv4Addr> {
     }
 }
 
-async fn ask_by_port(place: Place, port: NonZeroU16, nonce: Nonce) -> Result<Held, String> {
+async fn ask_by_port(place: Place, wish: Wish) -> Result<Held, String> {
     let Place { router, here } = place;
+    let Wish { port, nonce, .. } = wish;
+    let protocol = match wish.protocol {
+        PortProtocol::Udp => InternetProtocol::Udp,
+        PortProtocol::Tcp => InternetProtocol::Tcp,
+    };
     let options = PortMappingOptions {
         external_port: Some(port),
         lifetime_seconds: u32::try_from(LIFETIME.as_secs()).ok(),
         timeout_config: Some(ASK),
     };
-    let request = BaseMapRequest::new(router.into(), here.into(), InternetProtocol::Udp, port);
+    let request = BaseMapRequest::new(router.into(), here.into(), protocol, port);
     let mapping = match pcp::port_mapping(request, Some(nonce), None, options).await {
         // It knows NAT-PMP and no more.
         Err(pcp::Failure::UnsupportedVersion(_)) => {
-            natpmp::port_mapping(router.into(), InternetProtocol::Udp, port, options)
+            natpmp::port_mapping(router.into(), protocol, port, options)
                 .await
                 .map_err(|error| error.to_string())?
         }
@@ -347,59 +390,17 @@ async fn outside_of(mapping: &crab_nat::PortMapping, router: Ipv4Addr) -> Result
     Ok((ip, mapping.external_port().get()).into())
 }
 
-/// The router itself is asked and nobody else: what answers a question to all is any host of the network, and would be
-/// believed where it says that its description is.
-async fn ask_by_upnp(place: Place, port: NonZeroU16) -> Result<Held, String> {
-    let options = SearchOptions {
-        bind_addr: (place.here, 0).into(),
-        broadcast_address: (place.router, SSDP).into(),
-        timeout: Some(SEARCH),
-        ..SearchOptions::default()
-    };
-    let router = search_gateway(options).await.map_err(|error| error.to_string())?;
-    if router.addr.ip() != IpAddr::V4(place.router) {
-        return Err(format!("it names another host, {}", router.addr));
-    }
-    let inside = (place.here, port.get()).into();
-    let asked = async {
-        // The same port outside as inside, or any.
-        let same = upnp_port(&router, inside, port.get()).await;
-        let outside = match same {
-            Ok(()) => port.get(),
-            Err(AddPortError::PortInUse) => router
-                .add_any_port(PortMappingProtocol::UDP, inside, lifetime(), DESCRIPTION)
-                .await
-                .map_err(|error| error.to_string())?,
-            Err(error) => return Err(error.to_string()),
-        };
-        let ip = router
-            .get_external_ip()
-            .await
-            .map_err(|error| error.to_string())?;
-        Ok((ip, outside).into())
-    };
-    let addr = timeout(QUESTION, asked)
-        .await
-        .map_err(|_| "it did not answer in time".to_owned())??;
+async fn ask_by_upnp(place: Place, wish: Wish) -> Result<Held, String> {
+    let router = SocketAddrV4::new(place.router, upnp::SSDP);
+    let inside = SocketAddrV4::new(place.here, wish.port.get());
+    let asked = Instant::now();
+    let port = upnp::Port::ask(router, wish.protocol, inside, LIFETIME).await?;
     Ok(Held {
         place,
-        addr,
-        expires: Instant::now() + LIFETIME,
-        way: Way::Upnp { router, inside },
+        addr: port.outside(),
+        expires: asked + LIFETIME,
+        way: Way::Upnp(port),
     })
-}
-
-fn lifetime() -> u32 {
-    u32::try_from(LIFETIME.as_secs()).unwrap_or(u32::MAX)
-}
-
-/// Asks for one port, for a while. A router that gives ports for ever alone is asked no further: what was not given back
-/// would lead to whoever has this host's address later.
-async fn upnp_port(router: &Gateway<Tokio>, inside: SocketAddr, outside: u16) -> Result<(), AddPortError> {
-    let udp = PortMappingProtocol::UDP;
-    router
-        .add_port(udp, outside, inside, lifetime(), DESCRIPTION)
-        .await
 }
 
 impl Held {
@@ -409,14 +410,14 @@ impl Held {
                 PortMappingType::Pcp { .. } => MappedBy::Pcp,
                 PortMappingType::NatPmp => MappedBy::NatPmp,
             },
-            Way::Upnp { .. } => MappedBy::Upnp,
+            Way::Upnp(_) => MappedBy::Upnp,
         }
     }
 
     fn renew_after(&self) -> Duration {
         let lifetime = match &self.way {
             Way::Port(mapping) => Duration::from_secs(mapping.lifetime().into()),
-            Way::Upnp { .. } => LIFETIME,
+            Way::Upnp(_) => LIFETIME,
         };
         (lifetime / 2).min(RENEWAL).max(MIN_RENEWAL)
     }
@@ -428,18 +429,11 @@ impl Held {
                 self.expires = mapping.expiration().into();
                 self.addr = outside_of(mapping, self.place.router).await?;
             }
-            Way::Upnp { router, inside } => {
-                let outside = self.addr.port();
-                let asked = async {
-                    let same = upnp_port(router, *inside, outside).await;
-                    same.map_err(|error| error.to_string())?;
-                    router.get_external_ip().await.map_err(|error| error.to_string())
-                };
-                let ip = timeout(QUESTION, asked)
-                    .await
-                    .map_err(|_| "it did not answer in time".to_owned())??;
-                self.expires = Instant::now() + LIFETIME;
-                self.addr = (ip, outside).into();
+            Way::Upnp(port) => {
+                let asked = Instant::now();
+                port.renew().await?;
+                self.expires = asked + LIFETIME;
+                self.addr = port.outside();
             }
         }
         Ok(())
@@ -449,10 +443,7 @@ impl Held {
         // Whatever comes of it: the port's time is limited.
         let result = match self.way {
             Way::Port(mapping) => mapping.try_drop().await.map_err(|(error, _)| error.to_string()),
-            Way::Upnp { router, .. } => router
-                .remove_port(PortMappingProtocol::UDP, self.addr.port())
-                .await
-                .map_err(|error| error.to_string()),
+            Way::Upnp(port) => port.release().await,
         };
         if let Err(why) = result {
             tracing::debug!(why, "the router did not take its port back");
