@@ -23,8 +23,8 @@
 //!
 //! When something has happened that may have ended connections, they are in doubt: the network of this host has changed,
 //! or the member has opened another one, as it does when its own has. They are probed at once, and have a second or
-//! four round trips to answer, whatever the timeout is; twice as long where no round trip is known yet, since whoever is
-//! killed in the first second of a connection comes back as well.
+//! four round trips to answer, whatever the timeout is; four times as long where no round trip is known yet, since whoever
+//! is killed in the first second of a connection comes back as well.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
@@ -67,7 +67,7 @@ const FIRST_PROBE: Duration = Duration::from_secs(1);
 const DOUBT: Duration = Duration::from_secs(1);
 
 /// What counts as the round trip of a connection in doubt that has never answered.
-const UNKNOWN_RTT: Duration = Duration::from_millis(500);
+const UNKNOWN_RTT: Duration = Duration::from_secs(1);
 
 /// A probe answered less than this ago is not repeated on somebody's suspicion.
 const FRESH: Duration = Duration::from_secs(1);

@@ -149,7 +149,13 @@ async fn the_ports_of_routers_are_told_as_long_as_they_lead_here() {
     let node = grid.worker("a", &[TCP], &[]).await;
     let [first, second] = ["/ip4/203.0.113.7/tcp/4001", "/ip4/203.0.113.7/tcp/20001"];
     for told in [vec![first], vec![first, second], vec![second], vec![]] {
-        let addrs = told.iter().map(|addr| addr.parse().unwrap()).collect();
+        // A router that says so is not believed.
+        let odd = ["/ip4/127.0.0.1/tcp/4001", "/ip4/169.254.1.1/tcp/4001"];
+        let addrs = told
+            .iter()
+            .chain(&odd)
+            .map(|addr| addr.parse().unwrap())
+            .collect();
         node.handle.set_mapped(addrs).await.unwrap();
         let said = node.handle.listen_addrs().await.unwrap();
         let said: Vec<_> = said.iter().map(ToString::to_string).collect();
@@ -157,7 +163,34 @@ async fn the_ports_of_routers_are_told_as_long_as_they_lead_here() {
             let is_said = said.iter().any(|said| said.starts_with(addr));
             assert_eq!(is_said, told.contains(&addr), "{addr} in {said:?}");
         }
+        assert!(
+            !said
+                .iter()
+                .any(|said| said.starts_with(odd[0]) || said.starts_with(odd[1])),
+            "{said:?}"
+        );
     }
+}
+
+#[tokio::test]
+async fn an_address_that_the_configuration_names_outlives_a_router_that_gives_it_too() {
+    let grid = Grid::new("chem");
+    let enrolled = grid.enrol("a", Role::Worker);
+    let mut config = grid.config(&enrolled, &[TCP]);
+    let addr: Multiaddr = "/ip4/203.0.113.7/tcp/4001".parse().unwrap();
+    config.external = vec![addr.clone()];
+    let gate = common::gate_showing(&grid, &enrolled.der);
+    let (handle, _events) = aerie_overlay::Overlay::spawn_with(config, gate, None).unwrap();
+    for mapped in [vec![addr.clone()], vec![]] {
+        handle.set_mapped(mapped).await.unwrap();
+        let said = handle.listen_addrs().await.unwrap();
+        assert!(
+            said.iter()
+                .any(|said| said.to_string().starts_with(&addr.to_string())),
+            "{said:?}"
+        );
+    }
+    handle.shutdown().await;
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! `cargo xtask guests`: the image that people build, booted in emulated machines.
 //!
 //! What boots is a package of the program just built, in the image that `aerie image build` makes. All of it is kept in
-//! the cache: the disk by the manifest's name, and below it packages, root file systems and QEMU.
+//! the cache: the disk by what it is made of, and below it packages, root file systems and QEMU.
 
 use aerie_lab::guest::image;
 use anyhow::Result;

@@ -13,11 +13,11 @@ use std::time::Duration;
 use aerie_dht::{Transport, TransportError};
 use aerie_identity::Credential;
 use aerie_overlay::{Event, Protocol, Topic};
-use aerie_types::{Key, PeerId, Role, UnderlayAddr};
+use aerie_types::{Key, PeerId, Role};
 use futures::future::BoxFuture;
 use tokio::sync::{Semaphore, mpsc};
 
-use super::node::{Node, ip_of};
+use super::node::Node;
 use super::trust;
 use super::wire::{self, Ask, Tell};
 
@@ -107,13 +107,7 @@ pub(crate) async fn overlay_events(node: Arc<Node>, mut events: mpsc::Receiver<E
                 }
             }
             Event::Refused { remote, reason, .. } => tracing::debug!(?remote, %reason, "refused a peer"),
-            Event::Listening { addr } => {
-                tracing::debug!(%addr, "reachable");
-                // What routers give is no news to them.
-                if ip_of(&addr).is_some_and(|ip| UnderlayAddr((ip, 0).into()).is_private()) {
-                    node.network_changed.notify_one();
-                }
-            }
+            Event::Listening { addr } => tracing::debug!(%addr, "reachable"),
         }
     }
 }

@@ -170,10 +170,9 @@ async fn start(
     config.virtual_net = Some(net);
     let (overlay, events) =
         Overlay::spawn(config, der.clone(), member.trust.verifier()).map_err(Error::Overlay)?;
-    let network_changed = Arc::new(Notify::new());
     let ports = NonZeroU16::new(port).filter(|_| !args.no_upnp).map(|port| {
         let nonce = RouterNonce::of(&member.keys.noise_secret());
-        OverlayPorts::start(port, nonce, overlay.clone(), Arc::clone(&network_changed))
+        OverlayPorts::start(port, nonce, overlay.clone())
     });
     let mut register = aerie_dht::Config::new(
         spec.grid.id(),
@@ -204,7 +203,6 @@ async fn start(
         interface,
         port_mapping: !args.no_upnp,
         ports: Mutex::new(ports),
-        network_changed,
         overlay,
         dht,
         trust: member.trust.clone(),

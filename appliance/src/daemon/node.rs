@@ -51,8 +51,6 @@ pub(crate) struct Node {
     pub(crate) port_mapping: bool,
     /// Those of the overlay, where routers are asked.
     pub(crate) ports: Mutex<Option<OverlayPorts>>,
-    /// Woken when this host has an address more.
-    pub(crate) network_changed: Arc<Notify>,
     pub(crate) overlay: aerie_overlay::Handle,
     pub(crate) dht: aerie_dht::Handle,
     pub(crate) trust: Trust,

@@ -1,13 +1,17 @@
 //! Ports of the router that lead to the overlay's, as the tunnel has one of its own.
 
 use std::num::NonZeroU16;
-use std::sync::Arc;
+use std::time::Duration;
 
 use aerie_overlay::Multiaddr;
 use aerie_vpn::{PortMapper, PortMapping, PortProtocol, RouterNonce};
 use tokio::runtime;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+/// How long routers may take to take the ports back when this node ends.
+const RELEASE: Duration = Duration::from_secs(3);
 
 /// Keeps both ports until it is told to give them back.
 pub(crate) struct OverlayPorts {
@@ -17,20 +21,14 @@ pub(crate) struct OverlayPorts {
 
 impl OverlayPorts {
     /// Begins to ask for ports that lead to `port` of this host, for TCP and for QUIC, and tells the overlay of them.
-    /// `changed` is woken when this host has another address.
-    pub(crate) fn start(
-        port: NonZeroU16,
-        nonce: RouterNonce,
-        overlay: aerie_overlay::Handle,
-        changed: Arc<Notify>,
-    ) -> Self {
+    pub(crate) fn start(port: NonZeroU16, nonce: RouterNonce, overlay: aerie_overlay::Handle) -> Self {
         let (stop, stopped) = oneshot::channel();
         let runtime = runtime::Handle::current();
         let start = |protocol| PortMapper::start(protocol, port, nonce, &runtime);
         let ports = [start(PortProtocol::Tcp), start(PortProtocol::Udp)];
         Self {
             stop,
-            task: tokio::spawn(keep(ports, overlay, changed, stopped)),
+            task: tokio::spawn(keep(ports, overlay, stopped)),
         }
     }
 
@@ -38,25 +36,19 @@ impl OverlayPorts {
     pub(crate) async fn release(self) {
         // The task may have ended with the overlay.
         let _ = self.stop.send(());
-        let _ = self.task.await;
+        let _ = timeout(RELEASE, self.task).await;
     }
 }
 
 async fn keep(
     [mut tcp, mut quic]: [PortMapper; 2],
     overlay: aerie_overlay::Handle,
-    changed: Arc<Notify>,
     mut stopped: oneshot::Receiver<()>,
 ) {
     loop {
         tokio::select! {
             _ = tcp.changed() => {}
             _ = quic.changed() => {}
-            () = changed.notified() => {
-                tcp.network_changed();
-                quic.network_changed();
-                continue;
-            }
             _ = &mut stopped => break,
         }
         let addrs = [

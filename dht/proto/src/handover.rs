@@ -40,7 +40,7 @@ impl<S: Store, K: Keys> Register<S, K> {
 
     pub(crate) fn offer_answered(&mut self, from: PeerId, answer: Result<Answer, SendError>, now: Now) {
         let Ok(Answer::Want(keys)) = answer else {
-            self.untold.insert(from);
+            self.untell(from);
             return;
         };
         for keys in keys.chunks(MAX_HANDED).take(MAX_SUMMARIES / MAX_HANDED) {

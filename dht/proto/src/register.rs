@@ -14,7 +14,7 @@ use rand_core::Rng;
 use crate::draw::Draw;
 use crate::fence::Fence;
 use crate::holder::Holdings;
-use crate::limits::{MAX_OUTPUTS, MAX_PENDING};
+use crate::limits::{MAX_MEMBERS, MAX_OUTPUTS, MAX_PENDING};
 use crate::members::Members;
 use crate::ready::Readiness;
 use crate::record::Record;
@@ -440,10 +440,22 @@ impl<S: Store, K: Keys> Register<S, K> {
     fn member_down(&mut self, peer: PeerId, now: Now) {
         self.members.down(peer, now.instant);
         self.save_member(peer, now);
-        self.untold.insert(peer);
+        self.untell(peer);
         self.holdings.untold(peer);
         self.readiness.forget(peer);
         self.schedule_handover(now);
+    }
+
+    /// A member may not have got what it was offered, or may have forgotten it.
+    pub(crate) fn untell(&mut self, peer: PeerId) {
+        if self.untold.len() >= MAX_MEMBERS {
+            // To offer something twice does no harm.
+            self.untold.clear();
+            for record in self.records.values_mut() {
+                record.offered.clear();
+            }
+        }
+        self.untold.insert(peer);
     }
 
     fn left(&mut self, peer: PeerId, now: Now) {

@@ -249,11 +249,18 @@ impl Driver {
 
     /// These addresses, and no others, are ports of routers that lead to this node.
     pub(super) fn on_mapped(&mut self, addrs: Vec<Multiaddr>) {
-        let addrs: BTreeSet<_> = addrs.into_iter().take(MAX_CONFIRMED).collect();
+        let usable = |addr: &Multiaddr| is_dialable(addr, false, self.config.virtual_net);
+        let addrs: BTreeSet<_> = addrs.into_iter().filter(usable).take(MAX_CONFIRMED).collect();
         let before = std::mem::replace(&mut self.reach.mapped, addrs.clone());
         for addr in before.difference(&addrs) {
             self.tell_soon(addr);
-            self.swarm.remove_external_address(addr);
+            // It may be known otherwise, too.
+            let stays = self.config.external.contains(addr)
+                || self.reach.confirmed.contains(addr)
+                || self.swarm.listeners().any(|own| own == addr);
+            if !stays {
+                self.swarm.remove_external_address(addr);
+            }
         }
         for addr in addrs.difference(&before) {
             self.swarm.add_external_address(addr.clone());

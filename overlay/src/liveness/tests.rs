@@ -64,7 +64,13 @@ async fn a_connection_in_doubt_is_dead_soon() {
     let mut young = settled(Duration::from_millis(20));
     (young.rtt, young.answered) = (None, None);
     young.on_behaviour_event(Ask::Doubt);
-    assert_eq!(time_to_death(&mut young).await, (DOUBT * 2, false));
+    assert_eq!(time_to_death(&mut young).await, (DOUBT * 4, false));
+
+    let mut opening = settled(Duration::from_millis(20));
+    (opening.rtt, opening.answered, opening.outbound) = (None, None, Outbound::Opening);
+    opening.set_deadline();
+    opening.on_behaviour_event(Ask::Doubt);
+    assert_eq!(time_to_death(&mut opening).await, (DOUBT * 4, false));
 
     let mut far = settled(Duration::from_millis(300));
     far.on_behaviour_event(Ask::Doubt);

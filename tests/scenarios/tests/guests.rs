@@ -14,7 +14,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
-use aerie_lab::grid::{Grid, Join, Member, READY_LIMIT};
+use aerie_lab::grid::{Grid, Join, Member};
 use aerie_lab::guest::{BOOT, Firmware, Guest, Setup, image};
 use aerie_lab::pool::{Job, JobSpec};
 use aerie_lab::wait::wait_until;
@@ -331,10 +331,8 @@ fn a_machine_that_leaves_gives_its_address_back_and_a_purge_leaves_nothing() {
     let ask = format!("sed -i 's/^\\[node\\]$/&\\naddress = \"{addr}\"/' /etc/aerie/blob");
     heir.node.sh("root", &ask).unwrap();
     heir.start().unwrap();
-    grid.wait_for(&heir, READY_LIMIT, "the address", |status| {
-        status.addr.as_ref() == Some(addr)
-    })
-    .unwrap();
+    grid.wait_ready([&heir]).unwrap();
+    assert_eq!(&heir.addr().unwrap(), addr);
 
     guest
         .sh(

@@ -6,7 +6,7 @@
 //!     ▲  │ none answers, or gives one                             ▲ └──────────────┤
 //!     │  ▼                                                        └────────────────┘
 //!    Without                                                      │ its time is over, or another router is there
-//!     ▲ after a pause that grows, or when the network has changed │
+//!     ▲ after a pause that grows, or when this host is elsewhere  │
 //!     └───────────────────────────────────────────────────────────┘
 //! ```
 //!
@@ -47,6 +47,12 @@ const PAUSES: [Duration; 3] = [
     Duration::from_secs(120),
     Duration::from_secs(900),
 ];
+/// How often it is looked whether this host is behind another router, besides when the network is said to have changed.
+const LOOK: Duration = Duration::from_secs(15);
+/// How many other ports are asked for where the router leads the first one to another host.
+const SPARE_PORTS: u8 = 3;
+/// The lowest of them.
+const FIRST_SPARE: u16 = 20_000;
 /// After a change of the network its addresses and routes come one after the other.
 const SETTLE: Duration = Duration::from_millis(300);
 /// How the router is asked by PCP and NAT-PMP: four times in under two seconds.
@@ -56,7 +62,7 @@ const ASK: TimeoutConfig = TimeoutConfig {
     max_retry_timeout: None,
 };
 /// How long the router may take to take the port back when this node ends.
-const RELEASE: Duration = Duration::from_secs(1);
+const RELEASE: Duration = Duration::from_secs(2);
 
 /// By which protocol a router gave a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,20 +133,31 @@ impl fmt::Display for PortProtocol {
     }
 }
 
-/// By this a router that speaks PCP knows who has a port: after a crash the node is given its own again.
+/// What a node is known by to routers: after a crash it is given its own ports again.
 #[derive(Debug, Clone, Copy)]
-pub struct RouterNonce(Nonce);
+pub struct RouterNonce([u8; 32]);
 
 impl RouterNonce {
     /// What follows from a secret of the node, and says nothing of it.
     #[must_use]
     pub fn of(secret: &[u8; 32]) -> Self {
-        let hash = Sha256::new()
-            .chain_update(b"aerie port")
-            .chain_update(secret)
-            .finalize();
+        let hash = Sha256::new().chain_update(b"aerie port").chain_update(secret);
+        Self(hash.finalize().into())
+    }
+
+    /// That of PCP, another one for each router.
+    fn for_pcp(self, router: Ipv4Addr) -> Nonce {
+        let hash = self.with(&router.octets());
         let word = |at: usize| u32::from_be_bytes([hash[at], hash[at + 1], hash[at + 2], hash[at + 3]]);
-        Self([word(0), word(4), word(8)])
+        [word(0), word(4), word(8)]
+    }
+
+    fn with(self, bytes: &[u8]) -> [u8; 32] {
+        Sha256::new()
+            .chain_update(self.0)
+            .chain_update(bytes)
+            .finalize()
+            .into()
     }
 }
 
@@ -149,7 +166,30 @@ impl RouterNonce {
 struct Wish {
     protocol: PortProtocol,
     port: NonZeroU16,
-    nonce: Nonce,
+    nonce: RouterNonce,
+}
+
+impl Wish {
+    /// Ports of the router's outside, the better ones first, and the same ones each time: an entry that a killed node
+    /// left behind is its own.
+    fn outside(&self) -> Vec<u16> {
+        let port = self.port.get();
+        let spare = |turn: u8| {
+            let which = format!("{} {port} {turn}", self.protocol);
+            let hash = self.nonce.with(which.as_bytes());
+            FIRST_SPARE + u16::from_be_bytes([hash[0], hash[1]]) % (u16::MAX - FIRST_SPARE)
+        };
+        [port].into_iter().chain((0..SPARE_PORTS).map(spare)).collect()
+    }
+}
+
+/// Why a port was not renewed.
+#[derive(Debug, PartialEq, Eq)]
+enum NotRenewed {
+    /// It may still lead here.
+    NoAnswer(String),
+    /// It does not.
+    Lost(String),
 }
 
 /// Keeps a port, as long as it lives.
@@ -168,7 +208,7 @@ impl PortMapper {
         let wish = Wish {
             protocol,
             port,
-            nonce: nonce.0,
+            nonce,
         };
         let (tell, state) = watch::channel(PortMapping::Asking);
         let (changes, changed) = watch::channel(());
@@ -219,30 +259,40 @@ impl Drop for PortMapper {
 async fn keep(wish: Wish, tell: watch::Sender<PortMapping>, mut changed: watch::Receiver<()>) {
     let mut held: Option<Held> = None;
     let mut failures = 0;
-    loop {
-        let turn = async {
-            let asked = match &mut held {
-                Some(held) => held.renew().await,
-                None => ask(wish).await.map(|new| held = Some(new)),
-            };
-            sleep(report(asked, &mut held, &mut failures, &tell)).await;
-        };
-        let network = tokio::select! {
-            () = turn => continue,
-            network = changed.changed() => network,
-        };
-        if network.is_err() {
-            break;
-        }
-        failures = 0;
-        sleep(SETTLE).await;
-        changed.mark_unchanged();
+    'place: loop {
+        let here = place().await;
+        let seen = here.as_ref().ok().copied();
         // Behind another router the port is of no use, and the old one is not there to be told: its time ends by
-        // itself. Behind the same one it is renewed, or another is asked for.
-        let place = place().await.ok();
-        held = held.filter(|held| Some(held.place) == place);
-        if held.is_none() {
+        // itself.
+        if held.as_ref().is_some_and(|held| Some(held.place) != seen) {
+            held = None;
             tell.send_replace(PortMapping::Asking);
+        }
+        let moved = elsewhere(seen, &mut changed);
+        tokio::pin!(moved);
+        loop {
+            let turn = async {
+                let asked = if let Some(held) = &mut held {
+                    held.renew(&wish).await
+                } else {
+                    let new = match &here {
+                        Ok(place) => ask(*place, &wish).await,
+                        Err(why) => Err(why.clone()),
+                    };
+                    new.map(|new| held = Some(new)).map_err(NotRenewed::NoAnswer)
+                };
+                sleep(report(asked, &mut held, &mut failures, &tell)).await;
+            };
+            tokio::select! {
+                () = turn => {}
+                is_here = &mut moved => {
+                    if !is_here {
+                        break 'place;
+                    }
+                    failures = 0;
+                    continue 'place;
+                }
+            }
         }
     }
     if let Some(held) = held {
@@ -250,9 +300,26 @@ async fn keep(wish: Wish, tell: watch::Sender<PortMapping>, mut changed: watch::
     }
 }
 
+/// Completes when this host is in another place than `seen`; with `false` when the port is wanted no more.
+async fn elsewhere(seen: Option<Place>, changed: &mut watch::Receiver<()>) -> bool {
+    loop {
+        match timeout(LOOK, changed.changed()).await {
+            Ok(Err(_)) => return false,
+            Ok(Ok(())) => {
+                sleep(SETTLE).await;
+                changed.mark_unchanged();
+            }
+            Err(_) => {}
+        }
+        if place().await.ok() != seen {
+            return true;
+        }
+    }
+}
+
 /// Says what came of asking. The pause until the next time.
 fn report(
-    asked: Result<(), String>,
+    asked: Result<(), NotRenewed>,
     held: &mut Option<Held>,
     failures: &mut usize,
     tell: &watch::Sender<PortMapping>,
@@ -269,18 +336,21 @@ fn report(
             *held = Some(port);
             pause
         }
-        (Err(why), Some(port)) if port.expires > Instant::now() => {
+        (Err(NotRenewed::NoAnswer(why)), Some(port)) if port.expires > Instant::now() => {
             tracing::debug!(addr = %port.addr, why, "the router did not renew its port; asking again");
             *held = Some(port);
             AGAIN
         }
-        (Err(why), Some(port)) => {
+        (Err(NotRenewed::NoAnswer(why) | NotRenewed::Lost(why)), Some(port)) => {
             tracing::info!(addr = %port.addr, why, "the router leads its port to this node no more");
             tell.send_replace(PortMapping::Asking);
             Duration::ZERO
         }
         (asked, None) => {
-            let why = asked.err().unwrap_or_default();
+            let why = match asked {
+                Err(NotRenewed::NoAnswer(why) | NotRenewed::Lost(why)) => why,
+                Ok(()) => String::new(),
+            };
             tracing::debug!(why, "the router leads no port to this node");
             tell.send_replace(PortMapping::Without { why });
             let pause = PAUSES[(*failures).min(PAUSES.len() - 1)];
@@ -322,8 +392,7 @@ async fn place() -> Result<Place, String> {
 }
 
 /// Asks by each protocol in turn.
-async fn ask(wish: Wish) -> Result<Held, String> {
-    let place = place().await?;
+async fn ask(place: Place, wish: &Wish) -> Result<Held, String> {
     let Place { router, here } = place;
     if !UnderlayAddr((here, 0).into()).is_private() {
         return Err(format!(
@@ -348,9 +417,9 @@ async fn source_towards(router: Ipv4Addr) -> io::Result<Ipv4Addr> {
     }
 }
 
-async fn ask_by_port(place: Place, wish: Wish) -> Result<Held, String> {
+async fn ask_by_port(place: Place, wish: &Wish) -> Result<Held, String> {
     let Place { router, here } = place;
-    let Wish { port, nonce, .. } = wish;
+    let (port, nonce) = (wish.port, wish.nonce.for_pcp(router));
     let protocol = match wish.protocol {
         PortProtocol::Udp => InternetProtocol::Udp,
         PortProtocol::Tcp => InternetProtocol::Tcp,
@@ -387,20 +456,36 @@ async fn outside_of(mapping: &crab_nat::PortMapping, router: Ipv4Addr) -> Result
             .map_err(|error| error.to_string())?
             .into(),
     };
+    if !is_outside(ip) {
+        return Err(format!("it says that its outside is {ip}"));
+    }
     Ok((ip, mapping.external_port().get()).into())
 }
 
-async fn ask_by_upnp(place: Place, wish: Wish) -> Result<Held, String> {
-    let router = SocketAddrV4::new(place.router, upnp::SSDP);
-    let inside = SocketAddrV4::new(place.here, wish.port.get());
+/// Whether a router may have this address, wherever it is.
+fn is_outside(ip: IpAddr) -> bool {
+    let odd = match ip {
+        IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    };
+    !(odd || ip.is_unspecified() || ip.is_loopback() || ip.is_multicast())
+}
+
+async fn ask_by_upnp(place: Place, wish: &Wish) -> Result<Held, String> {
     let asked = Instant::now();
-    let port = upnp::Port::ask(router, wish.protocol, inside, LIFETIME).await?;
+    let port = upnp_port(place, wish, wish.outside()).await?;
     Ok(Held {
         place,
         addr: port.outside(),
         expires: asked + LIFETIME,
         way: Way::Upnp(port),
     })
+}
+
+async fn upnp_port(place: Place, wish: &Wish, outside: Vec<u16>) -> Result<upnp::Port, String> {
+    let router = SocketAddrV4::new(place.router, upnp::SSDP);
+    let inside = SocketAddrV4::new(place.here, wish.port.get());
+    upnp::Port::ask(router, wish.protocol, inside, &outside, LIFETIME).await
 }
 
 impl Held {
@@ -422,16 +507,27 @@ impl Held {
         (lifetime / 2).min(RENEWAL).max(MIN_RENEWAL)
     }
 
-    async fn renew(&mut self) -> Result<(), String> {
+    async fn renew(&mut self, wish: &Wish) -> Result<(), NotRenewed> {
+        let asked = Instant::now();
         match &mut self.way {
             Way::Port(mapping) => {
-                mapping.renew().await.map_err(|error| error.to_string())?;
+                let renewed = mapping.renew().await;
+                renewed.map_err(|error| NotRenewed::NoAnswer(error.to_string()))?;
                 self.expires = mapping.expiration().into();
-                self.addr = outside_of(mapping, self.place.router).await?;
+                let outside = outside_of(mapping, self.place.router).await;
+                self.addr = outside.map_err(NotRenewed::NoAnswer)?;
             }
             Way::Upnp(port) => {
-                let asked = Instant::now();
-                port.renew().await?;
+                match port.renew().await {
+                    Err(NotRenewed::NoAnswer(_)) => {
+                        // One that was restarted may be asked at another place by now.
+                        let mut outside = vec![self.addr.port()];
+                        outside.extend(wish.outside());
+                        let new = upnp_port(self.place, wish, outside).await;
+                        *port = new.map_err(NotRenewed::NoAnswer)?;
+                    }
+                    renewed => renewed?,
+                }
                 self.expires = asked + LIFETIME;
                 self.addr = port.outside();
             }

@@ -1,12 +1,13 @@
 //! The disk from which guests boot: the image that people build, with one thing more, by which the lab gives commands.
 //!
-//! The package in it is made of the same program that the nodes of the lab run. A disk is kept with the hash of
-//! that package and its manifest, and made again when one of them changes (but not when Debian's packages do, nor what
-//! makes the disk, unless that is part of the program too); the pieces below it are those of
-//! `aerie image`, in the same cache.
+//! The package in it is made of the same program that the nodes of the lab run. A disk is kept by the hash of that
+//! package and its manifest, so that two checkouts have a disk each (it is not made again when Debian's packages
+//! change; what makes the disk is part of the program); the pieces below it are those of `aerie image`, in the same
+//! cache.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use aerie_image_build::image::{
     self, Cache, Content, Event, File, Format, Lock, Manifest, Mirrors, Request, Tools,
@@ -27,6 +28,9 @@ const STAMP: u64 = 1_795_000_000;
 
 /// The Debian suite whose QEMU runs guests.
 const SUITE: &str = "trixie";
+
+/// How many disks of a manifest are kept: those of two checkouts, and of what was before in one of them.
+const KEPT: usize = 3;
 
 const SHELL: &str = "/usr/lib/aerie-lab/shell";
 const SERVICE: &str = "/etc/systemd/system/aerie-lab-shell.service";
@@ -67,24 +71,48 @@ pub fn disk(name: &str) -> Result<PathBuf> {
     let work = tempfile::tempdir_in(&dir)?;
     let deb = package(VERSION, work.path())?;
     let mut request = request(manifest(name)?, &deb)?;
-    let of = |ending: &str| dir.join(format!("{}.{ending}", request.manifest.name));
-    let (disk, lock, key) = (of("raw"), of("lock"), of("key"));
+    let name = request.manifest.name.clone();
     let inputs = inputs(&request.manifest, &deb)?;
-    if disk.is_file() && fs::read_to_string(&key).is_ok_and(|of_disk| of_disk == inputs) {
+    let disk = dir.join(format!("{name}-{}.raw", &inputs[..16]));
+    if let Ok(found) = fs::File::open(&disk) {
+        found.set_modified(SystemTime::now())?;
         return Ok(disk);
     }
     // Where only files of the manifest have changed, the packages stay as they are.
+    let lock = dir.join(format!("{name}.lock"));
     request.lock = Lock::read(&lock).ok();
-    let _ = fs::remove_file(&key);
-    let build = |request: &Request| image::build(request, &dir, &mut say);
+    let build = |request: &Request| image::build(request, work.path(), &mut say);
     build(&request).or_else(|error| {
         if request.lock.take().is_none() {
             return Err(error);
         }
         build(&request)
     })?;
-    fs::write(&key, inputs)?;
+    fs::rename(work.path().join(format!("{name}.lock")), &lock)?;
+    fs::rename(work.path().join(format!("{name}.raw")), &disk)?;
+    forget_old(&dir, &name)?;
     Ok(disk)
+}
+
+/// Keeps the disks of a manifest that were used last.
+fn forget_old(dir: &Path, name: &str) -> Result<()> {
+    let mut disks = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let file = entry.file_name();
+        let is_disk = file
+            .to_str()
+            .and_then(|file| file.strip_prefix(name)?.strip_suffix(".raw"))
+            .is_some_and(|hash| hash.is_empty() || hash.starts_with('-'));
+        if is_disk {
+            disks.push((entry.metadata()?.modified()?, entry.path()));
+        }
+    }
+    disks.sort();
+    for (_, old) in disks.iter().rev().skip(KEPT) {
+        fs::remove_file(old)?;
+    }
+    Ok(())
 }
 
 /// Makes a built-in manifest's disk twice and compares. Returns its SHA-256.
@@ -155,6 +183,40 @@ fn say(event: Event) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_disks_that_were_used_last_are_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let others = ["lab-cloud.lock", "lab-cloudy-1.raw"];
+        for (age, name) in [
+            "lab-cloud-c.raw",
+            "lab-cloud-a.raw",
+            "lab-cloud-d.raw",
+            "lab-cloud.raw",
+        ]
+        .into_iter()
+        .chain(others)
+        .enumerate()
+        {
+            let file = fs::File::create(dir.path().join(name)).unwrap();
+            let age = std::time::Duration::from_secs(60 * age as u64);
+            file.set_modified(SystemTime::now() - age).unwrap();
+        }
+        forget_old(dir.path(), "lab-cloud").unwrap();
+        let mut left: Vec<_> = fs::read_dir(dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        left.sort();
+        let expected = [
+            "lab-cloud-a.raw",
+            "lab-cloud-c.raw",
+            "lab-cloud-d.raw",
+            "lab-cloud.lock",
+            "lab-cloudy-1.raw",
+        ];
+        assert_eq!(left, expected);
+    }
 
     #[test]
     fn a_disk_of_another_package_or_manifest_is_another_one() {

@@ -1,58 +1,65 @@
 //! UPnP Internet Gateway Device, as far as a port needs it.
 //!
 //! ```text
-//!  search (UDP, to the router alone) ──► its description (HTTP) ──► services ──► the first with an outside address
-//!                                                                                     │
-//!      the entry of the port: free, ours, or another host's ◄─────────────────────────┘
+//!  search (UDP) ──► its description (HTTP) ──► services ──► the first with an outside address
+//!                                                                │
+//!      the entry of the port: free, ours, or another host's ◄────┘
 //! ```
 //!
-//! The router of the default route is asked and nobody else, and nothing is fetched from anybody else: what answers a
+//! The router of the default route is believed and nobody else, and nothing is fetched from anybody else: what answers a
 //! question to all is any host of the network. What comes is bounded in size and time.
 
 use std::fmt;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Bytes;
-use hyper::header::{CONTENT_TYPE, HOST};
+use hyper::client::conn::http1;
+use hyper::header::{CONNECTION, CONTENT_TYPE, HOST};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
-use tokio::net::{TcpStream, UdpSocket};
+use socket2::SockRef;
+use tokio::net::{TcpSocket, UdpSocket};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use self::messages::{Action, Answer, Control, Fault, Url};
-use super::PortProtocol;
+use super::{NotRenewed, PortProtocol, is_outside};
 
 mod messages;
 
 /// Where a router listens for searches.
 pub(super) const SSDP: u16 = 1900;
+/// Where all are asked; the router alone is believed.
+const ALL: Ipv4Addr = Ipv4Addr::new(239, 255, 255, 250);
 /// How long it has to answer one, which is repeated so often meanwhile: datagrams are lost.
-const SEARCH: Duration = Duration::from_secs(2);
+const SEARCH: Duration = Duration::from_millis(if cfg!(test) { 400 } else { 2000 });
 const SEARCHES: u32 = 3;
+/// After the first answer, further ones are waited for so long: a router may be more than one device.
+const GATHER: Duration = Duration::from_millis(150);
+const MAX_DEVICES: usize = 4;
 /// The longest answer to a search in bytes.
 const MAX_ANSWER: usize = 2048;
 /// How long the router has to answer a question by HTTP, and the longest document in bytes; descriptions have ten to
 /// thirty thousand.
-const QUESTION: Duration = Duration::from_secs(3);
+const QUESTION: Duration = Duration::from_millis(if cfg!(test) { 600 } else { 3000 });
 const MAX_DOCUMENT: usize = 256 * 1024;
-/// How many other ports are tried where the one that was asked for is another host's.
-const OTHER_PORTS: usize = 3;
-/// The lowest port that is asked for by chance.
-const FIRST_PORT: u16 = 20_000;
-/// The router's refusals: no entry of that port, the port is another host's, it knows no such question, and it leads
-/// ports for ever alone.
-const NO_ENTRY: u32 = 714;
-const CONFLICT: u32 = 718;
+/// The router's refusals that another port does not change: it knows no such question, this host may not ask, and it
+/// leads ports for ever alone.
 const INVALID_ACTION: u32 = 401;
+const NOT_AUTHORIZED: u32 = 606;
 const ONLY_FOR_EVER: u32 = 725;
+/// The port is another host's, or some routers say so of this host's own.
+const CONFLICT: u32 = 718;
 
 /// A router's service that leads ports.
 #[derive(Debug)]
 pub(super) struct Gateway {
     control: Control,
+    /// This host's address towards it.
+    here: Ipv4Addr,
 }
 
 /// A port that leads to this host.
@@ -63,11 +70,13 @@ pub(super) struct Port {
     inside: SocketAddrV4,
     seconds: u32,
     outside: SocketAddr,
+    /// The router does not say to whom a port leads.
+    mute: bool,
 }
 
 impl Port {
-    /// Asks the router, at the place where it listens for searches, for a port that leads to `inside` for so long. The
-    /// same port outside as inside is preferred.
+    /// Asks the router, at the place where it listens for searches, for a port that leads to `inside` for so long: for
+    /// the first of `outside` that does not lead to another host.
     ///
     /// # Errors
     /// Why there is none.
@@ -75,32 +84,35 @@ impl Port {
         router: SocketAddrV4,
         protocol: PortProtocol,
         inside: SocketAddrV4,
+        outside: &[u16],
         lifetime: Duration,
     ) -> Result<Self, String> {
         let (gateway, ip) = Gateway::find(router, *inside.ip()).await?;
-        let seconds = u32::try_from(lifetime.as_secs()).unwrap_or(u32::MAX);
         let mut port = Self {
             gateway,
             protocol,
             inside,
-            seconds,
-            outside: (ip, inside.port()).into(),
+            seconds: u32::try_from(lifetime.as_secs()).unwrap_or(u32::MAX),
+            outside: (ip, 0).into(),
+            mute: false,
         };
-        let others = (0..OTHER_PORTS).map(|_| rand::random_range(FIRST_PORT..=u16::MAX));
-        let mut taken = Err("it has no port left".to_owned());
-        for outside in [inside.port()].into_iter().chain(others) {
-            port.outside.set_port(outside);
-            taken = port.take().await;
-            match &taken {
-                Ok(Taken::Mine) => return Ok(port),
-                Ok(Taken::Others) => {}
-                Err(_) => break,
+        let mut why = "it has no port left".to_owned();
+        for outside in outside {
+            port.outside.set_port(*outside);
+            match port.take().await? {
+                Ok(()) => return Ok(port),
+                Err(fault) => {
+                    why = fault.to_string();
+                    let another = ![INVALID_ACTION, NOT_AUTHORIZED, ONLY_FOR_EVER]
+                        .map(Some)
+                        .contains(&fault.code);
+                    if !another {
+                        break;
+                    }
+                }
             }
         }
-        Err(match taken {
-            Ok(_) => "its ports are other hosts'".to_owned(),
-            Err(why) => why,
-        })
+        Err(why)
     }
 
     /// The port's address on the router's outside.
@@ -112,12 +124,11 @@ impl Port {
     ///
     /// # Errors
     /// Why it is not renewed.
-    pub(super) async fn renew(&mut self) -> Result<(), String> {
-        match self.take().await? {
-            Taken::Mine => {}
-            Taken::Others => return Err(format!("port {} is another host's by now", self.outside.port())),
-        }
-        self.outside.set_ip(self.gateway.external_ip().await?);
+    pub(super) async fn renew(&mut self) -> Result<(), NotRenewed> {
+        let taken = self.take().await.map_err(NotRenewed::NoAnswer)?;
+        taken.map_err(|fault| NotRenewed::Lost(fault.to_string()))?;
+        let ip = self.gateway.external_ip().await;
+        self.outside.set_ip(ip.map_err(NotRenewed::NoAnswer)?);
         Ok(())
     }
 
@@ -125,70 +136,85 @@ impl Port {
     ///
     /// # Errors
     /// Why the router did not take it.
-    pub(super) async fn release(self) -> Result<(), String> {
-        let (protocol, outside) = (self.protocol, self.outside.port());
-        if self.leads_to().await?.is_none_or(|client| client == self.inside) {
-            let removed = self.gateway.ask(Action::Remove { protocol, outside }).await?;
-            removed.map_err(|fault| fault.to_string())?;
+    pub(super) async fn release(mut self) -> Result<(), String> {
+        let client = self.leads_to().await;
+        if client.is_none_or(|client| client == self.inside) {
+            self.remove().await?.map_err(|fault| fault.to_string())?;
         }
         Ok(())
     }
 
-    /// Makes the port lead here, unless it leads to another host: some routers give it to whoever asks last.
-    async fn take(&self) -> Result<Taken, String> {
-        let (protocol, inside, seconds) = (self.protocol, self.inside, self.seconds);
-        let outside = self.outside.port();
-        if self.leads_to().await?.is_some_and(|client| client != inside) {
-            return Ok(Taken::Others);
-        }
-        let add = Action::Add {
-            protocol,
-            outside,
-            inside,
-            seconds,
-        };
-        match self.gateway.ask(add).await? {
-            Ok(_) => Ok(Taken::Mine),
-            Err(fault) if fault.code == CONFLICT => Ok(Taken::Others),
-            // What was not given back would lead to whoever has this host's address later.
-            Err(fault) if fault.code == ONLY_FOR_EVER => Err("it leads ports for ever alone".to_owned()),
-            Err(fault) => Err(fault.to_string()),
-        }
+    async fn remove(&self) -> Result<Result<Answer, Fault>, String> {
+        let (protocol, outside) = (self.protocol, self.outside.port());
+        self.gateway.ask(Action::Remove { protocol, outside }).await
     }
 
-    /// To whom the port leads now; `None` if to nobody, or if the router does not say.
-    async fn leads_to(&self) -> Result<Option<SocketAddrV4>, String> {
+    /// Makes the port lead here, unless it leads to another host: some routers give it to whoever asks last. The inner
+    /// error is why this port is not to be had.
+    async fn take(&mut self) -> Result<Result<(), Fault>, String> {
+        let client = self.leads_to().await;
+        if client.is_some_and(|client| client != self.inside) {
+            return Ok(Err(Fault {
+                code: Some(CONFLICT),
+                says: "the port is another host's".to_owned(),
+            }));
+        }
+        let add = Action::Add {
+            protocol: self.protocol,
+            outside: self.outside.port(),
+            inside: self.inside,
+            seconds: self.seconds,
+        };
+        let mut added = self.gateway.ask(add).await?;
+        if client.is_some() && added.as_ref().is_err_and(|fault| fault.code == Some(CONFLICT)) {
+            // Its own entry is in its way.
+            let _ = self.remove().await?;
+            added = self.gateway.ask(add).await?;
+        }
+        Ok(added.map(drop).map_err(|mut fault| {
+            if fault.code == Some(ONLY_FOR_EVER) {
+                // What was not given back would lead to whoever has this host's address later.
+                "it leads ports for ever alone".clone_into(&mut fault.says);
+            }
+            fault
+        }))
+    }
+
+    /// To whom the port leads now; `None` if to nobody, or if the router does not say: some know no such question, or
+    /// end the connection at it.
+    async fn leads_to(&mut self) -> Option<SocketAddrV4> {
+        if self.mute {
+            return None;
+        }
         let (protocol, outside) = (self.protocol, self.outside.port());
-        match self.gateway.ask(Action::Entry { protocol, outside }).await? {
-            Ok(answer) => Ok(answer.client),
-            Err(fault) if [NO_ENTRY, INVALID_ACTION].contains(&fault.code) => Ok(None),
-            // It tells only its administrator, or not at all.
-            Err(fault) => {
-                tracing::debug!(%fault, outside, "the router does not say to whom a port leads");
-                Ok(None)
+        match self.gateway.ask(Action::Entry { protocol, outside }).await {
+            Ok(answer) => answer.ok()?.client,
+            Err(why) => {
+                tracing::debug!(why, outside, "the router does not say to whom a port leads");
+                self.mute = true;
+                None
             }
         }
     }
 }
 
-/// Whose a port is.
-#[derive(Debug)]
-enum Taken {
-    Mine,
-    Others,
-}
-
 impl Gateway {
     /// The first service of the router with an address of its outside, and that address.
     async fn find(router: SocketAddrV4, here: Ipv4Addr) -> Result<(Self, IpAddr), String> {
-        let description = search(router, here).await?;
-        let text = ask(Method::GET, &description, None).await?;
         let mut why = "it has no service that leads ports".to_owned();
-        for control in messages::controls(&text, &description)? {
-            let gateway = Self { control };
-            match gateway.external_ip().await {
-                Ok(ip) => return Ok((gateway, ip)),
-                Err(error) => why = error,
+        for description in search(router, here).await? {
+            let text = ask(Method::GET, here, &description, None).await;
+            let controls = text.and_then(|(text, _)| messages::controls(&text, &description));
+            let controls = controls.unwrap_or_else(|wrong| {
+                why = wrong;
+                Vec::new()
+            });
+            for control in controls {
+                let gateway = Self { control, here };
+                match gateway.external_ip().await {
+                    Ok(ip) => return Ok((gateway, ip)),
+                    Err(wrong) => why = wrong,
+                }
             }
         }
         Err(why)
@@ -197,71 +223,103 @@ impl Gateway {
     async fn external_ip(&self) -> Result<IpAddr, String> {
         let answer = self.ask(Action::ExternalIp).await?;
         let answer = answer.map_err(|fault| fault.to_string())?;
-        let ip = answer.external_ip.filter(|ip| !ip.is_unspecified());
+        let ip = answer.external_ip.filter(|ip| is_outside(*ip));
         ip.ok_or_else(|| "it has no address on its outside".to_owned())
     }
 
     async fn ask(&self, action: Action) -> Result<Result<Answer, Fault>, String> {
         let service = self.control.service;
         let body = (action.header(service), action.body(service));
-        let text = ask(Method::POST, &self.control.url, Some(body)).await?;
-        messages::answer(&text)
+        let (text, is_refusal) = ask(Method::POST, self.here, &self.control.url, Some(body)).await?;
+        messages::answer(&text, is_refusal)
     }
 }
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "it refuses: {} ({})", self.says, self.code)
+        write!(f, "it refuses: {}", self.says)?;
+        self.code.map_or(Ok(()), |code| write!(f, " ({code})"))
     }
 }
 
-/// Asks the router where its description is.
-async fn search(router: SocketAddrV4, here: Ipv4Addr) -> Result<Url, String> {
-    let not_asked = |error: std::io::Error| format!("it cannot be asked: {error}");
+/// Asks the router where its descriptions are. Some answer only what all are asked.
+async fn search(router: SocketAddrV4, here: Ipv4Addr) -> Result<Vec<Url>, String> {
+    let not_asked = |error: io::Error| format!("it cannot be asked: {error}");
     let socket = UdpSocket::bind((here, 0)).await.map_err(not_asked)?;
+    SockRef::from(&socket)
+        .set_multicast_if_v4(&here)
+        .map_err(not_asked)?;
     let question = messages::search(*router.ip());
     let end = Instant::now() + SEARCH;
-    let mut answer = vec![0; MAX_ANSWER];
-    let mut why = "it does not answer a search".to_owned();
+    let (mut found, mut why) = (Vec::new(), "it does not answer a search".to_owned());
     for turn in 1..=SEARCHES {
+        if !found.is_empty() {
+            break;
+        }
         socket
             .send_to(question.as_bytes(), router)
             .await
             .map_err(not_asked)?;
-        let until = end - SEARCH * (SEARCHES - turn) / SEARCHES;
+        if router.port() == SSDP {
+            // A host without such a route asks the router all the same.
+            let _ = socket.send_to(question.as_bytes(), (ALL, SSDP)).await;
+        }
+        let mut until = end - SEARCH * (SEARCHES - turn) / SEARCHES;
+        let mut answer = [0; MAX_ANSWER];
         while let Ok(received) = timeout_at(until, socket.recv_from(&mut answer)).await {
-            // A router that listens there no more says so by an error.
-            let Ok((length, from)) = received else { break };
+            let Ok((length, from)) = received else {
+                sleep_until(until).await;
+                break;
+            };
             // It may answer from another port.
             if from.ip() != IpAddr::V4(*router.ip()) {
                 continue;
             }
             match messages::found(&answer[..length], *router.ip()) {
-                Ok(url) => return Ok(url),
+                Ok(url) if found.is_empty() => {
+                    until = Instant::now() + GATHER;
+                    found.push(url);
+                }
+                Ok(url) if found.len() < MAX_DEVICES && !found.contains(&url) => found.push(url),
+                Ok(_) => {}
                 Err(wrong) => why = wrong,
             }
         }
     }
-    Err(why)
+    if found.is_empty() { Err(why) } else { Ok(found) }
 }
 
 /// One request on a connection of its own; with the value of `SOAPACTION` and a body, one to a service. The body of the
-/// reply.
-async fn ask(method: Method, url: &Url, action: Option<(String, String)>) -> Result<Bytes, String> {
-    let asked = timeout(QUESTION, ask_at_leisure(method, url, action)).await;
+/// reply, and whether its status says that the service refuses.
+async fn ask(
+    method: Method,
+    here: Ipv4Addr,
+    url: &Url,
+    action: Option<(String, String)>,
+) -> Result<(Bytes, bool), String> {
+    let asked = timeout(QUESTION, ask_at_leisure(method, here, url, action)).await;
     asked.map_err(|_| "it did not answer in time".to_owned())?
 }
 
 async fn ask_at_leisure(
     method: Method,
+    here: Ipv4Addr,
     url: &Url,
     action: Option<(String, String)>,
-) -> Result<Bytes, String> {
+) -> Result<(Bytes, bool), String> {
     let no_http = |error: hyper::Error| format!("it speaks no HTTP: {error}");
-    let stream = TcpStream::connect(url.at)
+    // The router leads a port to the address that asks for it.
+    let connect = async {
+        let socket = TcpSocket::new_v4()?;
+        socket.bind((here, 0).into())?;
+        socket.connect(url.at.into()).await
+    };
+    let stream = connect
         .await
         .map_err(|error| format!("nobody is at {}: {error}", url.at))?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+    let (mut sender, connection) = http1::Builder::new()
+        .title_case_headers(true)
+        .handshake(TokioIo::new(stream))
         .await
         .map_err(no_http)?;
     // Dropped with this call, which ends the connection whatever the router does.
@@ -271,7 +329,8 @@ async fn ask_at_leisure(
     let mut request = Request::builder()
         .method(method)
         .uri(&url.path)
-        .header(HOST, url.at.to_string());
+        .header(HOST, url.at.to_string())
+        .header(CONNECTION, "close");
     let is_question = action.is_some();
     let mut body = String::new();
     if let Some((header, text)) = action {
@@ -285,16 +344,13 @@ async fn ask_at_leisure(
         .map_err(|error| format!("it cannot be asked: {error}"))?;
     let reply = sender.send_request(request).await.map_err(no_http)?;
     let status = reply.status();
-    // A service says by this status that it refuses, and by the body why.
-    if status != StatusCode::OK && !(is_question && status == StatusCode::INTERNAL_SERVER_ERROR) {
+    let is_refusal = is_question && status == StatusCode::INTERNAL_SERVER_ERROR;
+    if status != StatusCode::OK && !is_refusal {
         return Err(format!("it answers {status}"));
     }
-    let body = http_body_util::Limited::new(reply.into_body(), MAX_DOCUMENT);
-    let body = body
-        .collect()
-        .await
-        .map_err(|error| format!("its reply cannot be read: {error}"))?;
-    Ok(body.to_bytes())
+    let body = Limited::new(reply.into_body(), MAX_DOCUMENT).collect().await;
+    let body = body.map_err(|error| format!("its reply cannot be read: {error}"))?;
+    Ok((body.to_bytes(), is_refusal))
 }
 
 #[cfg(test)]
