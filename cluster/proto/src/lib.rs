@@ -10,6 +10,7 @@
 //!
 //! - [`description`]: workspaces, sets of equal ones, and aggregates of sets, as typed documents (seeds 001 and 003).
 //! - [`placement`]: which member runs on which host, and with how much of it; or the nearest thing that would fit.
+//! - [`ledger`]: what is reserved on every host, as a journal of records; quotas of people and groups.
 //!
 //! Everything here is pure: no runtime, socket, file or clock. Times are arguments, and the same input gives the same
 //! output on every machine.
@@ -17,6 +18,7 @@
 pub mod amount;
 pub mod description;
 mod error;
+pub mod ledger;
 pub mod limits;
 pub mod placement;
 
