@@ -288,10 +288,10 @@ impl fmt::Display for Resources {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{}, {} of memory, {} of disk",
-            Kind::Cpus.amount(self.of(Kind::Cpus)),
-            self.memory,
-            self.disk
+            "{}, {}, {}",
+            Kind::Cpus.quantity(self.of(Kind::Cpus)),
+            Kind::Memory.quantity(self.memory.0),
+            Kind::Disk.quantity(self.disk.0)
         )
     }
 }
@@ -319,6 +319,17 @@ impl Kind {
             (Self::Cpus, 1) => "1 CPU".to_owned(),
             (Self::Cpus, _) => format!("{number} CPUs"),
             (Self::Memory | Self::Disk, _) => Bytes(number).to_string(),
+        }
+    }
+}
+
+impl Kind {
+    /// As [`Kind::amount`], with what it is of: `4 GiB of memory`.
+    #[must_use]
+    pub fn quantity(self, number: u64) -> String {
+        match self {
+            Self::Cpus => self.amount(number),
+            Self::Memory | Self::Disk => format!("{} of {self}", self.amount(number)),
         }
     }
 }

@@ -275,7 +275,7 @@ impl Description {
                 *members.entry(network).or_default() += u64::from(set.count);
             }
         }
-        for (path, _, nic) in self.nics() {
+        for (path, _, nic) in self.nics().filter(|(_, set, _)| set.count > 0) {
             if let Network::Private { network } = &nic.network
                 && members.get(network) == Some(&1)
             {
@@ -378,7 +378,7 @@ impl Workspace {
             }
             sum = sum.saturating_add(partition.size.0);
         }
-        if !self.partitions.is_empty() && sum > MAX_DISK.0 {
+        if self.resources.disk.max <= MAX_DISK && sum > MAX_DISK.0 {
             let why = format!(
                 "are {} together with the disk; {MAX_DISK} are allowed",
                 Bytes(sum)

@@ -199,7 +199,7 @@ pub enum End {
 pub enum Refusal {
     /// A host has too little left.
     #[error(
-        "'{host}' has {} of {kind} left, and {} are asked; place the request anew", kind.amount(*free),
+        "'{host}' has {} left, and {} are asked; place the request anew", kind.quantity(*free),
         kind.amount(*asked)
     )]
     NoRoom {
@@ -216,7 +216,7 @@ pub enum Refusal {
     #[error("there is no host '{0}' (any more); place the request anew")]
     UnknownHost(HostName),
     /// Something is held of the host.
-    #[error("{} of {kind} are held of '{host}'; drain it and wait until its members have ended", kind.amount(*held))]
+    #[error("{} are held of '{host}'; drain it and wait until its members have ended", kind.quantity(*held))]
     InUse {
         /// The host.
         host: HostName,

@@ -24,7 +24,7 @@ pub(super) fn plan(members: &[Member], hosts: &[&Host], assignment: &[usize], ru
     let mut plan = Plan::default();
     for (index, mut members) in on {
         let Some(host) = hosts.get(index) else { continue };
-        members.sort_by_key(|member| &member.name);
+        members.sort_by_key(|member| member.turn());
         let amounts = if rules.grow {
             grown(&members, &free(host))
         } else {

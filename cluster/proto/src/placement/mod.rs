@@ -209,6 +209,14 @@ impl Member {
         }
     }
 
+    /// By what it is sorted: its name, in which a number at the end counts as one.
+    pub(crate) fn turn(&self) -> (&str, Option<u64>, &str) {
+        let name = self.name.as_str();
+        let stem = name.trim_end_matches(|c: char| c.is_ascii_digit());
+        let number = name.get(stem.len()..).and_then(|digits| digits.parse().ok());
+        (stem, number, name)
+    }
+
     /// Whether two members need the same of a host, so that each can stand for the other.
     pub(crate) fn equals_in_need(&self, other: &Self) -> bool {
         self.image == other.image

@@ -61,13 +61,8 @@ impl fmt::Display for Nearest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Lower { members, kind, to } => {
-                let amount = kind.amount(*to);
-                let of = match kind {
-                    Kind::Cpus => "",
-                    Kind::Memory => " of memory",
-                    Kind::Disk => " of disk",
-                };
-                write!(f, "with {amount}{of} for {} all would fit", several(members))
+                let amount = kind.quantity(*to);
+                write!(f, "with {amount} for {} all would fit", several(members))
             }
             Self::Fewer { without, members } => {
                 write!(f, "without {} the other {members} would fit", several(without))

@@ -83,7 +83,7 @@ struct Problem<'a> {
 impl<'a> Problem<'a> {
     fn new(members: &'a [Member], hosts: &'a [&'a Host], rules: &'a Rules) -> Self {
         let mut by_name: Vec<usize> = (0..members.len()).collect();
-        by_name.sort_by_key(|index| members.get(*index).map(|member| &member.name));
+        by_name.sort_by_key(|index| members.get(*index).map(Member::turn));
         let largest = largest(hosts);
         let mut classes: Vec<Class<'a>> = Vec::new();
         for index in by_name {
@@ -108,7 +108,7 @@ impl<'a> Problem<'a> {
         }
         classes.sort_by_key(|class| {
             let suitable = class.suits.iter().filter(|suits| **suits).count();
-            (suitable, Reverse(class.share), &class.member.name)
+            (suitable, Reverse(class.share), class.member.turn())
         });
         Self {
             hosts,

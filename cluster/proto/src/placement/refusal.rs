@@ -241,16 +241,8 @@ impl fmt::Display for Shortage {
                 freest: (host, has),
                 elsewhere,
             } => {
-                let of = if *kind == Kind::Cpus {
-                    String::new()
-                } else {
-                    format!(" of {kind}")
-                };
-                write!(
-                    f,
-                    "the next, '{member}', needs {}{of} on a host{connections}, ",
-                    kind.amount(*needs)
-                )?;
+                let needs = kind.quantity(*needs);
+                write!(f, "the next, '{member}', needs {needs} on a host{connections}, ")?;
                 let has = kind.amount(*has);
                 if *elsewhere {
                     write!(f, "where '{host}' lacks the least and has {has}")
