@@ -55,7 +55,7 @@ pub const MAX_HOSTS: usize = 1024;
 /// Most members up to which a placement that the heuristics do not find is searched for exactly.
 pub const EXACT_MEMBERS: usize = 32;
 
-/// Most steps of that search: some tens of milliseconds.
+/// Most steps of that search.
 pub const EXACT_STEPS: u32 = 200_000;
 
 /// Most steps of the search for each nearest fit that a refusal tries; there are some fifty of them.
@@ -66,6 +66,9 @@ pub const MAX_HOLDS: usize = 65_536;
 
 /// How long the id of an ended reservation is known, so that a late copy of its request is not taken for a new one.
 pub const ENDED_KEPT: Duration = Duration::from_secs(24 * 3600);
+
+/// Most ended reservations whose ids are known; beyond it the oldest is forgotten early.
+pub const MAX_ENDED: usize = 65_536;
 
 /// Longest id of a request in bytes.
 pub const MAX_REQUEST_ID: usize = 64;

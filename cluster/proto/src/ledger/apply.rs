@@ -7,7 +7,7 @@ use aerie_types::WallMillis;
 use super::{Books, Hold, HoldState, Ledger, Owner, Record, RequestId};
 use crate::amount::Resources;
 use crate::error::Corrupt;
-use crate::limits::ENDED_KEPT;
+use crate::limits::{ENDED_KEPT, MAX_ENDED};
 use crate::placement::Plan;
 
 impl Ledger {
@@ -116,6 +116,14 @@ impl Ledger {
         }
         self.ended.retain(|_, ended| at.since(*ended) < ENDED_KEPT);
         self.ended.insert(id.clone(), at);
+        if self.ended.len() > MAX_ENDED {
+            let oldest = self
+                .ended
+                .iter()
+                .min_by_key(|(id, at)| (**at, *id))
+                .map(|(id, _)| id.clone());
+            oldest.and_then(|oldest| self.ended.remove(&oldest));
+        }
         Ok(())
     }
 }

@@ -1,6 +1,7 @@
 //! Finding a host for every member's minimum.
 
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 
 use super::{Accelerator, Host, Member, Policy, Rules};
 use crate::amount::{Bytes, Kind, Resources};
@@ -60,6 +61,9 @@ enum Choice {
     ByPolicy,
     Tightest,
 }
+
+/// Whether a host only emulates, whether it lacks the image, and how far it is from what the policy prefers.
+type Rank = (bool, bool, u64);
 
 /// Members that need the same, in the order of their names.
 struct Class<'a> {
@@ -171,38 +175,47 @@ impl<'a> Problem<'a> {
         let mut free = self.all_free();
         let mut fitting = vec![None; self.members];
         for class in &self.classes {
+            // Of equal members one after the other, each changes the rank of its own host alone.
+            let mut best: BTreeSet<_> = (0..free.len())
+                .filter_map(|host| self.rank(class, host, &free, choice))
+                .collect();
             for index in &class.indices {
-                let Some((host, left)) = self.best(class, &free, choice) else {
-                    // Those that need the same find no room either.
-                    break;
-                };
-                if let (Some(slot), Some(member)) = (free.get_mut(host), fitting.get_mut(*index)) {
-                    *slot = left;
+                let Some((_, host)) = best.pop_first() else { break };
+                if let Some(slot) = free.get_mut(host) {
+                    // It has a rank, and therefore room.
+                    *slot = slot.minus(&class.minimum).unwrap_or(*slot);
+                }
+                if let Some(member) = fitting.get_mut(*index) {
                     *member = Some(host);
                 }
+                best.extend(self.rank(class, host, &free, choice));
             }
         }
         fitting
     }
 
-    /// The best host for a member, and what is left of it.
-    fn best(&self, class: &Class<'_>, free: &[Resources], choice: Choice) -> Option<(usize, Resources)> {
-        let hosts = self.hosts.iter().zip(free).zip(&class.suits).enumerate();
-        let with_room = hosts.filter_map(|(index, ((host, free), suits))| {
-            let left = suits.then(|| free.minus(&class.minimum)).flatten()?;
-            let load = load(&left, &host.total);
-            let emulates = host.accelerator == Accelerator::Emulation;
-            let lacks = !host.images.contains(&class.member.image);
-            let rank = match (choice, self.rules.policy) {
-                (Choice::Tightest, _) => (emulates, false, u64::MAX - load),
-                (Choice::ByPolicy, Policy::Greedy) => (emulates, lacks, u64::MAX - load),
-                (Choice::ByPolicy, Policy::Balanced) => (emulates, lacks, load),
-            };
-            Some((rank, index, left))
-        });
-        with_room
-            .min_by_key(|(rank, index, _)| (*rank, *index))
-            .map(|(_, index, left)| (index, left))
+    /// Where a host with room stands among all for a member of a class: the lowest is the best.
+    fn rank(
+        &self,
+        class: &Class<'_>,
+        index: usize,
+        free: &[Resources],
+        choice: Choice,
+    ) -> Option<(Rank, usize)> {
+        let host = self
+            .hosts
+            .get(index)
+            .filter(|_| class.suits.get(index) == Some(&true))?;
+        let left = free.get(index)?.minus(&class.minimum)?;
+        let load = load(&left, &host.total);
+        let emulates = host.accelerator == Accelerator::Emulation;
+        let lacks = !host.images.contains(&class.member.image);
+        let rank = match (choice, self.rules.policy) {
+            (Choice::Tightest, _) => (emulates, false, u64::MAX - load),
+            (Choice::ByPolicy, Policy::Greedy) => (emulates, lacks, u64::MAX - load),
+            (Choice::ByPolicy, Policy::Balanced) => (emulates, lacks, load),
+        };
+        Some((rank, index))
     }
 
     /// Tries every way that differs from those tried: equal members are not exchanged, nor hosts that are alike.
