@@ -55,11 +55,11 @@ pub const MAX_HOSTS: usize = 1024;
 /// Most members up to which a placement that the heuristics do not find is searched for exactly.
 pub const EXACT_MEMBERS: usize = 32;
 
-/// Most steps of that search.
-pub const EXACT_STEPS: u32 = 200_000;
+/// Most hosts that this search looks at, each time that it comes by counted: some tens of milliseconds.
+pub const EXACT_STEPS: u32 = 2_000_000;
 
-/// Most steps of the search for each nearest fit that a refusal tries; there are some fifty of them.
-pub const NEAREST_STEPS: u32 = 4_000;
+/// As [`EXACT_STEPS`], for each nearest fit that a refusal tries; there are some fifty of them.
+pub const NEAREST_STEPS: u32 = 40_000;
 
 /// Most reservations that a ledger holds at one time.
 pub const MAX_HOLDS: usize = 65_536;

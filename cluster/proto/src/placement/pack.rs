@@ -272,6 +272,11 @@ impl Search<'_> {
         let Some(member) = class.indices.get(placed) else {
             return self.go(class_index + 1, 0, 0);
         };
+        let hosts = self.free.len() - from.min(self.free.len());
+        let Some(steps) = self.steps.checked_sub(u32::try_from(hosts).unwrap_or(u32::MAX)) else {
+            return Outcome::GaveUp;
+        };
+        self.steps = steps;
         if problem.places(class, &self.free, from) < (class.indices.len() - placed) as u64 {
             return Outcome::Nowhere;
         }
@@ -290,10 +295,6 @@ impl Search<'_> {
                 continue;
             }
             tried.push((alike, free));
-            let Some(steps) = self.steps.checked_sub(1) else {
-                return Outcome::GaveUp;
-            };
-            self.steps = steps;
             self.set(host, left);
             match self.go(class_index, placed + 1, host) {
                 Outcome::Found => {

@@ -230,3 +230,29 @@ fn four_thousand_members_on_a_thousand_hosts_are_placed_or_refused_in_good_time(
         }
     ));
 }
+
+#[test]
+fn a_question_that_is_too_hard_is_given_up_and_said_to_be() {
+    // No host has room for three of them, so that ten hosts carry twenty; counting amounts alone does not show it.
+    let hosts: Vec<_> = (0..10)
+        .map(|index| host(&format!("h{index}"), amounts(125, 999, 999)))
+        .collect();
+    let wanted: Vec<_> = (0..21)
+        .map(|index| {
+            member(
+                &format!("m-{index}"),
+                amounts(51 + index % 9, 1 + u64::from(index), 1),
+            )
+        })
+        .collect();
+    let refusal = place(&wanted, &hosts, &GREEDY).unwrap_err();
+    assert!(
+        !refusal.proved && refusal.to_string().ends_with("another choice of hosts may exist"),
+        "{refusal}"
+    );
+    assert_eq!(refusal.fit, 20);
+    assert_eq!(refusal.nearest.len(), 2);
+    for nearest in &refusal.nearest {
+        place(&nearest.apply(&wanted), &hosts, &GREEDY).unwrap();
+    }
+}

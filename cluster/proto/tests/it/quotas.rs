@@ -175,7 +175,7 @@ fn members_that_grow_are_held_against_the_quota_as_they_are() {
     for member in &mut wanted {
         member.cpus.max = 16;
     }
-    let plan = place(&wanted, &[big.clone()], &Rules::default()).unwrap();
+    let plan = place(&wanted, std::slice::from_ref(&big), &Rules::default()).unwrap();
     assert_eq!(Ask::of(&plan, HOUR).amounts[0], 32);
     let small = place(
         &wanted,

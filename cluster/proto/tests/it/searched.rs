@@ -51,19 +51,8 @@ fn hosts(count: std::ops::RangeInclusive<usize>) -> impl Strategy<Value = Vec<Ho
         prop_oneof![8 => Just(Accelerator::Kvm), 1 => Just(Accelerator::Xen), 1 => Just(Accelerator::Emulation)],
         proptest::bool::weighted(0.6),
     );
-    proptest::collection::vec(one, count).prop_map(|hosts| {
-        let host = |(index, (total, free, images, mut connections, state, accelerator, all)): (
-            usize,
-            (
-                Resources,
-                Resources,
-                BTreeSet<String>,
-                Connections,
-                HostState,
-                Accelerator,
-                bool,
-            ),
-        )| {
+    let one = one.prop_map(
+        |(total, free, images, mut connections, state, accelerator, all)| {
             if all {
                 connections = Connections {
                     overlay: true,
@@ -72,16 +61,24 @@ fn hosts(count: std::ops::RangeInclusive<usize>) -> impl Strategy<Value = Vec<Ho
                 };
             }
             Host {
-                name: format!("host{index}").parse().unwrap(),
+                name: "unnamed".parse().unwrap(),
                 total,
                 free,
-                images: images.iter().map(|image| image.parse().unwrap()).collect(),
+                images: images
+                    .iter()
+                    .map(|image: &String| image.parse().unwrap())
+                    .collect(),
                 connections,
                 state,
                 accelerator,
             }
-        };
-        hosts.into_iter().enumerate().map(host).collect()
+        },
+    );
+    proptest::collection::vec(one, count).prop_map(|mut hosts| {
+        for (index, host) in hosts.iter_mut().enumerate() {
+            host.name = format!("host{index}").parse().unwrap();
+        }
+        hosts
     })
 }
 
