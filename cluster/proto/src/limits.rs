@@ -64,6 +64,9 @@ pub const NEAREST_STEPS: u32 = 40_000;
 /// Most reservations that a ledger holds at one time.
 pub const MAX_HOLDS: usize = 65_536;
 
+/// Most members in all of them: as many hosts as one placement knows, with 64 guests each.
+pub const MAX_HELD_MEMBERS: usize = 64 * MAX_HOSTS;
+
 /// How long the id of an ended reservation is known, so that a late copy of its request is not taken for a new one.
 pub const ENDED_KEPT: Duration = Duration::from_secs(24 * 3600);
 

@@ -1,11 +1,9 @@
 //! Applying records.
 
-use std::time::Duration;
-
 use aerie_types::WallMillis;
 
 use super::{Books, Hold, HoldState, Ledger, Owner, Record, RequestId};
-use crate::amount::Resources;
+use crate::amount::{Lifetime, Resources};
 use crate::error::Corrupt;
 use crate::limits::{ENDED_KEPT, MAX_ENDED};
 use crate::placement::Plan;
@@ -48,7 +46,7 @@ impl Ledger {
                 plan,
                 lifetime_secs,
                 until,
-            } => self.hold_plan(id, owner, plan, Duration::from_secs(*lifetime_secs), *until)?,
+            } => self.hold_plan(id, owner, plan, Lifetime::secs(*lifetime_secs), *until)?,
             Record::Committed { id, at, until } => {
                 let hold = self.holds.get_mut(id).ok_or("it commits what is not reserved")?;
                 if !matches!(hold.state, HoldState::Reserved { .. }) {
@@ -77,7 +75,7 @@ impl Ledger {
         id: &RequestId,
         owner: &Owner,
         plan: &Plan,
-        lifetime: Duration,
+        lifetime: Lifetime,
         until: WallMillis,
     ) -> Result<(), &'static str> {
         if self.holds.contains_key(id) || self.ended.contains_key(id) {

@@ -37,8 +37,8 @@ use aerie_types::WallMillis;
 pub use quota::{Ask, Exceeded, Limit, Overdrawn, PerRequest, Quota, Subject, Usage};
 pub use records::{Command, Decision, End, Owner, Record, Refusal, RequestId, Reservation};
 
-use crate::amount::{Kind, Resources};
-use crate::limits::{MAX_HOLDS, MAX_HOSTS, MAX_LIFETIME};
+use crate::amount::{Kind, Lifetime, Resources};
+use crate::limits::{MAX_HELD_MEMBERS, MAX_HOLDS, MAX_HOSTS, MAX_LIFETIME};
 use crate::placement::Plan;
 
 /// All reservations. See the module's documentation.
@@ -68,7 +68,7 @@ pub struct Hold {
     /// What is held where.
     pub plan: Plan,
     /// How long it lives once it is committed.
-    pub lifetime: Duration,
+    pub lifetime: Lifetime,
     /// How far it is.
     pub state: HoldState,
 }
@@ -219,7 +219,14 @@ impl Ledger {
         if plan.members.is_empty() {
             return Err(Refusal::Empty(id));
         }
-        for time in [lease, lifetime] {
+        let held: usize = self.holds.values().map(|hold| hold.plan.members.len()).sum();
+        if held + plan.members.len() > MAX_HELD_MEMBERS {
+            return Err(Refusal::Limit {
+                what: "members",
+                limit: MAX_HELD_MEMBERS,
+            });
+        }
+        for time in [lease, lifetime.duration()] {
             if time < Duration::from_secs(1) || time > MAX_LIFETIME {
                 return Err(Refusal::Time { id, given: time });
             }
@@ -229,7 +236,7 @@ impl Ledger {
             id,
             owner,
             plan,
-            lifetime_secs: lifetime.as_secs(),
+            lifetime_secs: lifetime.duration().as_secs(),
             until: now.plus(lease),
         }))
     }
@@ -268,7 +275,7 @@ impl Ledger {
             HoldState::Reserved { .. } => Ok(Decision::Record(Record::Committed {
                 id,
                 at: now,
-                until: now.plus(hold.lifetime),
+                until: now.plus(hold.lifetime.duration()),
             })),
         }
     }
@@ -352,7 +359,7 @@ impl Ledger {
         }
         for hold in self.holds.values().filter(|hold| subject.has(&hold.owner)) {
             let (elapsed, whole) = match hold.state {
-                HoldState::Reserved { .. } => (Duration::ZERO, hold.lifetime),
+                HoldState::Reserved { .. } => (Duration::ZERO, hold.lifetime.duration()),
                 HoldState::Committed { since, until } => {
                     let elapsed = now.since(since);
                     (elapsed, until.since(since).max(elapsed))

@@ -81,8 +81,8 @@ pub struct Reservation {
     pub plan: Plan,
     /// How long the place is held before it has to be committed.
     pub lease: Duration,
-    /// How long the machines live from then on, in whole seconds.
-    pub lifetime: Duration,
+    /// How long the machines live from then on.
+    pub lifetime: Lifetime,
 }
 
 /// What the ledger is told.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use aerie_cluster_proto::amount::{Bytes, Kind, Resources};
+use aerie_cluster_proto::amount::{Bytes, Kind, Lifetime, Resources};
 use aerie_cluster_proto::ledger::{
     Command, Decision, HoldState, Ledger, Owner, Record, Refusal, RequestId, Reservation, Subject,
 };
@@ -13,7 +13,7 @@ use proptest::prelude::*;
 
 use crate::common::{amounts, at};
 
-const HOUR: Duration = Duration::from_secs(3600);
+const HOUR: Lifetime = Lifetime::secs(3600);
 
 fn id(text: &str) -> RequestId {
     text.parse().unwrap()
@@ -304,7 +304,7 @@ fn command(step: &Step) -> Option<Command> {
                     members: members.collect(),
                 },
                 lease: Duration::from_secs(*lease),
-                lifetime: Duration::from_secs(lease * 3),
+                lifetime: Lifetime::secs(lease * 3),
             })
         }
         Step::Commit(number) => Command::Commit { id: request(number) },

@@ -53,7 +53,7 @@ fn ledger_with(owner: Owner, count: u32, secs: u64) -> Ledger {
         owner,
         plan,
         lease: HOUR,
-        lifetime: Duration::from_secs(secs),
+        lifetime: Lifetime::secs(secs),
     };
     run(&mut ledger, Command::Reserve(reservation), 0);
     run(
@@ -203,9 +203,9 @@ proptest! {
         let ada = owner("ada", "chem");
         let mut now = 0;
         for (number, (count, lifetime, wait, release)) in requests.into_iter().enumerate() {
-            let lifetime = HOUR * u32::try_from(lifetime).unwrap();
+            let lifetime = Lifetime::secs(lifetime * 3600);
             let wanted = members("w", count, amounts(1, 1, 1));
-            if ledger.admit(&quotas, &ada, &Ask::minimum(&wanted, lifetime), at(now)).is_ok() {
+            if ledger.admit(&quotas, &ada, &Ask::minimum(&wanted, lifetime.duration()), at(now)).is_ok() {
                 let plan = place(&wanted, std::slice::from_ref(&big), &Rules::default()).unwrap();
                 let id: aerie_cluster_proto::ledger::RequestId = format!("r{number}").parse().unwrap();
                 let reservation = Reservation { id: id.clone(), owner: ada.clone(), plan, lease: HOUR, lifetime };
