@@ -61,6 +61,10 @@ pub const EXACT_STEPS: u32 = 2_000_000;
 /// As [`EXACT_STEPS`], for each nearest fit that a refusal tries; there are some fifty of them.
 pub const NEAREST_STEPS: u32 = 40_000;
 
+/// Most kinds of members times hosts for which a refusal looks for the amount that would fit: as many as one
+/// description has on as many hosts as there may be.
+pub const MAX_NEAREST: usize = MAX_SETS * MAX_HOSTS;
+
 /// Most reservations that a ledger holds at one time.
 pub const MAX_HOLDS: usize = 65_536;
 

@@ -15,6 +15,19 @@
 //! refuses what has no meaning (a key that is not known, a name that is none); checking refuses what does not fit
 //! together. TOML is the form for people and JSON the one for programs; the schema is one. `cluster.xml`, as Nimbus
 //! had it, is taken in by [`Document::from_cluster_xml`]: it knows no resources, which are therefore given along.
+//!
+//! ```text
+//!  version*  name*  target  all_or_none  lifetime
+//!  workspace[]* ─┬ name*  count  image*
+//!                ├ resources* ─ cpus*  memory*  disk*             a value or a range, "1 GiB..4 GiB"
+//!                ├ nic[] ─ kind*  network | bridge  interface  address  mac  login
+//!                ├ partition[] ─ name*  size*  filesystem*  mount
+//!                ├ provides ─ identities[] (interface)  roles[] (name*  interface)  data[]
+//!                └ requires ─ identity  roles[] (name*  hostname  pubkey)  data[] (name*  content)
+//! ```
+//!
+//! Those with a star have to be there. An entry of `identities`, `roles` or of the data that is required may be its
+//! name alone. [`limits`](crate::limits) has every bound.
 
 mod check;
 mod import;

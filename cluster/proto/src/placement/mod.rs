@@ -219,9 +219,9 @@ impl Member {
 
     /// Whether two members need the same of a host, so that each can stand for the other.
     pub(crate) fn equals_in_need(&self, other: &Self) -> bool {
-        self.image == other.image
-            && self.minimum() == other.minimum()
+        self.minimum() == other.minimum()
             && self.connections == other.connections
+            && self.image == other.image
     }
 }
 

@@ -51,9 +51,10 @@ pub(super) fn free(host: &Host) -> Resources {
     }
 }
 
-/// The members in the order in which they are taken, as indices: the hardest first.
-pub(super) fn hardest_first(members: &[Member], hosts: &[&Host], rules: &Rules) -> Vec<usize> {
-    Problem::new(members, hosts, rules).order()
+/// The members in the order in which they are taken, as indices, the hardest first; and how many kinds they are of.
+pub(super) fn hardest_first(members: &[Member], hosts: &[&Host], rules: &Rules) -> (Vec<usize>, usize) {
+    let problem = Problem::new(members, hosts, rules);
+    (problem.order(), problem.classes.len())
 }
 
 #[derive(Debug, Clone, Copy)]

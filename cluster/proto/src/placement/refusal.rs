@@ -8,6 +8,7 @@ use aerie_context_proto::{HostName, Interface, MemberName};
 use super::pack::{fitting, free, hardest_first};
 use super::{Connections, Host, HostState, Member, Nearest, Rules, nearest};
 use crate::amount::{Kind, Resources};
+use crate::limits::MAX_NEAREST;
 
 /// Why a request is not placed. Nothing of it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,7 +20,7 @@ pub struct Refusal {
     /// What the next one lacked.
     pub shortage: Box<Shortage>,
     /// Close to the request, and does fit: with less of what is short, and with fewer members. Neither where nothing
-    /// like it fits.
+    /// like it fits; less is not looked for beyond [`MAX_NEAREST`].
     pub nearest: Vec<Nearest>,
     /// Whether there is no way to place all. Otherwise none was found, and another request like it may be placed.
     pub proved: bool,
@@ -95,7 +96,7 @@ pub(super) fn refuse(members: &[Member], hosts: &[&Host], rules: &Rules, proved:
             *slot = slot.minus(&member.minimum()).unwrap_or_default();
         }
     }
-    let order = hardest_first(members, hosts, rules);
+    let (order, kinds_of_members) = hardest_first(members, hosts, rules);
     let first = order.into_iter().find(|index| fitting.get(*index) == Some(&None));
     let Some(short) = first.and_then(|index| members.get(index)) else {
         // Not reached: a heuristic that placed all would have been a plan.
@@ -103,7 +104,10 @@ pub(super) fn refuse(members: &[Member], hosts: &[&Host], rules: &Rules, proved:
     };
     let shortage = shortage(short, hosts, &left, rules);
     let mut found = Vec::new();
-    if let Shortage::Room { kind, .. } = &shortage {
+    let searchable = kinds_of_members.saturating_mul(hosts.len()) <= MAX_NEAREST;
+    if let Shortage::Room { kind, .. } = &shortage
+        && searchable
+    {
         let others = Kind::ALL.into_iter().filter(|other| other != kind);
         let mut kinds = std::iter::once(*kind).chain(others);
         found.extend(kinds.find_map(|kind| nearest::lowered(members, hosts, rules, short, kind)));

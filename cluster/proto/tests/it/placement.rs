@@ -256,3 +256,28 @@ fn a_question_that_is_too_hard_is_given_up_and_said_to_be() {
         place(&nearest.apply(&wanted), &hosts, &GREEDY).unwrap();
     }
 }
+
+#[test]
+fn thousands_of_members_of_which_no_two_are_alike_are_answered_in_good_time() {
+    let hosts: Vec<_> = (0..1024)
+        .map(|index| host(&format!("h{index}"), amounts(8, 16, 100)))
+        .collect();
+    let wanted: Vec<_> = (0..4096)
+        .map(|index| member(&format!("m-{index}"), amounts(2, 3, 1 + index % 24)))
+        .collect();
+    let mut wanted: Vec<_> = wanted
+        .into_iter()
+        .zip(1..)
+        .map(|(mut member, index)| {
+            member.memory = Range::exactly(Bytes(Bytes::gib(3).0 + index));
+            member
+        })
+        .collect();
+    assert_eq!(place(&wanted, &hosts, &BALANCED).unwrap().members.len(), 4096);
+    wanted[0].cpus = Range::exactly(3);
+    let refusal = place(&wanted, &hosts, &BALANCED).unwrap_err();
+    assert!(
+        matches!(refusal.nearest[..], [Nearest::Fewer { .. }]),
+        "{refusal}"
+    );
+}
