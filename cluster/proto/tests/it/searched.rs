@@ -316,4 +316,50 @@ proptest! {
         let placed = place(&members, &hosts, &rules);
         prop_assert_eq!(placed.is_ok(), places as usize >= count);
     }
+
+    #[test]
+    fn what_fits_to_the_last_unit_is_found(
+        hosts in proptest::collection::vec((proptest::collection::vec((1..4u32, 1..4u64, any::<bool>()), 1..=3), any::<bool>()), 2..=3),
+        rules in rules(),
+    ) {
+        let bridge = || -> BTreeSet<_> { std::iter::once("lab0".parse().unwrap()).collect() };
+        let mut members = Vec::new();
+        let mut full = Vec::new();
+        for (index, (parts, bridged)) in hosts.iter().enumerate() {
+            let has = Resources {
+                cpus: parts.iter().map(|(cpus, ..)| cpus).sum(),
+                memory: Bytes::mib(parts.iter().map(|(_, memory, _)| memory).sum()),
+                disk: Bytes(0),
+            };
+            full.push(Host {
+                name: format!("h{index}").parse().unwrap(),
+                total: has,
+                free: has,
+                images: BTreeSet::new(),
+                connections: Connections {
+                    bridges: if *bridged { bridge() } else { BTreeSet::new() },
+                    ..Connections::default()
+                },
+                state: HostState::Up,
+                accelerator: Accelerator::Kvm,
+            });
+            for (cpus, memory, wants) in parts {
+                members.push(Member {
+                    name: format!("m{}", members.len()).parse().unwrap(),
+                    image: "a".parse().unwrap(),
+                    cpus: Range::exactly(*cpus),
+                    memory: Range::exactly(Bytes::mib(*memory)),
+                    disk: Range::exactly(Bytes(0)),
+                    connections: Connections {
+                        bridges: if *wants && *bridged { bridge() } else { BTreeSet::new() },
+                        ..Connections::default()
+                    },
+                });
+            }
+        }
+        match place(&members, &full, &rules) {
+            Ok(plan) => check(&plan, &members, &full, &rules)?,
+            Err(refusal) => prop_assert!(false, "{refusal}"),
+        }
+    }
 }
