@@ -281,3 +281,30 @@ fn thousands_of_members_of_which_no_two_are_alike_are_answered_in_good_time() {
         "{refusal}"
     );
 }
+
+#[test]
+fn hosts_with_as_much_left_but_other_bridges_are_not_taken_for_alike() {
+    // 'x' has to stand aside for 'p', on the host that 'y1' needs too; each heuristic puts it on the other one.
+    let mut hosts = [
+        host_with_bridge("a", amounts(3, 9, 9), "br0"),
+        host_with_bridge("b", amounts(3, 9, 9), "br0"),
+        host_with_bridge("c", amounts(2, 9, 9), "br1"),
+    ];
+    hosts[1].connections.bridges.insert("br1".parse().unwrap());
+    let wanted = [
+        ("x", 2, Some("br0")),
+        ("y1", 1, Some("br1")),
+        ("y2", 2, Some("br1")),
+        ("p", 3, None),
+    ];
+    let wanted = wanted.map(|(name, cpus, bridge)| {
+        let mut member = member(name, amounts(cpus, 1, 1));
+        member.connections.bridges = bridge.iter().map(|bridge| bridge.parse().unwrap()).collect();
+        member
+    });
+    let plan = place(&wanted, &hosts, &GREEDY).unwrap();
+    assert_eq!(
+        ["x", "y1", "y2", "p"].map(|name| host_of(&plan, name)),
+        ["b", "b", "c", "a"]
+    );
+}

@@ -319,10 +319,13 @@ proptest! {
 
     #[test]
     fn what_fits_to_the_last_unit_is_found(
-        hosts in proptest::collection::vec((proptest::collection::vec((1..4u32, 1..4u64, any::<bool>()), 1..=3), any::<bool>()), 2..=3),
+        hosts in proptest::collection::vec((proptest::collection::vec((1..4u32, 1..4u64, 0..4usize), 1..=3), 0..4usize), 2..=4),
         rules in rules(),
     ) {
-        let bridge = || -> BTreeSet<_> { std::iter::once("lab0".parse().unwrap()).collect() };
+        let bridges = |mask: usize| -> BTreeSet<_> {
+            let has = BRIDGES.iter().enumerate().filter(|(index, _)| mask >> index & 1 == 1);
+            has.map(|(_, name)| name.parse().unwrap()).collect()
+        };
         let mut members = Vec::new();
         let mut full = Vec::new();
         for (index, (parts, bridged)) in hosts.iter().enumerate() {
@@ -337,7 +340,7 @@ proptest! {
                 free: has,
                 images: BTreeSet::new(),
                 connections: Connections {
-                    bridges: if *bridged { bridge() } else { BTreeSet::new() },
+                    bridges: bridges(*bridged),
                     ..Connections::default()
                 },
                 state: HostState::Up,
@@ -351,7 +354,7 @@ proptest! {
                     memory: Range::exactly(Bytes::mib(*memory)),
                     disk: Range::exactly(Bytes(0)),
                     connections: Connections {
-                        bridges: if *wants && *bridged { bridge() } else { BTreeSet::new() },
+                        bridges: bridges(*wants & *bridged),
                         ..Connections::default()
                     },
                 });
