@@ -407,8 +407,9 @@ impl Workspace {
     }
 }
 
-/// The name of a set's member: the only one of a set has the set's name.
-pub(crate) fn member_name(set: &SetName, index: u32, quantity: u32) -> MemberName {
+/// The name of a set's member, counted from 1: the only one of a set has the set's name.
+#[must_use]
+pub fn member_name(set: &SetName, index: u32, quantity: u32) -> MemberName {
     let text = if quantity == 1 && index == 1 {
         set.to_string()
     } else {

@@ -30,7 +30,7 @@ pub mod xml;
 
 pub use cluster::{
     Cluster, Deploy, Line, Nic, ProvidedIdentity, ProvidedRole, Provides, RequiredData, RequiredRole,
-    Requires, Workspace, is_data,
+    Requires, Workspace, is_data, member_name,
 };
 pub use contact::{
     BadDer, BadFingerprint, BadUrl, BrokerFile, Contact, Fingerprint, Secret, Token, UserData, check_url,

@@ -45,6 +45,7 @@ const DIRECTIONS: &[(&str, &[&str])] = &[
         "aerie-context",
         &["aerie-context-proto", "aerie-identity", "aerie-types"],
     ),
+    ("aerie-cluster-proto", &["aerie-context-proto", "aerie-types"]),
     ("aerie-image-build", &["aerie-config", "aerie-types"]),
     (
         "aerie",

@@ -1,0 +1,406 @@
+//! The ledger: reservations by hand, and any sequence of commands with crashes in between.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use aerie_cluster_proto::amount::{Bytes, Kind, Lifetime, Resources};
+use aerie_cluster_proto::ledger::{
+    Command, Decision, HoldState, Ledger, Owner, Record, Refusal, RequestId, Reservation, Subject,
+};
+use aerie_cluster_proto::placement::{Placed, Plan};
+use aerie_types::WallMillis;
+use proptest::prelude::*;
+
+use crate::common::{amounts, at};
+
+const HOUR: Lifetime = Lifetime::secs(3600);
+
+fn id(text: &str) -> RequestId {
+    text.parse().unwrap()
+}
+
+fn owner(user: &str) -> Owner {
+    Owner {
+        user: user.parse().unwrap(),
+        group: Some("chem".parse().unwrap()),
+    }
+}
+
+fn plan(parts: &[(&str, &str, Resources)]) -> Plan {
+    let placed = |(member, host, amounts): &(&str, &str, Resources)| {
+        let host = host.parse().unwrap();
+        (
+            member.parse().unwrap(),
+            Placed {
+                host,
+                amounts: *amounts,
+            },
+        )
+    };
+    Plan {
+        members: parts.iter().map(placed).collect(),
+    }
+}
+
+fn reserve(request: &str, plan: Plan) -> Command {
+    Command::Reserve(Reservation {
+        id: id(request),
+        owner: owner("ada"),
+        plan,
+        lease: Duration::from_secs(600),
+        lifetime: HOUR,
+    })
+}
+
+fn two_hosts() -> Ledger {
+    let mut ledger = Ledger::default();
+    for host in ["h1", "h2"] {
+        let host = host.parse().unwrap();
+        let capacity = amounts(8, 8, 8);
+        apply(&mut ledger, Command::SetHost { host, capacity }, at(0)).unwrap();
+    }
+    ledger
+}
+
+fn apply(ledger: &mut Ledger, command: Command, now: WallMillis) -> Result<Decision, Refusal> {
+    let decision = ledger.decide(command, now)?;
+    if let Decision::Record(record) = &decision {
+        ledger.commit(record).unwrap();
+    }
+    Ok(decision)
+}
+
+fn free(ledger: &Ledger, host: &str) -> Resources {
+    ledger.free(&host.parse().unwrap()).unwrap()
+}
+
+#[test]
+fn a_reservation_is_all_or_nothing_and_asking_twice_changes_nothing() {
+    let mut ledger = two_hosts();
+    let both = plan(&[("a", "h1", amounts(4, 4, 4)), ("b", "h2", amounts(9, 1, 1))]);
+    let refusal = apply(&mut ledger, reserve("r1", both), at(1)).unwrap_err();
+    assert_eq!(
+        refusal.to_string(),
+        "'h2' has 8 CPUs left, and 9 CPUs are asked; place the request anew"
+    );
+    assert_eq!(free(&ledger, "h1"), amounts(8, 8, 8));
+    let good = plan(&[("a", "h1", amounts(4, 4, 4)), ("b", "h1", amounts(4, 1, 1))]);
+    assert!(matches!(
+        apply(&mut ledger, reserve("r1", good.clone()), at(1)),
+        Ok(Decision::Record(_))
+    ));
+    assert_eq!(
+        apply(&mut ledger, reserve("r1", good), at(2)),
+        Ok(Decision::Already)
+    );
+    assert_eq!(free(&ledger, "h1"), amounts(0, 3, 3));
+    let other = plan(&[("a", "h2", amounts(1, 1, 1))]);
+    assert_eq!(
+        apply(&mut ledger, reserve("r1", other.clone()), at(2)),
+        Err(Refusal::Differs(id("r1")))
+    );
+    let short = plan(&[("a", "h1", amounts(1, 0, 0))]);
+    assert!(matches!(
+        apply(&mut ledger, reserve("r2", short), at(2)),
+        Err(Refusal::NoRoom {
+            kind: Kind::Cpus,
+            asked: 1,
+            free: 0,
+            ..
+        })
+    ));
+}
+
+#[test]
+fn a_lease_that_ran_out_is_not_committed_and_holds_until_it_is_expired() {
+    let mut ledger = two_hosts();
+    let one = plan(&[("a", "h1", amounts(4, 4, 4))]);
+    apply(&mut ledger, reserve("r1", one.clone()), at(0)).unwrap();
+    assert!(matches!(
+        apply(&mut ledger, Command::Expire { id: id("r1") }, at(599)),
+        Err(Refusal::NotDue { .. })
+    ));
+    assert_eq!(ledger.next_due(), Some(at(600)));
+    assert_eq!(
+        apply(&mut ledger, Command::Commit { id: id("r1") }, at(600)),
+        Err(Refusal::Lapsed(id("r1")))
+    );
+    assert_eq!(
+        (ledger.due(at(600)), free(&ledger, "h1").cpus),
+        (vec![&id("r1")], 4)
+    );
+    apply(&mut ledger, Command::Expire { id: id("r1") }, at(601)).unwrap();
+    assert_eq!(free(&ledger, "h1"), amounts(8, 8, 8));
+    assert_eq!(
+        apply(&mut ledger, Command::Expire { id: id("r1") }, at(602)),
+        Ok(Decision::Already)
+    );
+    assert_eq!(
+        apply(&mut ledger, reserve("r1", one), at(602)),
+        Err(Refusal::Ended(id("r1"))),
+        "a late copy"
+    );
+}
+
+#[test]
+fn a_committed_reservation_lives_its_life_time() {
+    let mut ledger = two_hosts();
+    apply(
+        &mut ledger,
+        reserve("r1", plan(&[("a", "h1", amounts(4, 4, 4))])),
+        at(0),
+    )
+    .unwrap();
+    apply(&mut ledger, Command::Commit { id: id("r1") }, at(100)).unwrap();
+    assert_eq!(
+        apply(&mut ledger, Command::Commit { id: id("r1") }, at(101)),
+        Ok(Decision::Already)
+    );
+    let hold = ledger.hold(&id("r1")).unwrap();
+    assert_eq!(
+        hold.state,
+        HoldState::Committed {
+            since: at(100),
+            until: at(3700)
+        }
+    );
+    let host = "h1".parse().unwrap();
+    let smaller = Command::SetHost {
+        host,
+        capacity: amounts(2, 8, 8),
+    };
+    assert!(matches!(
+        apply(&mut ledger, smaller, at(101)),
+        Err(Refusal::InUse { held: 4, .. })
+    ));
+    apply(&mut ledger, Command::Release { id: id("r1") }, at(1900)).unwrap();
+    let usage = ledger.usage(&Subject::Group("chem".parse().unwrap()), at(9999));
+    assert_eq!(
+        (usage.cpu_secs, usage.wall_secs, usage.members),
+        (4 * 1800, 1800, 0)
+    );
+    apply(&mut ledger, Command::BeginPeriod, at(9999)).unwrap();
+    let usage = ledger.usage(&Subject::User("ada".parse().unwrap()), at(9999));
+    assert_eq!(usage.cpu_secs, 0);
+}
+
+#[test]
+fn a_new_period_forgets_what_ran_before_it_began() {
+    let mut ledger = two_hosts();
+    apply(
+        &mut ledger,
+        reserve("r1", plan(&[("a", "h1", amounts(2, 1, 1))])),
+        at(0),
+    )
+    .unwrap();
+    apply(&mut ledger, Command::Commit { id: id("r1") }, at(0)).unwrap();
+    apply(&mut ledger, Command::BeginPeriod, at(3000)).unwrap();
+    let usage = ledger.usage(&Subject::User("ada".parse().unwrap()), at(3100));
+    assert_eq!((usage.cpu_secs, usage.cpu_secs_booked), (200, 1000));
+}
+
+#[test]
+fn an_id_is_known_for_a_day_after_its_end() {
+    let mut ledger = two_hosts();
+    let day = 24 * 3600;
+    for (request, when) in [("old", 0), ("young", 10), ("new", day + 5)] {
+        apply(
+            &mut ledger,
+            reserve(request, plan(&[("a", "h1", amounts(1, 1, 1))])),
+            at(when),
+        )
+        .unwrap();
+        apply(&mut ledger, Command::Release { id: id(request) }, at(when)).unwrap();
+    }
+    let again = |request: &str| {
+        ledger.decide(
+            reserve(request, plan(&[("a", "h1", amounts(1, 1, 1))])),
+            at(day + 6),
+        )
+    };
+    assert!(again("old").is_ok(), "forgotten");
+    assert_eq!(again("young"), Err(Refusal::Ended(id("young"))));
+}
+
+#[test]
+fn a_record_that_does_not_follow_is_said_with_its_number_and_changes_nothing() {
+    let record = Record::Ended {
+        id: id("r1"),
+        at: at(0),
+        why: aerie_cluster_proto::ledger::End::Released,
+    };
+    let mut ledger = two_hosts();
+    let before = ledger.clone();
+    let corrupt = ledger.commit(&record).unwrap_err();
+    assert_eq!((corrupt.index, corrupt.why), (2, "it ends what is not there"));
+    assert_eq!(ledger, before);
+}
+
+#[test]
+fn sums_beyond_all_numbers_are_refused_and_overflow_nothing() {
+    let ledger = two_hosts();
+    let most = Resources {
+        cpus: u32::MAX,
+        memory: Bytes(u64::MAX),
+        disk: Bytes(u64::MAX),
+    };
+    let huge = plan(&[("a", "h1", most), ("b", "h1", most)]);
+    assert!(matches!(
+        ledger.decide(reserve("r", huge), at(0)),
+        Err(Refusal::NoRoom { .. })
+    ));
+}
+
+const HOSTS: [&str; 3] = ["h1", "h2", "h3"];
+
+#[derive(Debug, Clone)]
+enum Step {
+    Host(usize, u32),
+    NoHost(usize),
+    Reserve(u8, Vec<(usize, u32)>, u64),
+    Commit(u8),
+    Release(u8),
+    Expire(u8),
+    Period,
+    Wait(u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let parts = proptest::collection::vec((0..3usize, 0..6u32), 1..4);
+    prop_oneof![
+        2 => (0..3usize, 0..20u32).prop_map(|(host, cpus)| Step::Host(host, cpus)),
+        1 => (0..3usize).prop_map(Step::NoHost),
+        6 => (0..6u8, parts, 1..100u64).prop_map(|(id, parts, lease)| Step::Reserve(id, parts, lease)),
+        3 => (0..6u8).prop_map(Step::Commit),
+        3 => (0..6u8).prop_map(Step::Release),
+        3 => (0..6u8).prop_map(Step::Expire),
+        1 => Just(Step::Period),
+        3 => (0..50_000u64).prop_map(Step::Wait),
+    ]
+}
+
+fn command(step: &Step) -> Option<Command> {
+    let request = |number: &u8| id(&format!("r{number}"));
+    Some(match step {
+        Step::Host(host, cpus) => Command::SetHost {
+            host: HOSTS[*host].parse().unwrap(),
+            capacity: amounts(*cpus, u64::from(*cpus), u64::from(*cpus)),
+        },
+        Step::NoHost(host) => Command::RemoveHost {
+            host: HOSTS[*host].parse().unwrap(),
+        },
+        Step::Reserve(number, parts, lease) => {
+            let members = parts.iter().enumerate().map(|(index, (host, cpus))| {
+                let placed = Placed {
+                    host: HOSTS[*host].parse().unwrap(),
+                    amounts: amounts(*cpus, 1, u64::from(*cpus)),
+                };
+                (format!("m{index}").parse().unwrap(), placed)
+            });
+            Command::Reserve(Reservation {
+                id: request(number),
+                owner: owner(["ada", "bob"][usize::from(number % 2)]),
+                plan: Plan {
+                    members: members.collect(),
+                },
+                lease: Duration::from_secs(*lease),
+                lifetime: Lifetime::secs(lease * 3),
+            })
+        }
+        Step::Commit(number) => Command::Commit { id: request(number) },
+        Step::Release(number) => Command::Release { id: request(number) },
+        Step::Expire(number) => Command::Expire { id: request(number) },
+        Step::Period => Command::BeginPeriod,
+        Step::Wait(_) => return None,
+    })
+}
+
+/// What is held of each host, counted anew.
+fn held(ledger: &Ledger) -> BTreeMap<String, Resources> {
+    let mut held: BTreeMap<String, Resources> = BTreeMap::new();
+    for (_, hold) in ledger.holds() {
+        for placed in hold.plan.members.values() {
+            let sum = held.entry(placed.host.to_string()).or_default();
+            *sum = sum.plus(&placed.amounts).unwrap();
+        }
+    }
+    held
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn whatever_it_is_told_the_ledger_promises_nothing_twice_and_survives_every_crash(
+        steps in proptest::collection::vec(step(), 0..80), crashes in proptest::collection::vec(any::<prop::sample::Index>(), 4),
+    ) {
+        let mut ledger = Ledger::default();
+        let mut journal: Vec<String> = Vec::new();
+        let mut states = vec![ledger.clone()];
+        let mut now = 0;
+        for step in &steps {
+            if let Step::Wait(secs) = step {
+                now += secs;
+            }
+            let Some(command) = command(step) else { continue };
+            match ledger.decide(command.clone(), at(now)) {
+                Ok(Decision::Record(record)) => {
+                    journal.push(serde_json::to_string(&record).unwrap());
+                    prop_assert!(ledger.commit(&record).is_ok(), "{record:?}");
+                    states.push(ledger.clone());
+                    // The same again, as after a lost answer, changes nothing.
+                    match ledger.decide(command, at(now)) {
+                        Ok(Decision::Already) => {}
+                        Ok(Decision::Record(Record::PeriodBegun { .. })) => {}
+                        again => prop_assert!(false, "{again:?}"),
+                    }
+                }
+                Ok(Decision::Already) => {}
+                Err(refusal) => prop_assert!(!refusal.to_string().is_empty()),
+            }
+            let held = held(&ledger);
+            for host in HOSTS {
+                let name = host.parse().unwrap();
+                let held = held.get(host).copied().unwrap_or_default();
+                match ledger.capacity(&name) {
+                    Some(capacity) => prop_assert_eq!(ledger.free(&name), capacity.minus(&held)),
+                    None => prop_assert_eq!(held, Resources::NONE),
+                }
+            }
+            prop_assert_eq!(ledger.next_due().is_some_and(|due| due <= at(now)), !ledger.due(at(now)).is_empty());
+        }
+        // A crash at any record, and at the end.
+        for crash in crashes.iter().map(|crash| crash.index(states.len())).chain([states.len() - 1]) {
+            let records = journal[..crash].iter().map(|line| serde_json::from_str::<Record>(line).unwrap());
+            prop_assert_eq!(&Ledger::replay(records).unwrap(), &states[crash]);
+        }
+    }
+
+    #[test]
+    fn a_damaged_journal_is_refused_or_makes_a_sound_ledger(
+        steps in proptest::collection::vec(step(), 0..40), lost in any::<prop::sample::Index>(), twice in any::<prop::sample::Index>(),
+    ) {
+        let mut ledger = Ledger::default();
+        let mut journal = Vec::new();
+        for step in &steps {
+            if let Some(command) = command(step)
+                && let Ok(Decision::Record(record)) = ledger.decide(command, at(0))
+            {
+                ledger.commit(&record).unwrap();
+                journal.push(record);
+            }
+        }
+        if !journal.is_empty() {
+            journal.remove(lost.index(journal.len()));
+        }
+        if !journal.is_empty() {
+            let record = journal[twice.index(journal.len())].clone();
+            journal.push(record);
+        }
+        if let Ok(ledger) = Ledger::replay(journal) {
+            for (host, held) in held(&ledger) {
+                prop_assert!(ledger.capacity(&host.parse().unwrap()).unwrap().holds(&held));
+            }
+        }
+    }
+}
