@@ -45,6 +45,7 @@ const DIRECTIONS: &[(&str, &[&str])] = &[
         "aerie-context",
         &["aerie-context-proto", "aerie-identity", "aerie-types"],
     ),
+    ("aerie-cluster-node", &[]),
     ("aerie-image-build", &["aerie-config", "aerie-types"]),
     (
         "aerie",
