@@ -17,6 +17,9 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 pub(crate) enum Program {
     /// It counts on its console, and switches itself off when its power button is pressed.
     Counts,
+    /// It fills its memory, so that all of it has to be saved, and then counts.
+    #[allow(dead_code, reason = "a guest that has no memory fills none")]
+    Fills,
     /// It counts, and does not hear its power button.
     Deaf,
     /// It counts to three and switches itself off.

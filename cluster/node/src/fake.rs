@@ -387,7 +387,7 @@ mod tests {
 
         fn started(&self, id: GuestId, program: Program) {
             let fault = match program {
-                Program::Counts => return,
+                Program::Counts | Program::Fills => return,
                 Program::Deaf => Fault::Deaf,
                 Program::SwitchesOff => Fault::SwitchesOff,
                 Program::Panics => Fault::Panics,

@@ -1,7 +1,6 @@
 //! What is kept of a guest on the disk.
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -155,29 +154,15 @@ impl Folder {
         self.path.join("run.json")
     }
 
-    /// Makes the folder with its definition, all at once; false if there is one already.
-    pub(super) fn create(&self, definition: &Definition) -> Result<bool, Error> {
+    /// Makes the folder with its definition, all at once.
+    pub(super) fn create(&self, definition: &Definition) -> Result<(), Error> {
         let new = self.passing();
         files::remove_folder(&new)?;
         files::private_folder(&new)?;
         files::write_json(&new.join("definition.json"), definition)?;
         crate::crash::point("define: written");
-        match fs::rename(&new, &self.path) {
-            // A folder that has something in it is not replaced.
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists
-                ) =>
-            {
-                files::remove_folder(&new)?;
-                Ok(false)
-            }
-            renamed => renamed
-                .and_then(|()| files::sync_parent(&self.path))
-                .map(|()| true)
-                .map_err(Error::file("make", &self.path)),
-        }
+        // A folder that has something in it is not replaced.
+        files::rename(&new, &self.path)
     }
 
     /// Forgets the guest.

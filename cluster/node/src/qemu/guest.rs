@@ -16,9 +16,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 use super::folder::{Folder, Hardware, Phase, Run};
 use super::launch::{Link, connect, launch};
-use super::memory::{self, Failure};
 use super::{CONSOLE_KEPT, Shared, images};
-use crate::driver::{admit, check_balloon, how_it_ended};
+use crate::driver::{admit, check_balloon};
 use crate::qmp::{Event, RunState};
 use crate::{Definition, End, Error, GuestId, Kind, Mib, Operation, QmpError, State, Status, files};
 
@@ -51,9 +50,9 @@ pub(super) enum Ask {
 
 /// A guest that was asked to switch itself off.
 #[derive(Debug)]
-struct Stopping {
-    until: Instant,
-    replies: Vec<Reply<End>>,
+pub(super) struct Stopping {
+    pub(super) until: Instant,
+    pub(super) replies: Vec<Reply<End>>,
 }
 
 /// Whether the task goes on.
@@ -78,9 +77,9 @@ pub(super) struct Guest {
     pub(super) run: Run,
     /// The guest's QEMU. `None` if there is none, or none can be found.
     pub(super) link: Option<Link>,
-    stopping: Option<Stopping>,
+    pub(super) stopping: Option<Stopping>,
     status: watch::Sender<Status>,
-    abandoned: watch::Receiver<bool>,
+    pub(super) abandoned: watch::Receiver<bool>,
 }
 
 impl Guest {
@@ -143,11 +142,11 @@ impl Guest {
         self.status.send_modify(|status| status.state = state);
     }
 
-    fn busy(&self, operation: Option<Operation>) {
+    pub(super) fn busy(&self, operation: Option<Operation>) {
         self.status.send_modify(|status| status.busy = operation);
     }
 
-    fn tell(&self, kind: Kind) {
+    pub(super) fn tell(&self, kind: Kind) {
         self.shared.tell(self.id(), kind);
     }
 
@@ -246,7 +245,7 @@ impl Guest {
         Ok(())
     }
 
-    async fn go_on(&mut self) -> Result<(), Error> {
+    pub(super) async fn go_on(&mut self) -> Result<(), Error> {
         self.command(Operation::Resume, "cont", None).await?;
         self.saw(RunState::Running).await;
         Ok(())
@@ -281,7 +280,7 @@ impl Guest {
     }
 
     /// Whether the host can have the guest now.
-    fn check_host(&self) -> Result<(), Error> {
+    pub(super) fn check_host(&self) -> Result<(), Error> {
         images::check(&self.definition)?;
         let need = Mib(self.definition.memory.0.saturating_add(OVERHEAD.0));
         match available_memory() {
@@ -295,7 +294,7 @@ impl Guest {
     }
 
     /// Starts QEMU; the guest stands still.
-    async fn come_up(&mut self, phase: Phase, kind: &str, incoming: bool) -> Result<(), Error> {
+    pub(super) async fn come_up(&mut self, phase: Phase, kind: &str, incoming: bool) -> Result<(), Error> {
         self.run.process = None;
         self.run.hardware = Some(Hardware {
             machine: kind.to_owned(),
@@ -307,321 +306,6 @@ impl Guest {
         // Written with what follows; until then `alive` says it.
         self.run.process = Some(link.process.id().clone());
         self.link = Some(link);
-        Ok(())
-    }
-
-    async fn suspend(&mut self) -> Result<(), Error> {
-        let id = self.id();
-        let ran = self.state() == State::Running;
-        self.write_phase(Phase::Suspending { ran })?;
-        crate::crash::point("suspend: noted");
-        let written = self.write_memory(ran).await;
-        if let Err(failure) = written {
-            return Err(self.give_up_suspending(ran, failure).await);
-        }
-        crate::crash::point("suspend: committed");
-        // All is on the disk, and the guest's own disks are closed.
-        let ended = match &mut self.link {
-            Some(link) => link.end(id).await,
-            None => Ok(()),
-        };
-        if let Err(error) = ended {
-            self.unresponsive(error.to_string());
-            return Err(error);
-        }
-        self.link = None;
-        self.run.process = None;
-        self.set(State::Suspended);
-        self.tell(Kind::Suspended);
-        Ok(())
-    }
-
-    async fn write_memory(&mut self, ran: bool) -> Result<(), Failure> {
-        let lost = || Failure::Why("there is no connection".to_owned());
-        let client = self
-            .link
-            .as_mut()
-            .and_then(|link| link.client.as_mut())
-            .ok_or_else(lost)?;
-        let hardware = self.run.hardware.clone().ok_or_else(lost)?;
-        if ran {
-            client.run("stop", None).await?;
-        }
-        crate::crash::point("suspend: stopped");
-        let (bytes, disks) = memory::write(
-            client,
-            &self.shared,
-            &self.definition,
-            &self.folder,
-            &mut self.abandoned,
-        )
-        .await?;
-        let manifest = super::folder::Manifest::new(hardware, bytes, ran, disks);
-        self.folder
-            .commit_suspended(&manifest)
-            .map_err(|error| Failure::Why(error.to_string()))
-    }
-
-    /// Lets the guest be as it was before it was to be suspended.
-    async fn give_up_suspending(&mut self, ran: bool, failure: Failure) -> Error {
-        let id = self.id();
-        if let Err(error) = self.folder.clean() {
-            tracing::error!(guest = %id, %error, "a part of a memory was not removed");
-        }
-        if matches!(failure, Failure::Abandoned) {
-            return Error::Destroyed { id };
-        }
-        let connected = match &failure {
-            Failure::Monitor(error) => !error.is_silence(),
-            _ => true,
-        };
-        if !connected {
-            self.lost(failure.to_string()).await;
-        } else {
-            if let Err(error) = self.cancel_migration(ran).await {
-                return error;
-            }
-            self.refresh().await;
-            if self.state().is_live() {
-                self.note_phase(Phase::Live);
-            }
-        }
-        if let State::Crashed { why } = self.state() {
-            return Error::Ended { id, why };
-        }
-        Error::Suspend {
-            id,
-            why: failure.to_string(),
-        }
-    }
-
-    /// Gives up a migration, and lets the guest run on if it ran.
-    pub(super) async fn cancel_migration(&mut self, ran: bool) -> Result<(), Error> {
-        if let Some(client) = self.link.as_mut().and_then(|link| link.client.as_mut())
-            && let Err(source) = memory::cancel(client).await
-        {
-            self.lost(source.to_string()).await;
-            return Err(Error::Monitor {
-                id: self.id(),
-                operation: Operation::Suspend,
-                source,
-            });
-        }
-        if ran {
-            self.command(Operation::Suspend, "cont", None).await?;
-        }
-        Ok(())
-    }
-
-    async fn restore(&mut self) -> Result<(), Error> {
-        let id = self.id();
-        let cannot = |why: String| Error::Restore { id, why };
-        let manifest = self.folder.manifest()?;
-        let (hardware, now) = (&manifest.hardware, &self.shared.machine);
-        if hardware.processor != now.processor() {
-            return Err(cannot(format!(
-                "its processor was '{}', and here is '{}'; restore it on a host like the first",
-                hardware.processor,
-                now.processor()
-            )));
-        }
-        if !now.has(&hardware.machine) {
-            return Err(cannot(format!(
-                "its machine was '{}', which the QEMU of this host does not have; install an earlier one",
-                hardware.machine
-            )));
-        }
-        self.check_host()?;
-        self.shared.claims.claim(&self.definition)?;
-        let disks = images::stamps(&self.definition).map_err(|error| cannot(error.to_string()))?;
-        if let Some(path) = images::changed(&manifest.disks, &disks) {
-            return Err(cannot(format!(
-                "{} was changed since it was suspended, and its memory does not fit any more; put the image of then \
-                 back, or destroy the guest",
-                path.display()
-            )));
-        }
-        let ran = manifest.ran;
-        let restored = self.read_memory(&manifest).await;
-        if let Err(error) = restored {
-            let said = match self.link {
-                Some(_) => files::last_lines(&self.folder.log()),
-                None => String::new(),
-            };
-            self.put_down().await?;
-            return Err(match error {
-                Failure::Abandoned => Error::Destroyed { id },
-                error if said.is_empty() => cannot(error.to_string()),
-                error => cannot(format!("{error}; QEMU said last: {said}")),
-            });
-        }
-        crate::crash::point("restore: used up");
-        self.set(State::Paused);
-        if ran {
-            self.command(Operation::Restore, "cont", None).await?;
-            self.set(State::Running);
-        }
-        crate::crash::point("restore: runs");
-        self.note_phase(Phase::Live);
-        self.tell(Kind::Restored);
-        if let Err(error) = self.folder.clean() {
-            tracing::warn!(guest = %id, %error, "a memory that is used up was not removed");
-        }
-        Ok(())
-    }
-
-    async fn read_memory(&mut self, manifest: &super::folder::Manifest) -> Result<(), Failure> {
-        let why = |error: Error| Failure::Why(error.to_string());
-        self.come_up(
-            Phase::Restoring { ran: manifest.ran },
-            &manifest.hardware.machine,
-            true,
-        )
-        .await
-        .map_err(why)?;
-        let client = self.link.as_mut().and_then(|link| link.client.as_mut());
-        let client = client.ok_or_else(|| Failure::Why("there is no connection".to_owned()))?;
-        memory::read(client, &self.folder, manifest, &mut self.abandoned).await?;
-        crate::crash::point("restore: read");
-        // From here on the guest may run, and this memory never again.
-        self.folder.use_up_suspended().map_err(why)
-    }
-
-    async fn stop(&mut self, grace: Duration, reply: Reply<End>) {
-        self.refresh().await;
-        let state = self.state();
-        match admit(self.id(), &state, Operation::Stop) {
-            Err(error) => {
-                let _ = reply.send(Err(error));
-                return;
-            }
-            Ok(false) => {
-                let _ = reply.send(Ok(how_it_ended(&state)));
-                return;
-            }
-            Ok(true) => {}
-        }
-        let until = Instant::now() + grace;
-        match &mut self.stopping {
-            Some(stopping) => {
-                stopping.until = stopping.until.min(until);
-                stopping.replies.push(reply);
-            }
-            None => {
-                let replies = vec![reply];
-                self.stopping = Some(Stopping { until, replies });
-            }
-        }
-        self.busy(Some(Operation::Stop));
-        if grace.is_zero() || matches!(state, State::Unresponsive { .. }) {
-            self.force().await;
-            return;
-        }
-        let mut told = Ok(());
-        if state == State::Paused {
-            // One that stands still hears nothing.
-            told = self.go_on().await;
-        }
-        if told.is_ok() {
-            told = self.press().await;
-        }
-        if let Err(error) = told {
-            tracing::warn!(guest = %self.id(), %error, "cannot press the power button");
-        }
-    }
-
-    /// Presses the power button.
-    async fn press(&mut self) -> Result<(), Error> {
-        self.command(Operation::Stop, "system_powerdown", None)
-            .await
-            .map(drop)
-    }
-
-    /// Ends a guest whose time to end itself is over.
-    async fn force(&mut self) {
-        self.finish(End::Forced).await;
-    }
-
-    /// The guest is to be off.
-    pub(super) async fn finish(&mut self, end: End) {
-        self.note_phase(Phase::Ended(end));
-        crate::crash::point("stop: noted");
-        let id = self.id();
-        if let Some(link) = &mut self.link
-            && let Err(error) = link.end(id).await
-        {
-            self.unresponsive(error.to_string());
-            self.answer_stop(Err(error));
-            return;
-        }
-        self.link = None;
-        self.shared.claims.release(id);
-        self.set(State::Stopped(end));
-        self.tell(Kind::Stopped(end));
-        self.answer_stop(Ok(end));
-    }
-
-    /// The guest has ended otherwise, or is to.
-    pub(super) async fn crash(&mut self, why: String) {
-        self.note_phase(Phase::Crashed { why: why.clone() });
-        if let Err(error) = self.put_down().await {
-            self.answer_stop(Err(error));
-            return;
-        }
-        self.shared.claims.release(self.id());
-        self.set(State::Crashed { why: why.clone() });
-        self.tell(Kind::Crashed(why.clone()));
-        let id = self.id();
-        self.answer_stop(Err(Error::Ended { id, why }));
-    }
-
-    /// Answers those who wait for the guest's end. An error itself goes to the first.
-    fn answer_stop(&mut self, answer: Result<End, Error>) {
-        let Some(stopping) = self.stopping.take() else {
-            return;
-        };
-        self.busy(None);
-        let id = self.id();
-        let why = self.state().to_string();
-        let mut error = None;
-        let end = answer.map_err(|said| error = Some(said));
-        for reply in stopping.replies {
-            let answer = end.map_err(|()| {
-                error
-                    .take()
-                    .unwrap_or_else(|| Error::Ended { id, why: why.clone() })
-            });
-            let _ = reply.send(answer);
-        }
-    }
-
-    /// Ends the guest's process at once, if there is one. If it does not end it is kept hold of.
-    pub(super) async fn put_down(&mut self) -> Result<(), Error> {
-        let id = self.id();
-        if let Some(link) = &mut self.link
-            && let Err(error) = link.kill(id).await
-        {
-            self.unresponsive(error.to_string());
-            return Err(error);
-        }
-        self.link = None;
-        self.run.process = None;
-        Ok(())
-    }
-
-    async fn destroy(&mut self) -> Result<(), Error> {
-        let id = self.id();
-        if self.link.is_none() {
-            // One that was not found before may be now.
-            self.link = super::launch::find(id, &self.folder, &self.run).await?;
-        }
-        self.put_down().await?;
-        crate::crash::point("destroy: ended");
-        self.folder.remove()?;
-        self.shared.claims.release(id);
-        self.shared.guests().remove(&id);
-        self.answer_stop(Err(Error::Destroyed { id }));
-        self.tell(Kind::Destroyed);
         Ok(())
     }
 
@@ -762,6 +446,8 @@ impl Guest {
         match &self.link {
             Some(Link { client: None, .. }) => self.reconnect().await,
             Some(_) => self.refresh().await,
+            // It could not be found; it may be now.
+            None if self.state().is_live() => self.recover().await,
             None => {}
         }
     }

@@ -122,6 +122,13 @@ pub(super) struct Stamp {
     changed_nanos: i64,
 }
 
+/// Has the images that a guest writes reach the disk, with the times at which they were changed: QEMU flushes what is
+/// in them, and a power cut could take those times back.
+pub(super) fn settle(definition: &Definition) -> io::Result<()> {
+    let mut written = definition.disks.iter().filter(|disk| disk.writable());
+    written.try_for_each(|disk| File::open(&disk.path)?.sync_all())
+}
+
 /// The images that a guest writes, as they are.
 pub(super) fn stamps(definition: &Definition) -> io::Result<Vec<Stamp>> {
     let written = definition.disks.iter().filter(|disk| disk.writable());

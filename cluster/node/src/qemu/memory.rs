@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -58,7 +59,7 @@ pub(super) enum Failure {
 pub(super) async fn write(
     client: &mut Client,
     shared: &Shared,
-    definition: &Definition,
+    definition: &Arc<Definition>,
     folder: &Folder,
     abandoned: &mut watch::Receiver<bool>,
 ) -> Result<(u64, Vec<Stamp>), Failure> {
@@ -103,8 +104,12 @@ pub(super) async fn write(
     crate::crash::point("suspend: all read");
     file.sync_all().await.map_err(at(&path))?;
     // QEMU writes the disks no more until it is told to go on.
-    let disks =
-        images::stamps(definition).map_err(|error| Failure::Why(format!("a disk's image: {error}")))?;
+    let definition = Arc::clone(definition);
+    let stamps = move || images::settle(&definition).and_then(|()| images::stamps(&definition));
+    let disks = tokio::task::spawn_blocking(stamps)
+        .await
+        .unwrap_or_else(|error| Err(error.into()))
+        .map_err(|error| Failure::Why(format!("a disk's image: {error}")))?;
     Ok((bytes, disks))
 }
 

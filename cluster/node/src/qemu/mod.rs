@@ -25,6 +25,7 @@
 //! has crashed, one that waits has not, whether or not a driver was there to see it.
 
 mod arguments;
+mod ending;
 mod folder;
 mod guest;
 mod images;
@@ -32,6 +33,7 @@ mod launch;
 mod memory;
 mod probe;
 mod recover;
+mod suspend;
 
 #[cfg(test)]
 mod tests;
@@ -115,6 +117,8 @@ struct Shared {
     events: broadcast::Sender<Event>,
     claims: Claims,
     guests: Mutex<BTreeMap<GuestId, Handle>>,
+    /// Guests are made known one at a time: two with the same id would be made in the same place.
+    defining: Mutex<()>,
     /// One QEMU is started at a time: what one inherits, another one that begins in the same moment must not.
     launching: Mutex<()>,
     /// Held until the last task has ended.
@@ -179,13 +183,14 @@ impl QemuDriver {
             events: broadcast::channel(MAX_EVENTS).0,
             claims: Claims::default(),
             guests: Mutex::default(),
+            defining: Mutex::default(),
             launching: Mutex::default(),
             _lock: lock,
         });
         let driver = Self { shared };
         let mut found = Vec::new();
         for (folder, definition) in folder::find(&driver.shared.config.dir)? {
-            found.push(driver.begin(folder, definition)?);
+            found.push(begin(&driver.shared, folder, definition)?);
         }
         for ready in found {
             // Each is looked for within its own limits.
@@ -204,33 +209,6 @@ impl QemuDriver {
     fn let_go(&self) -> Vec<JoinHandle<()>> {
         let guests = std::mem::take(&mut *self.shared.guests());
         guests.into_values().map(|handle| handle.task).collect()
-    }
-
-    /// Begins a guest's task. The receiver hears when the guest's state is known.
-    fn begin(&self, folder: Folder, definition: Definition) -> Result<oneshot::Receiver<()>, Error> {
-        let definition = Arc::new(definition);
-        let (requests, asked) = mpsc::channel(MAX_REQUESTS);
-        let (abandon, abandoned) = watch::channel(false);
-        let (guest, status) = Guest::new(
-            Arc::clone(&self.shared),
-            Arc::clone(&definition),
-            folder,
-            abandoned,
-        )?;
-        let (ready, is_ready) = oneshot::channel();
-        let id = definition.id;
-        // Held so that the task finds itself among the guests.
-        let mut guests = self.shared.guests();
-        let task = tokio::spawn(guest.serve(asked, ready));
-        let handle = Handle {
-            requests,
-            status,
-            abandon,
-            definition,
-            task,
-        };
-        guests.insert(id, handle);
-        Ok(is_ready)
     }
 
     async fn ask<T>(
@@ -292,32 +270,28 @@ impl NodeDriver for QemuDriver {
     async fn define(&self, definition: Definition) -> Result<(), Error> {
         definition.check()?;
         let id = definition.id;
-        let known = |guests: &BTreeMap<GuestId, Handle>| {
-            guests.get(&id).map(|handle| {
-                if *handle.definition == definition {
-                    Ok(())
-                } else {
-                    Err(Error::Exists(id))
+        let shared = Arc::clone(&self.shared);
+        let defined = off_thread(move || {
+            let _one = shared.defining.lock().unwrap_or_else(PoisonError::into_inner);
+            {
+                let guests = shared.guests();
+                match guests.get(&id) {
+                    Some(handle) if *handle.definition == definition => return Ok(None),
+                    Some(_) => return Err(Error::Exists(id)),
+                    None if guests.len() >= MAX_GUESTS => {
+                        return Err(Error::TooManyGuests { limit: MAX_GUESTS });
+                    }
+                    None => {}
                 }
-            })
-        };
-        {
-            let guests = self.shared.guests();
-            if let Some(known) = known(&guests) {
-                return known;
             }
-            if guests.len() >= MAX_GUESTS {
-                return Err(Error::TooManyGuests { limit: MAX_GUESTS });
-            }
+            let folder = Folder::new(&shared.config.dir, id);
+            folder.create(&definition)?;
+            Ok(Some(begin(&shared, folder, definition)?))
+        });
+        if let Some(ready) = defined.await? {
+            let _ = ready.await;
+            self.shared.tell(id, Kind::Defined);
         }
-        let folder = self.folder(id);
-        if !folder.create(&definition)? {
-            // Somebody else defines it in this moment.
-            return known(&self.shared.guests()).unwrap_or(Err(Error::Exists(id)));
-        }
-        let ready = self.begin(folder, definition)?;
-        let _ = ready.await;
-        self.shared.tell(id, Kind::Defined);
         Ok(())
     }
 
@@ -374,10 +348,45 @@ impl NodeDriver for QemuDriver {
     async fn console(&self, id: GuestId, from: u64) -> Result<Console, Error> {
         self.status(id)?;
         let path = self.folder(id).console();
-        let read = tokio::task::spawn_blocking(move || {
+        let (from, bytes) = off_thread(move || {
             files::read_part(&path, from, MAX_CONSOLE_READ, CONSOLE_KEPT).map_err(Error::file("read", &path))
-        });
-        let (from, bytes) = read.await.map_err(|_| Error::Closed)??;
+        })
+        .await?;
         Ok(Console { from, bytes })
     }
+}
+
+/// Begins a guest's task. The receiver hears when the guest's state is known.
+fn begin(
+    shared: &Arc<Shared>,
+    folder: Folder,
+    definition: Definition,
+) -> Result<oneshot::Receiver<()>, Error> {
+    let definition = Arc::new(definition);
+    let (requests, asked) = mpsc::channel(MAX_REQUESTS);
+    let (abandon, abandoned) = watch::channel(false);
+    let (guest, status) = Guest::new(Arc::clone(shared), Arc::clone(&definition), folder, abandoned)?;
+    let (ready, is_ready) = oneshot::channel();
+    let id = definition.id;
+    // Held so that the task finds itself among the guests.
+    let mut guests = shared.guests();
+    let task = tokio::spawn(guest.serve(asked, ready));
+    let handle = Handle {
+        requests,
+        status,
+        abandon,
+        definition,
+        task,
+    };
+    guests.insert(id, handle);
+    Ok(is_ready)
+}
+
+/// Does what blocks where it may.
+async fn off_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or(Err(Error::Closed))
 }

@@ -36,7 +36,7 @@ impl Guest {
             return;
         }
         let Some(link) = &mut self.link else {
-            self.recover_gone();
+            self.recover_gone().await;
             return;
         };
         self.run.process = Some(link.process.id().clone());
@@ -67,12 +67,12 @@ impl Guest {
         if self.put_down().await.is_err() {
             return;
         }
-        self.clean();
+        self.clean().await;
         self.set(State::Suspended);
     }
 
-    fn recover_gone(&mut self) {
-        self.clean();
+    async fn recover_gone(&mut self) {
+        self.clean().await;
         match self.run.phase {
             Phase::Defined | Phase::Ended(_) | Phase::Crashed { .. } => {}
             _ => {
@@ -85,12 +85,6 @@ impl Guest {
         self.settle_off();
     }
 
-    fn clean(&self) {
-        if let Err(error) = self.folder.clean() {
-            tracing::warn!(guest = %self.id(), %error, "a part of a memory was not removed");
-        }
-    }
-
     /// Deals with a guest that answers again, by what was noted last.
     pub(super) async fn settle_live(&mut self) {
         match self.run.phase.clone() {
@@ -100,11 +94,11 @@ impl Guest {
             _ if self.folder.is_suspended() => return self.recover_suspended().await,
             Phase::Starting => self.run_on(Operation::Start, true).await,
             Phase::Suspending { ran } => {
-                self.clean();
+                self.clean().await;
                 self.run_on(Operation::Suspend, ran).await;
             }
             Phase::Restoring { ran } => {
-                self.clean();
+                self.clean().await;
                 self.run_on(Operation::Restore, ran).await;
             }
             Phase::Live | Phase::Defined => {}

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::{Host, image};
 use crate::conformance::{Bench, LIMIT, Program, counted, counts_beyond, id, next_of, started, state, until};
+use crate::qemu::{Acceleration, QemuDriver};
 use crate::{Disk, End, Error, Kind, Link, Mac, Mib, Nic, NodeDriver, State};
 
 async fn host() -> Host {
@@ -177,26 +178,39 @@ async fn a_guest_that_cannot_be_started_is_as_before_and_says_why() {
     let error = bench.driver().start(large.id).await.unwrap_err();
     assert!(matches!(error, Error::Memory { .. }), "{error}");
 
-    // What QEMU alone knows: it has no room for so many processors.
+    // What QEMU alone knows: there is no such interface, or it may not be had.
     let mut many = bench.guest(3, Program::Counts);
-    many.cpus = crate::MAX_CPUS;
-    many.disks.push(Disk {
-        device: crate::Device::Floppy,
-        path: image(bench.dir.path(), 4, Program::Counts),
-        ..many.disks[0].clone()
+    many.nics.push(Nic {
+        mac: Mac([0x52, 0x54, 0, 0, 0, 1]),
+        // There is the loopback interface everywhere, and it is no TAP.
+        link: Link::Tap("lo".to_owned()),
     });
-    many.nics = (1..=2)
-        .map(|number| Nic {
-            mac: Mac([0x52, 0x54, 0, 0, 0, number]),
-            link: Link::Tap("no-such-tap/".replace('/', "")),
-        })
-        .take(1)
-        .collect();
     bench.driver().define(many.clone()).await.unwrap();
-    if let Err(error) = bench.driver().start(many.id).await {
-        assert!(matches!(error, Error::Start { .. }), "{error}");
-        assert_eq!(state(&bench, many.id), State::Defined);
-        assert!(bench.processes(many.id).is_empty());
+    let error = bench.driver().start(many.id).await.unwrap_err();
+    assert!(
+        matches!(&error, Error::Start { said, .. } if said.contains("lo")),
+        "{error}"
+    );
+    assert_eq!(state(&bench, many.id), State::Defined);
+    assert!(bench.processes(many.id).is_empty());
+}
+
+#[tokio::test]
+#[ignore = "needs QEMU"]
+async fn kvm_is_used_where_a_guest_runs_by_it_and_nowhere_else() {
+    let mut bench = Host::with(|config| config.acceleration = Acceleration::Probe).await;
+    let probed = bench.driver().host();
+    assert!(probed.hypervisor.starts_with("QEMU "), "{probed:?}");
+    bench.close().await;
+    bench.config.acceleration = Acceleration::Kvm;
+    match QemuDriver::open(bench.config.clone()).await {
+        Ok(_) => assert_eq!(probed.acceleration, "KVM"),
+        Err(error) => {
+            let error = error.to_string();
+            assert!(error.contains("KVM does not work here: "), "{error}");
+            println!("{error}");
+            assert_eq!(probed.acceleration, "none (emulated by TCG)");
+        }
     }
 }
 

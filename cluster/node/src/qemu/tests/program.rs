@@ -1,6 +1,7 @@
 //! Guests of 512 bytes, that need no image but themselves.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use crate::conformance::Program;
 
@@ -10,6 +11,9 @@ const ORIGIN: u16 = 0x7c00;
 const COUNT: [u8; 2] = [0x00, 0x7e];
 /// How long it waits between two numbers, in turns of a loop: some milliseconds under emulation.
 const TURNS: u32 = 0x10_0000;
+
+/// What a guest that fills its memory writes, in each page: almost all of 192 MiB.
+pub(super) const FILLED: Range<u32> = 1 << 20..190 << 20;
 
 /// Puts instructions one after the other, and fills in how far labels are.
 #[derive(Default)]
@@ -48,7 +52,11 @@ impl Assembler {
 
     /// `mov si, label`
     fn source(&mut self, name: &'static str) -> &mut Self {
-        self.code(&[0xbe]);
+        self.code(&[0xbe]).address(name)
+    }
+
+    /// A label's address.
+    fn address(&mut self, name: &'static str) -> &mut Self {
         self.absolute.push((self.bytes.len(), name));
         self.code(&[0, 0])
     }
@@ -85,8 +93,26 @@ pub(super) fn boot_sector(program: Program) -> Vec<u8> {
         .code(&[0x31, 0xc0, 0x8e, 0xd8, 0x8e, 0xd0]) // xor ax, ax; mov ds, ax; mov ss, ax
         .code(&[0xbc, 0x00, 0x7c]) // mov sp, 7c00h
         .code(&[0xba, 0x02, 0x06, 0xb8, 0x00, 0x01, 0xef]) // mov dx, 602h; mov ax, 100h; out dx, ax: the power button counts
-        .code(&[0x66, 0xc7, 0x06, low, high, 0, 0, 0, 0]) // mov dword [COUNT], 0
-        .label("count")
+        .code(&[0x66, 0xc7, 0x06, low, high, 0, 0, 0, 0]); // mov dword [COUNT], 0
+    if program == Program::Fills {
+        // A data segment of 4 GiB, and back: lgdt [table]; mov eax, cr0; inc ax; mov cr0, eax; mov bx, 8; mov es, bx;
+        // dec ax; mov cr0, eax.
+        a.code(&[0x0f, 0x01, 0x16])
+            .address("table")
+            .code(&[
+                0x0f, 0x20, 0xc0, 0x40, 0x0f, 0x22, 0xc0, 0xbb, 0x08, 0x00, 0x8e, 0xc3,
+            ])
+            .code(&[0x48, 0x0f, 0x22, 0xc0])
+            .code(&[0x66, 0xbf])
+            .code(&FILLED.start.to_le_bytes()) // mov edi, start
+            .label("fill")
+            .code(&[0x26, 0x67, 0x66, 0x89, 0x3f]) // mov es:[edi], edi
+            .code(&[0x66, 0x81, 0xc7, 0x00, 0x10, 0x00, 0x00]) // add edi, 4096
+            .code(&[0x66, 0x81, 0xff])
+            .code(&FILLED.end.to_le_bytes()) // cmp edi, end
+            .jump(0x72, "fill"); // jb
+    }
+    a.label("count")
         .code(&[0x66, 0xff, 0x06, low, high]) // inc dword [COUNT]
         .source("text")
         .label("text loop")
@@ -114,7 +140,7 @@ pub(super) fn boot_sector(program: Program) -> Vec<u8> {
     match program {
         // jmp count
         Program::Deaf => a.jump(JMP, "count"),
-        Program::Counts => a
+        Program::Counts | Program::Fills => a
             .code(&[0xba, 0x00, 0x06, 0xed, 0xf6, 0xc4, 0x01]) // mov dx, 600h; in ax, dx; test ah, 1
             .jump(JZ, "count"),
         Program::SwitchesOff | Program::Panics | Program::Resets => a
@@ -134,6 +160,13 @@ pub(super) fn boot_sector(program: Program) -> Vec<u8> {
     .code(&[0xec, 0xa8, 0x20, 0x74, 0xfb, 0x58]) // in al, dx; test al, 20h; jz $-3; pop ax
     .code(&[0xba, 0xf8, 0x03, 0xee, 0xc3]) // mov dx, 3f8h; out dx, al; ret
     .label("text")
-    .code(b"count \0");
+    .code(b"count \0")
+    .label("table")
+    .code(&[0x0f, 0x00])
+    .address("descriptors")
+    .code(&[0, 0])
+    .label("descriptors")
+    .code(&[0; 8])
+    .code(&[0xff, 0xff, 0, 0, 0, 0x92, 0xcf, 0]);
     a.sector()
 }

@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use super::Host;
+use super::program::FILLED;
 use crate::NodeDriver;
 use crate::conformance::{Bench, Program, counts_beyond, started};
 
@@ -13,16 +14,22 @@ const SLACK: u32 = 10;
 #[tokio::test]
 #[ignore = "needs QEMU"]
 async fn what_is_done_to_a_guest_takes_no_time_that_a_person_notices() {
-    let bench = Host::with(|_| {}).await;
+    for program in [Program::Counts, Program::Fills] {
+        let bench = Host::with(|_| {}).await;
+        times(&bench, program).await;
+    }
+}
+
+async fn times(bench: &Host, program: Program) {
     let driver = bench.driver.as_ref().unwrap();
-    let definition = bench.guest(1, Program::Counts);
+    let definition = bench.guest(1, program);
     let id = definition.id;
     driver.define(definition).await.unwrap();
     let began = Instant::now();
     driver.start(id).await.unwrap();
     let start = began.elapsed();
     let mut count = counts_beyond(driver, id, 1).await;
-    let mut worst = [Duration::ZERO; 4];
+    let (mut worst, mut bytes) = ([Duration::ZERO; 4], 0);
     for _ in 0..5 {
         for (number, promised) in [50, 50, 1500, 1000].into_iter().enumerate() {
             let began = Instant::now();
@@ -38,13 +45,20 @@ async fn what_is_done_to_a_guest_takes_no_time_that_a_person_notices() {
                 took < SLACK * Duration::from_millis(promised),
                 "step {number} took {took:?}"
             );
+            if number == 2 {
+                bytes = bench.folder(id).manifest().unwrap().bytes;
+            }
         }
         count = counts_beyond(driver, id, count).await;
     }
+    if program == Program::Fills {
+        assert!(bytes > u64::from(FILLED.end - FILLED.start), "{bytes}");
+    }
     let [pause, resume, suspend, restore] = worst;
     println!(
-        "a guest of 192 MiB, emulated, the slowest of five: start {start:.1?}, pause {pause:.1?}, resume {resume:.1?}, \
-         suspend {suspend:.1?}, restore {restore:.1?}"
+        "a guest of 192 MiB, emulated, {} MB of it saved, the slowest of five: start {start:.1?}, pause {pause:.1?}, \
+         resume {resume:.1?}, suspend {suspend:.1?}, restore {restore:.1?}",
+        bytes / 1_000_000
     );
     driver.destroy(id).await.unwrap();
 }
