@@ -222,7 +222,10 @@ impl Folder {
     /// Uses up the memory: from now on the guest is not suspended any more.
     pub(super) fn use_up_suspended(&self) -> Result<(), Error> {
         files::remove_folder(&self.used())?;
-        files::rename(&self.suspended(), &self.used())
+        files::rename(&self.suspended(), &self.used()).inspect_err(|_| {
+            // What is not used up for good is still there.
+            let _ = fs::rename(self.used(), self.suspended());
+        })
     }
 
     /// Removes what no memory is restored from.

@@ -151,13 +151,18 @@ impl Guest {
     }
 
     pub(super) fn write_phase(&mut self, phase: Phase) -> Result<(), Error> {
-        self.run.phase = phase;
-        self.folder.write_run(&self.run)
+        let before = std::mem::replace(&mut self.run.phase, phase);
+        let written = self.folder.write_run(&self.run);
+        if written.is_err() {
+            self.run.phase = before;
+        }
+        written
     }
 
     /// As [`Guest::write_phase`], of what has happened already: nobody is served by not going on.
     pub(super) fn note_phase(&mut self, phase: Phase) {
-        if let Err(error) = self.write_phase(phase) {
+        if let Err(error) = self.write_phase(phase.clone()) {
+            self.run.phase = phase;
             tracing::error!(guest = %self.id(), %error, "a restart of the driver will not know how the guest is");
         }
     }
@@ -246,6 +251,7 @@ impl Guest {
     }
 
     pub(super) async fn go_on(&mut self) -> Result<(), Error> {
+        self.disown_memory()?;
         self.command(Operation::Resume, "cont", None).await?;
         self.saw(RunState::Running).await;
         Ok(())

@@ -48,8 +48,8 @@ impl Guest {
         let hardware = self.run.hardware.clone().ok_or_else(lost)?;
         match client.run_state().await? {
             RunState::Running => drop(client.run("stop", None).await?),
-            // Its memory has been written once and was not wanted then. QEMU has let go of the disks and would end if it
-            // had to do so again: it takes them back when the guest goes on, if only for a moment.
+            // Its memory has been written once and was not wanted then. QEMU has let go of the disks and refuses to do so
+            // again: it takes them back when the guest goes on, if only for a moment.
             RunState::Postmigrate => {
                 client.run("cont", None).await?;
                 client.run("stop", None).await?;
@@ -92,6 +92,11 @@ impl Guest {
         if !connected {
             self.lost(failure.to_string()).await;
         } else {
+            if let Err(error) = self.disown_memory() {
+                // It must not run while there is a memory of it.
+                self.refresh().await;
+                return error;
+            }
             if let Err(error) = self.cancel_migration(ran).await {
                 return error;
             }
@@ -107,6 +112,15 @@ impl Guest {
             id,
             why: failure.to_string(),
         }
+    }
+
+    /// A guest that is to run has no memory in a file: one whose folder got its name, and could not be made durable
+    /// there, is not wanted.
+    pub(super) fn disown_memory(&self) -> Result<(), Error> {
+        if self.folder.is_suspended() {
+            self.folder.use_up_suspended()?;
+        }
+        Ok(())
     }
 
     /// Removes what no memory is restored from.

@@ -52,6 +52,23 @@ async fn a_disk_that_is_full_stops_no_guest_and_keeps_nothing() {
 
 #[tokio::test]
 #[ignore = "needs QEMU"]
+async fn a_memory_that_could_not_be_made_durable_goes_before_the_guest_runs() {
+    let mut bench = host().await;
+    let id = started(&mut bench, 1, Program::Counts).await;
+    let count = counts_beyond(bench.driver(), id, 1).await;
+    bench.driver().pause(id).await.unwrap();
+    // As it is left when the folder has its name and the disk then fails.
+    fs::create_dir(bench.folder(id).suspended()).unwrap();
+    bench.driver().resume(id).await.unwrap();
+    assert!(!bench.folder(id).suspended().exists());
+    bench.reopen().await;
+    assert_eq!(state(&bench, id), State::Running);
+    counts_beyond(bench.driver(), id, count).await;
+    bench.driver().destroy(id).await.unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs QEMU"]
 async fn nothing_of_a_guest_is_left_when_it_is_destroyed() {
     let mut bench = host().await;
     let id = started(&mut bench, 1, Program::Counts).await;
