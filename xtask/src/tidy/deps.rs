@@ -46,6 +46,7 @@ const DIRECTIONS: &[(&str, &[&str])] = &[
         &["aerie-context-proto", "aerie-identity", "aerie-types"],
     ),
     ("aerie-cluster-proto", &["aerie-context-proto", "aerie-types"]),
+    ("aerie-cluster-node", &[]),
     ("aerie-image-build", &["aerie-config", "aerie-types"]),
     (
         "aerie",

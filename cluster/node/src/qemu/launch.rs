@@ -1,0 +1,323 @@
+//! A QEMU: started so that it owes the driver nothing, found again, and ended.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsRawFd as _, RawFd};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use tokio::process::Command;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+
+use super::Shared;
+use super::arguments::{Launch, arguments};
+use super::folder::{Folder, Run};
+use crate::process::{Process, that_have_open};
+use crate::qmp::Client;
+use crate::{Definition, Error, GuestId, QmpError, files};
+
+/// How long QEMU may take until it takes commands. It takes a fifth of a second; more where memory is scarce.
+const START: Duration = Duration::from_secs(60);
+
+/// How long QEMU may take to end when it is told to: it flushes the guest's disks.
+const QUIT: Duration = Duration::from_secs(20);
+
+/// How long the kernel may take to end a process that was killed.
+const KILL: Duration = Duration::from_secs(20);
+
+/// How long to look for the process that holds a guest. A process between its making and its program has what others
+/// have open for some milliseconds.
+const LOOK: Duration = Duration::from_secs(2);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// A QEMU that was there.
+#[derive(Debug)]
+pub(super) struct Link {
+    /// `None` while it does not answer.
+    pub(super) client: Option<Client>,
+    pub(super) process: Process,
+    /// How it ended, if it is this process's child.
+    reaper: Option<JoinHandle<io::Result<ExitStatus>>>,
+}
+
+impl Link {
+    /// Ends it: in good order if it answers. Returns once it is gone.
+    pub(super) async fn end(&mut self, id: GuestId) -> Result<(), Error> {
+        if let Some(client) = &mut self.client {
+            let told = client.run("quit", None).await;
+            // Its end may be faster than its answer.
+            if !matches!(told, Err(QmpError::Silent { .. }))
+                && timeout(QUIT, self.process.ended()).await.is_ok()
+            {
+                return Ok(());
+            }
+        }
+        self.kill(id).await
+    }
+
+    /// Ends it at once. Returns once it is gone.
+    pub(super) async fn kill(&mut self, id: GuestId) -> Result<(), Error> {
+        self.client = None;
+        self.process.kill();
+        timeout(KILL, self.process.ended())
+            .await
+            .map_err(|_| Error::Immortal { id, waited: KILL })
+    }
+
+    /// How it ended, for people.
+    pub(super) async fn obituary(&mut self, folder: &Folder) -> String {
+        let status = match self.reaper.take() {
+            Some(reaper) => reaper.await.ok().and_then(Result::ok),
+            None => None,
+        };
+        let ended = status.map_or_else(
+            || "QEMU is gone".to_owned(),
+            |status| format!("QEMU ended with {status}"),
+        );
+        let log = files::last_lines(&folder.log());
+        if log.is_empty() {
+            format!("{ended} and said nothing")
+        } else {
+            format!("{ended} and said last: {log}")
+        }
+    }
+}
+
+/// Starts QEMU. The guest stands still.
+pub(super) async fn launch(
+    shared: &Shared,
+    definition: &Definition,
+    folder: &Folder,
+    kind: &str,
+    incoming: bool,
+) -> Result<Link, Error> {
+    let id = definition.id;
+    let child = spawn(shared, definition, folder, kind, incoming)?;
+    crate::crash::point("launch: spawned");
+    let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).unwrap_or(-1);
+    let process = Process::open(pid);
+    let mut child = child;
+    let reaper = tokio::spawn(async move { child.wait().await });
+    let process = match process {
+        Ok(Some(process)) => process,
+        Ok(None) => return Err(failed_start(id, folder)),
+        Err(error) => return Err(Error::file("watch", &folder.alive())(error)),
+    };
+    let mut link = Link {
+        client: None,
+        process,
+        reaper: Some(reaper),
+    };
+    match connect(shared, id, folder, START).await {
+        Ok(client) => {
+            link.client = Some(client);
+            Ok(link)
+        }
+        Err(QmpError::Silent { .. }) => {
+            link.kill(id).await?;
+            Err(Error::Start {
+                id,
+                said: format!(
+                    "QEMU did not take commands within {} s and was ended",
+                    START.as_secs()
+                ),
+            })
+        }
+        Err(_) => {
+            // It says why it ends on its way out.
+            link.kill(id).await?;
+            Err(failed_start(id, folder))
+        }
+    }
+}
+
+fn spawn(
+    shared: &Shared,
+    definition: &Definition,
+    folder: &Folder,
+    kind: &str,
+    incoming: bool,
+) -> Result<tokio::process::Child, Error> {
+    let _one = shared.launching.lock().unwrap_or_else(PoisonError::into_inner);
+    let id = definition.id;
+    let alive = files::lock(&folder.alive())?.ok_or_else(|| Error::Unidentified {
+        id,
+        why: format!("{} is held", folder.alive().display()),
+    })?;
+    let socket = listen(folder)?;
+    let log = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(folder.log())
+        .map_err(Error::file("open", &folder.log()))?;
+    // What was said of earlier lives explains nothing.
+    log.set_len(0).map_err(Error::file("empty", &folder.log()))?;
+    let log_too = log.try_clone().map_err(Error::file("open", &folder.log()))?;
+    let launch = Launch {
+        machine: kind,
+        accelerator: shared.machine.accelerator,
+        cpu: shared.machine.cpu,
+        socket: socket.as_raw_fd(),
+        incoming,
+    };
+    let mut command = Command::new(&shared.config.program);
+    command
+        .args(arguments(definition, folder, launch))
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(log)
+        .stderr(log_too);
+    let inherited = [socket.as_raw_fd(), alive.as_raw_fd()];
+    // SAFETY: between fork and exec only system calls are made, which allocate nothing and take no lock.
+    unsafe {
+        command.pre_exec(move || {
+            nix::unistd::setsid()?;
+            inherited.into_iter().try_for_each(keep_open)
+        });
+    }
+    command.spawn().map_err(|error| match error.kind() {
+        ErrorKind::NotFound => Error::NoHypervisor {
+            program: shared.config.program.display().to_string(),
+            package: "qemu-system-x86",
+        },
+        _ => Error::Hypervisor {
+            program: shared.config.program.display().to_string(),
+            why: error.to_string(),
+        },
+    })
+}
+
+fn keep_open(descriptor: RawFd) -> io::Result<()> {
+    // SAFETY: the descriptor is the parent's, who has it open until the child was made.
+    let descriptor = unsafe { std::os::fd::BorrowedFd::borrow_raw(descriptor) };
+    fcntl(descriptor, FcntlArg::F_SETFD(FdFlag::empty()))?;
+    Ok(())
+}
+
+/// A socket's address has some hundred bytes at most, a path any number: the socket is named from its folder.
+struct Address {
+    _folder: File,
+    path: PathBuf,
+}
+
+fn address(folder: &Folder) -> io::Result<Address> {
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_PATH | libc::O_DIRECTORY)
+        .open(folder.path())?;
+    let path = format!("/proc/self/fd/{}/qmp.sock", opened.as_raw_fd()).into();
+    Ok(Address {
+        _folder: opened,
+        path,
+    })
+}
+
+/// The socket is made by the driver, so that it can be connected to as soon as QEMU was started: whoever waits there
+/// is greeted when QEMU is ready, or hears that it has ended.
+fn listen(folder: &Folder) -> Result<UnixListener, Error> {
+    match fs::remove_file(folder.socket()) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            return Err(Error::file("remove", &folder.socket())(error));
+        }
+        _ => {}
+    }
+    address(folder)
+        .and_then(|address| UnixListener::bind(&address.path))
+        .map_err(Error::file("listen on", &folder.socket()))
+}
+
+/// Connects to a guest's QEMU and makes sure that it is this guest's.
+pub(super) async fn connect(
+    shared: &Shared,
+    id: GuestId,
+    folder: &Folder,
+    greeting: Duration,
+) -> Result<Client, QmpError> {
+    #[derive(serde::Deserialize)]
+    struct Answer {
+        #[serde(rename = "UUID")]
+        uuid: String,
+    }
+    let address = address(folder).map_err(|source| QmpError::Gone {
+        command: "connect",
+        source,
+    })?;
+    let mut client = Client::connect(&address.path, greeting, shared.config.answer).await?;
+    let answer: Answer = client.ask("query-uuid").await?;
+    if answer.uuid.parse() != Ok(id) {
+        return Err(QmpError::Garbage("it is another guest's"));
+    }
+    Ok(client)
+}
+
+fn failed_start(id: GuestId, folder: &Folder) -> Error {
+    let said = files::last_lines(&folder.log());
+    if said.contains("Failed to get") && said.contains("lock") {
+        return Error::ImageLocked { id, said };
+    }
+    Error::Start { id, said }
+}
+
+/// Looks for the process that holds a guest: `None` if nobody does.
+pub(super) async fn find(id: GuestId, folder: &Folder, run: &Run) -> Result<Option<Link>, Error> {
+    let alive = folder.alive();
+    if !alive.exists() {
+        return Ok(None);
+    }
+    let looked = timeout(LOOK, async {
+        loop {
+            if files::lock(&alive)?.is_some() {
+                return Ok(None);
+            }
+            if let Some(process) = identify(folder, run)? {
+                return Ok(Some(process));
+            }
+            sleep(LOOK_AGAIN).await;
+        }
+    });
+    let process = looked.await.unwrap_or_else(|_| {
+        Err(Error::Unidentified {
+            id,
+            why: format!(
+                "{} is held, and no process has it open that may be looked at",
+                alive.display()
+            ),
+        })
+    })?;
+    Ok(process.map(|process| Link {
+        client: None,
+        process,
+        reaper: None,
+    }))
+}
+
+/// The one process that has the guest's `alive` open. The recorded ones are looked at first.
+fn identify(folder: &Folder, run: &Run) -> Result<Option<Process>, Error> {
+    let alive = folder.alive();
+    let noted = fs::read_to_string(folder.pid()).ok();
+    let noted = noted.and_then(|text| text.trim().parse().ok());
+    let recorded = run.process.as_ref().map(|process| process.pid);
+    let likely = [recorded, noted].into_iter().flatten();
+    let all = likely.chain(that_have_open(&alive));
+    for pid in all {
+        let Some(process) = Process::open(pid).map_err(Error::file("watch", &alive))? else {
+            continue;
+        };
+        // Another process has been given the number since.
+        let other = run
+            .process
+            .as_ref()
+            .is_some_and(|recorded| recorded.pid == pid && recorded != process.id());
+        if !other && process.has_open(&alive) {
+            return Ok(Some(process));
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,279 @@
+//! A guest's memory on its way between QEMU and the disk.
+//!
+//! QEMU writes it into a pipe, and the driver from there to the disk; not QEMU to the disk. So the driver sees each
+//! error of the disk itself and in time, QEMU is given nothing of the host's file system, and all its versions do it
+//! alike. If the driver is killed, the pipe breaks, and QEMU goes on.
+
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use serde_json::json;
+use tokio::fs::File;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::unix::pipe;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+
+use super::folder::{Folder, Manifest};
+use super::images::Stamp;
+use super::{Shared, images};
+use crate::qmp::{Client, Event};
+use crate::{Definition, QmpError};
+
+/// How much is moved at a time in bytes, which is also the most that a pipe holds for an ordinary user.
+const PIECE: usize = 1 << 20;
+
+/// How long nothing may come or go.
+const STALLED: Duration = Duration::from_secs(60);
+
+/// QEMU throttles a migration unless it is told how much the line can take: in bytes a second, more than any disk.
+const BANDWIDTH: u64 = 1 << 40;
+
+/// How long QEMU may take to give up a migration, and how often it is asked whether it has.
+const CANCEL: Duration = Duration::from_secs(10);
+const CANCEL_LOOK: Duration = Duration::from_millis(5);
+
+/// QEMU's name for its end of the pipe.
+const PIPE: &str = "memory";
+
+/// Why a memory did not arrive.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    #[error(transparent)]
+    Monitor(#[from] QmpError),
+    #[error("{0}")]
+    Why(String),
+    /// The guest is to be destroyed.
+    #[error("the guest is being destroyed")]
+    Abandoned,
+}
+
+/// Writes a guest's memory to a folder; the guest stands still. Returns how many bytes are on the
+/// disk, and the disks that belong to them.
+pub(super) async fn write(
+    client: &mut Client,
+    shared: &Shared,
+    definition: &Arc<Definition>,
+    folder: &Folder,
+    abandoned: &mut watch::Receiver<bool>,
+) -> Result<(u64, Vec<Stamp>), Failure> {
+    let within = folder
+        .begin_suspending()
+        .map_err(|error| Failure::Why(error.to_string()))?;
+    let path = Folder::memory(&within);
+    let file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(at(&path))?;
+    let mut file = File::from_std(file);
+    let (reader, writer) = make_pipe().map_err(at(&path))?;
+    let mut pipe = pipe::Receiver::from_owned_fd(reader).map_err(at(&path))?;
+    prepare(client, writer).await?;
+    client
+        .run("migrate", Some(json!({ "uri": format!("fd:{PIPE}") })))
+        .await?;
+    crate::crash::point("suspend: begun");
+
+    let mut piece = vec![0; PIECE];
+    let mut bytes = 0;
+    let (mut all, mut done) = (false, false);
+    while !(all && done) {
+        tokio::select! {
+            read = pipe.read(&mut piece), if !all => match read.map_err(at(&path))? {
+                0 => all = true,
+                read => {
+                    bytes += read as u64;
+                    full(shared, bytes).map_err(at(&path))?;
+                    file.write_all(&piece[..read]).await.map_err(at(&path))?;
+                }
+            },
+            event = client.event() => done |= arrived(client, event?).await?,
+            () = given_up(abandoned) => return Err(Failure::Abandoned),
+            () = sleep_until(Instant::now() + STALLED) => return Err(stalled()),
+        }
+    }
+    file.flush().await.map_err(at(&path))?;
+    crate::crash::point("suspend: all read");
+    file.sync_all().await.map_err(at(&path))?;
+    // QEMU writes the disks no more until it is told to go on.
+    let definition = Arc::clone(definition);
+    let stamps = move || images::settle(&definition).and_then(|()| images::stamps(&definition));
+    let disks = tokio::task::spawn_blocking(stamps)
+        .await
+        .unwrap_or_else(|error| Err(error.into()))
+        .map_err(|error| Failure::Why(format!("a disk's image: {error}")))?;
+    Ok((bytes, disks))
+}
+
+/// Gives a memory to a QEMU that waits for it. The guest stands still afterwards.
+pub(super) async fn read(
+    client: &mut Client,
+    folder: &Folder,
+    manifest: &Manifest,
+    abandoned: &mut watch::Receiver<bool>,
+) -> Result<(), Failure> {
+    let path = Folder::memory(&folder.suspended());
+    let length = fs::metadata(&path).map_err(at(&path))?.len();
+    if length != manifest.bytes {
+        return Err(Failure::Why(format!(
+            "{} has {length} bytes and should have {}; it was changed, destroy the guest or restore the file",
+            path.display(),
+            manifest.bytes
+        )));
+    }
+    let mut file = File::open(&path).await.map_err(at(&path))?;
+    let (reader, writer) = make_pipe().map_err(at(&path))?;
+    let mut pipe = Some(pipe::Sender::from_owned_fd(writer).map_err(at(&path))?);
+    prepare(client, reader).await?;
+    client
+        .run("migrate-incoming", Some(json!({ "uri": format!("fd:{PIPE}") })))
+        .await?;
+    crate::crash::point("restore: begun");
+
+    let mut piece = vec![0; PIECE];
+    // What was read and is not given yet.
+    let mut rest = 0..0;
+    let mut done = false;
+    while !done {
+        if rest.is_empty() && pipe.is_some() {
+            let read = file.read(&mut piece).await.map_err(at(&path))?;
+            rest = 0..read;
+            if read == 0 {
+                pipe = None;
+            }
+        }
+        tokio::select! {
+            written = give(&mut pipe, &piece[rest.clone()]) => match written {
+                Ok(written) => rest.start += written,
+                // It says why as an event, or by its end.
+                Err(_) => { pipe = None; rest = 0..0; }
+            },
+            event = client.event() => done = arrived(client, event?).await?,
+            () = given_up(abandoned) => return Err(Failure::Abandoned),
+            () = sleep_until(Instant::now() + STALLED) => return Err(stalled()),
+        }
+    }
+    Ok(())
+}
+
+/// Gives QEMU its end of the pipe.
+async fn prepare(client: &mut Client, end: OwnedFd) -> Result<(), QmpError> {
+    let capabilities = json!({ "capabilities": [{ "capability": "events", "state": true }] });
+    client.run("migrate-set-capabilities", Some(capabilities)).await?;
+    client
+        .run(
+            "migrate-set-parameters",
+            Some(json!({ "max-bandwidth": BANDWIDTH })),
+        )
+        .await?;
+    client.hand_over(PIPE, end).await?;
+    // All that was said before that answer is here by now.
+    client.forget_migrations();
+    Ok(())
+}
+
+/// Ends a migration that is not wanted any more, and waits until it has ended: until then there is no other.
+pub(super) async fn cancel(client: &mut Client) -> Result<(), QmpError> {
+    match client.run("migrate_cancel", None).await {
+        // There is nothing to cancel.
+        Ok(_) | Err(QmpError::Refused { .. }) => {}
+        Err(error) => return Err(error),
+    }
+    let until = Instant::now() + CANCEL;
+    loop {
+        let said = client.run("query-migrate", None).await?;
+        // Without a status there never was one.
+        if matches!(
+            said["status"].as_str(),
+            None | Some("none" | "completed" | "failed" | "cancelled")
+        ) {
+            return Ok(());
+        }
+        if Instant::now() > until {
+            return Err(QmpError::Silent {
+                command: "migrate_cancel",
+                limit: CANCEL,
+            });
+        }
+        sleep_until(Instant::now() + CANCEL_LOOK).await;
+    }
+}
+
+/// Whether an event says that all has arrived.
+async fn arrived(client: &mut Client, event: Event) -> Result<bool, Failure> {
+    let Event::Migration { status } = event else {
+        // How the guest is, is asked for afterwards.
+        return Ok(false);
+    };
+    match status.as_str() {
+        "completed" => Ok(true),
+        "failed" | "cancelled" => {
+            let said = client.run("query-migrate", None).await?;
+            let why = said["error-desc"].as_str().unwrap_or("QEMU gave up");
+            Err(Failure::Why(why.to_owned()))
+        }
+        _ => Ok(false),
+    }
+}
+
+/// Waits until the guest is to be destroyed. That nobody is left who could ask for it is no reason to stop half-way.
+async fn given_up(abandoned: &mut watch::Receiver<bool>) {
+    if abandoned.wait_for(|abandoned| *abandoned).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+async fn give(pipe: &mut Option<pipe::Sender>, bytes: &[u8]) -> io::Result<usize> {
+    match pipe {
+        Some(pipe) => pipe.write(bytes).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn make_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+    // Faster with room for more, and right without.
+    let _ = fcntl(
+        &reader,
+        FcntlArg::F_SETPIPE_SZ(i32::try_from(PIECE).unwrap_or(i32::MAX)),
+    );
+    Ok((reader, writer))
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> Failure {
+    move |error| {
+        let advice = match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "; make room on the disk",
+            _ => "",
+        };
+        Failure::Why(format!("{}: {error}{advice}", path.display()))
+    }
+}
+
+fn stalled() -> Failure {
+    Failure::Why(format!(
+        "nothing moved for {} s; look whether the disk hangs",
+        STALLED.as_secs()
+    ))
+}
+
+#[cfg(test)]
+fn full(shared: &Shared, bytes: u64) -> io::Result<()> {
+    match shared.config.disk_full_after {
+        Some(limit) if bytes > limit => Err(nix::errno::Errno::ENOSPC.into()),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(not(test))]
+fn full(_shared: &Shared, _bytes: u64) -> io::Result<()> {
+    Ok(())
+}

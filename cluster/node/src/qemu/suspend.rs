@@ -1,0 +1,223 @@
+//! A guest's memory in a file, and back: the order in which either becomes true.
+//!
+//! Suspending writes the memory beside, and one rename makes it the guest's; only then is QEMU ended. Restoring takes
+//! it away by one rename; only then does the guest run. So there is a `suspended/` exactly while the guest has not run
+//! since, whenever the driver is killed.
+
+use super::folder::{Manifest, Phase};
+use super::guest::Guest;
+use super::memory::{self, Failure};
+use super::{images, off_thread};
+use crate::qmp::RunState;
+use crate::{Error, Kind, Operation, State, files};
+
+impl Guest {
+    pub(super) async fn suspend(&mut self) -> Result<(), Error> {
+        let id = self.id();
+        let ran = self.state() == State::Running;
+        self.write_phase(Phase::Suspending { ran })?;
+        crate::crash::point("suspend: noted");
+        let written = self.write_memory(ran).await;
+        if let Err(failure) = written {
+            return Err(self.give_up_suspending(ran, failure).await);
+        }
+        crate::crash::point("suspend: committed");
+        // All is on the disk, and the guest's own disks are closed.
+        let ended = match &mut self.link {
+            Some(link) => link.end(id).await,
+            None => Ok(()),
+        };
+        if let Err(error) = ended {
+            self.unresponsive(error.to_string());
+            return Err(error);
+        }
+        self.link = None;
+        self.run.process = None;
+        self.set(State::Suspended);
+        self.tell(Kind::Suspended);
+        Ok(())
+    }
+
+    async fn write_memory(&mut self, ran: bool) -> Result<(), Failure> {
+        let lost = || Failure::Why("there is no connection".to_owned());
+        let client = self
+            .link
+            .as_mut()
+            .and_then(|link| link.client.as_mut())
+            .ok_or_else(lost)?;
+        let hardware = self.run.hardware.clone().ok_or_else(lost)?;
+        match client.run_state().await? {
+            RunState::Running => drop(client.run("stop", None).await?),
+            // Its memory has been written once and was not wanted then. QEMU has let go of the disks and refuses to do so
+            // again: it takes them back when the guest goes on, if only for a moment.
+            RunState::Postmigrate => {
+                client.run("cont", None).await?;
+                client.run("stop", None).await?;
+            }
+            _ => {}
+        }
+        crate::crash::point("suspend: stopped");
+        // It may have switched itself off just before.
+        if matches!(
+            client.run_state().await?,
+            RunState::Shutdown | RunState::GuestPanicked | RunState::InternalError
+        ) {
+            return Err(Failure::Why("it has just ended".to_owned()));
+        }
+        let (bytes, disks) = memory::write(
+            client,
+            &self.shared,
+            &self.definition,
+            &self.folder,
+            &mut self.abandoned,
+        )
+        .await?;
+        let manifest = Manifest::new(hardware, bytes, ran, disks);
+        self.folder
+            .commit_suspended(&manifest)
+            .map_err(|error| Failure::Why(error.to_string()))
+    }
+
+    /// Lets the guest be as it was before it was to be suspended.
+    async fn give_up_suspending(&mut self, ran: bool, failure: Failure) -> Error {
+        let id = self.id();
+        self.clean().await;
+        if matches!(failure, Failure::Abandoned) {
+            return Error::Destroyed { id };
+        }
+        let connected = match &failure {
+            Failure::Monitor(error) => !error.is_silence(),
+            _ => true,
+        };
+        if !connected {
+            self.lost(failure.to_string()).await;
+        } else {
+            if let Err(error) = self.disown_memory() {
+                // It must not run while there is a memory of it.
+                self.refresh().await;
+                return error;
+            }
+            if let Err(error) = self.cancel_migration(ran).await {
+                return error;
+            }
+            self.refresh().await;
+            if self.state().is_live() {
+                self.note_phase(Phase::Live);
+            }
+        }
+        if let State::Crashed { why } = self.state() {
+            return Error::Ended { id, why };
+        }
+        Error::Suspend {
+            id,
+            why: failure.to_string(),
+        }
+    }
+
+    /// A guest that is to run has no memory in a file: one whose folder got its name, and could not be made durable
+    /// there, is not wanted.
+    pub(super) fn disown_memory(&self) -> Result<(), Error> {
+        if self.folder.is_suspended() {
+            self.folder.use_up_suspended()?;
+        }
+        Ok(())
+    }
+
+    /// Removes what no memory is restored from.
+    pub(super) async fn clean(&self) {
+        let folder = self.folder.clone();
+        if let Err(error) = off_thread(move || folder.clean()).await {
+            tracing::warn!(guest = %self.id(), %error, "a part of a memory was not removed");
+        }
+    }
+
+    /// Gives up a migration, and lets the guest run on if it ran.
+    pub(super) async fn cancel_migration(&mut self, ran: bool) -> Result<(), Error> {
+        if let Some(client) = self.link.as_mut().and_then(|link| link.client.as_mut())
+            && let Err(source) = memory::cancel(client).await
+        {
+            self.lost(source.to_string()).await;
+            return Err(Error::Monitor {
+                id: self.id(),
+                operation: Operation::Suspend,
+                source,
+            });
+        }
+        if ran {
+            self.command(Operation::Suspend, "cont", None).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn restore(&mut self) -> Result<(), Error> {
+        let id = self.id();
+        let cannot = |why: String| Error::Restore { id, why };
+        let manifest = self.folder.manifest()?;
+        let (hardware, now) = (&manifest.hardware, &self.shared.machine);
+        if hardware.processor != now.processor() {
+            return Err(cannot(format!(
+                "its processor was '{}', and here is '{}'; restore it on a host like the first",
+                hardware.processor,
+                now.processor()
+            )));
+        }
+        if !now.has(&hardware.machine) {
+            return Err(cannot(format!(
+                "its machine was '{}', which the QEMU of this host does not have; install an earlier one",
+                hardware.machine
+            )));
+        }
+        self.check_host()?;
+        self.shared.claims.claim(&self.definition)?;
+        let disks = images::stamps(&self.definition).map_err(|error| cannot(error.to_string()))?;
+        if let Some(path) = images::changed(&manifest.disks, &disks) {
+            return Err(cannot(format!(
+                "{} was changed since it was suspended, and its memory does not fit any more; put the image of then \
+                 back, or destroy the guest",
+                path.display()
+            )));
+        }
+        let ran = manifest.ran;
+        let restored = self.read_memory(&manifest).await;
+        if let Err(error) = restored {
+            let said = match self.link {
+                Some(_) => files::last_lines(&self.folder.log()),
+                None => String::new(),
+            };
+            self.put_down().await?;
+            return Err(match error {
+                Failure::Abandoned => Error::Destroyed { id },
+                error if said.is_empty() => cannot(error.to_string()),
+                error => cannot(format!("{error}; QEMU said last: {said}")),
+            });
+        }
+        crate::crash::point("restore: used up");
+        self.set(State::Paused);
+        if ran {
+            self.command(Operation::Restore, "cont", None).await?;
+            self.set(State::Running);
+        }
+        crate::crash::point("restore: runs");
+        self.note_phase(Phase::Live);
+        self.tell(Kind::Restored);
+        self.clean().await;
+        Ok(())
+    }
+
+    async fn read_memory(&mut self, manifest: &Manifest) -> Result<(), Failure> {
+        let why = |error: Error| Failure::Why(error.to_string());
+        self.come_up(
+            Phase::Restoring { ran: manifest.ran },
+            &manifest.hardware.machine,
+            true,
+        )
+        .await
+        .map_err(why)?;
+        let client = self.link.as_mut().and_then(|link| link.client.as_mut());
+        let client = client.ok_or_else(|| Failure::Why("there is no connection".to_owned()))?;
+        memory::read(client, &self.folder, manifest, &mut self.abandoned).await?;
+        crate::crash::point("restore: read");
+        // From here on the guest may run, and this memory never again.
+        self.folder.use_up_suspended().map_err(why)
+    }
+}

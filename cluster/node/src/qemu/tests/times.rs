@@ -1,0 +1,85 @@
+//! How long things take. The times are printed; only ones that are off by far are failures, since the machine may have
+//! other things to do.
+
+use std::time::{Duration, Instant};
+
+use super::Host;
+use super::program::FILLED;
+use crate::NodeDriver;
+use crate::conformance::{Bench, Program, counts_beyond, started};
+
+/// How many times what is promised a test machine may take.
+const SLACK: u32 = 10;
+
+#[tokio::test]
+#[ignore = "needs QEMU"]
+async fn what_is_done_to_a_guest_takes_no_time_that_a_person_notices() {
+    for program in [Program::Counts, Program::Fills] {
+        let bench = Host::with(|_| {}).await;
+        times(&bench, program).await;
+    }
+}
+
+async fn times(bench: &Host, program: Program) {
+    let driver = bench.driver.as_ref().unwrap();
+    let definition = bench.guest(1, program);
+    let id = definition.id;
+    driver.define(definition).await.unwrap();
+    let began = Instant::now();
+    driver.start(id).await.unwrap();
+    let start = began.elapsed();
+    let mut count = counts_beyond(driver, id, 1).await;
+    let (mut worst, mut bytes) = ([Duration::ZERO; 4], 0);
+    for _ in 0..5 {
+        for (number, promised) in [50, 50, 1500, 1000].into_iter().enumerate() {
+            let began = Instant::now();
+            match number {
+                0 => driver.pause(id).await.unwrap(),
+                1 => driver.resume(id).await.unwrap(),
+                2 => driver.suspend(id).await.unwrap(),
+                _ => driver.restore(id).await.unwrap(),
+            }
+            let took = began.elapsed();
+            worst[number] = worst[number].max(took);
+            assert!(
+                took < SLACK * Duration::from_millis(promised),
+                "step {number} took {took:?}"
+            );
+            if number == 2 {
+                bytes = bench.folder(id).manifest().unwrap().bytes;
+            }
+        }
+        count = counts_beyond(driver, id, count).await;
+    }
+    if program == Program::Fills {
+        assert!(bytes > u64::from(FILLED.end - FILLED.start), "{bytes}");
+    }
+    let [pause, resume, suspend, restore] = worst;
+    println!(
+        "a guest of 192 MiB, emulated, {} MB of it saved, the slowest of five: start {start:.1?}, pause {pause:.1?}, \
+         resume {resume:.1?}, suspend {suspend:.1?}, restore {restore:.1?}",
+        bytes / 1_000_000
+    );
+    driver.destroy(id).await.unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs QEMU"]
+async fn a_driver_finds_many_guests_in_little_time() {
+    const GUESTS: u128 = 8;
+    let mut bench = Host::with(|config| config.answer = Duration::from_secs(30)).await;
+    for number in 1..=GUESTS {
+        started(&mut bench, number, Program::Counts).await;
+    }
+    bench.close().await;
+    let began = Instant::now();
+    bench.open().await;
+    let took = began.elapsed();
+    println!("{GUESTS} running guests found again in {took:.1?}, QEMU's versions asked included");
+    assert!(took < Duration::from_secs(30));
+    let driver = bench.driver.as_ref().unwrap();
+    for status in driver.list() {
+        assert_eq!(status.state, crate::State::Running);
+        driver.destroy(status.id).await.unwrap();
+    }
+}
