@@ -228,10 +228,15 @@ impl Folder {
         })
     }
 
+    /// Removes a memory that was used up.
+    pub(super) fn remove_used(&self) -> Result<(), Error> {
+        files::remove_folder(&self.used())
+    }
+
     /// Removes what no memory is restored from.
     pub(super) fn clean(&self) -> Result<(), Error> {
         files::remove_folder(&self.suspending())?;
-        files::remove_folder(&self.used())
+        self.remove_used()
     }
 }
 

@@ -200,7 +200,9 @@ impl Guest {
         crate::crash::point("restore: runs");
         self.note_phase(Phase::Live);
         self.tell(Kind::Restored);
-        self.clean().await;
+        // It takes a while, for which nobody has to wait; what is not removed now is by the next driver.
+        let folder = self.folder.clone();
+        tokio::task::spawn_blocking(move || folder.remove_used());
         Ok(())
     }
 
