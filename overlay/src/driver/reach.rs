@@ -243,7 +243,9 @@ impl Driver {
             self.swarm.behaviour_mut().liveness.doubt_all();
         }
         for addr in std::mem::take(&mut self.reach.confirmed) {
-            self.swarm.remove_external_address(&addr);
+            if !self.reach.mapped.contains(&addr) && !self.config.external.contains(&addr) {
+                self.swarm.remove_external_address(&addr);
+            }
         }
     }
 

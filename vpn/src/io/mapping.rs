@@ -37,6 +37,8 @@ mod upnp;
 const LIFETIME: Duration = Duration::from_secs(7200);
 /// How often a port is renewed: a router that was restarted has forgotten it, or has another address.
 const RENEWAL: Duration = Duration::from_secs(600);
+/// A port for less time is none: it would be gone before it is renewed.
+const MIN_LIFETIME: Duration = Duration::from_secs(60);
 /// No sooner than this, however short its time is.
 const MIN_RENEWAL: Duration = Duration::from_secs(30);
 /// The pause after a port was not renewed, as long as its time is not over.
@@ -285,12 +287,12 @@ async fn keep(wish: Wish, tell: watch::Sender<PortMapping>, mut changed: watch::
             };
             tokio::select! {
                 () = turn => {}
-                is_here = &mut moved => {
-                    if !is_here {
-                        break 'place;
+                news = &mut moved => match news {
+                    News::Unwanted => break 'place,
+                    News::Elsewhere | News::Perhaps => {
+                        failures = 0;
+                        continue 'place;
                     }
-                    failures = 0;
-                    continue 'place;
                 }
             }
         }
@@ -300,11 +302,24 @@ async fn keep(wish: Wish, tell: watch::Sender<PortMapping>, mut changed: watch::
     }
 }
 
-/// Completes when this host is in another place than `seen`; with `false` when the port is wanted no more.
-async fn elsewhere(seen: Option<Place>, changed: &mut watch::Receiver<()>) -> bool {
+/// What ends the waiting for a port's next renewal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum News {
+    /// This host is in another place.
+    Elsewhere,
+    /// It is said to be in another network, though router and address have the same numbers: the port is asked for at
+    /// once.
+    Perhaps,
+    /// The port is wanted no more.
+    Unwanted,
+}
+
+/// Completes when this host is, or may be, in another place than `seen`.
+async fn elsewhere(seen: Option<Place>, changed: &mut watch::Receiver<()>) -> News {
     loop {
-        match timeout(LOOK, changed.changed()).await {
-            Ok(Err(_)) => return false,
+        let said = timeout(LOOK, changed.changed()).await;
+        match said {
+            Ok(Err(_)) => return News::Unwanted,
             Ok(Ok(())) => {
                 sleep(SETTLE).await;
                 changed.mark_unchanged();
@@ -312,7 +327,10 @@ async fn elsewhere(seen: Option<Place>, changed: &mut watch::Receiver<()>) -> bo
             Err(_) => {}
         }
         if place().await.ok() != seen {
-            return true;
+            return News::Elsewhere;
+        }
+        if said.is_ok() {
+            return News::Perhaps;
         }
     }
 }
@@ -399,9 +417,9 @@ async fn ask(place: Place, wish: &Wish) -> Result<Held, String> {
             "{here} is an address of the internet, which no router translates"
         ));
     }
-    let by_port = match ask_by_port(place, wish).await {
+    let by_port = match ask_by_port(place, wish, wish.port).await {
         Ok(held) => return Ok(held),
-        Err(why) => why,
+        Err(NotRenewed::NoAnswer(why) | NotRenewed::Lost(why)) => why,
     };
     let by_upnp = ask_by_upnp(place, wish).await;
     by_upnp.map_err(|why| format!("the router {router} says by PCP or NAT-PMP: {by_port}; by UPnP: {why}"))
@@ -417,7 +435,7 @@ async fn source_towards(router: Ipv4Addr) -> io::Result<Ipv4Addr> {
     }
 }
 
-async fn ask_by_port(place: Place, wish: &Wish) -> Result<Held, String> {
+async fn ask_by_port(place: Place, wish: &Wish, outside: NonZeroU16) -> Result<Held, NotRenewed> {
     let Place { router, here } = place;
     let (port, nonce) = (wish.port, wish.nonce.for_pcp(router));
     let protocol = match wish.protocol {
@@ -425,7 +443,7 @@ async fn ask_by_port(place: Place, wish: &Wish) -> Result<Held, String> {
         PortProtocol::Tcp => InternetProtocol::Tcp,
     };
     let options = PortMappingOptions {
-        external_port: Some(port),
+        external_port: Some(outside),
         lifetime_seconds: u32::try_from(LIFETIME.as_secs()).ok(),
         timeout_config: Some(ASK),
     };
@@ -433,18 +451,40 @@ async fn ask_by_port(place: Place, wish: &Wish) -> Result<Held, String> {
     let mapping = match pcp::port_mapping(request, Some(nonce), None, options).await {
         // It knows NAT-PMP and no more.
         Err(pcp::Failure::UnsupportedVersion(_)) => {
-            natpmp::port_mapping(router.into(), protocol, port, options)
-                .await
-                .map_err(|error| error.to_string())?
+            let asked = natpmp::port_mapping(router.into(), protocol, port, options).await;
+            asked.map_err(|error| match error {
+                natpmp::Failure::Socket(_) | natpmp::Failure::Timeout => {
+                    NotRenewed::NoAnswer(error.to_string())
+                }
+                error => NotRenewed::Lost(error.to_string()),
+            })?
         }
-        mapping => mapping.map_err(|error| error.to_string())?,
+        asked => asked.map_err(|error| match error {
+            pcp::Failure::Socket(_) | pcp::Failure::Timeout | pcp::Failure::Nonce => {
+                NotRenewed::NoAnswer(error.to_string())
+            }
+            error => NotRenewed::Lost(error.to_string()),
+        })?,
     };
-    Ok(Held {
-        place,
-        addr: outside_of(&mapping, router).await?,
-        expires: mapping.expiration().into(),
-        way: Way::Port(mapping),
-    })
+    let lifetime = Duration::from_secs(mapping.lifetime().into());
+    let addr = if lifetime < MIN_LIFETIME {
+        Err(format!("it gives a port for {} s alone", lifetime.as_secs()))
+    } else {
+        outside_of(&mapping, router).await
+    };
+    match addr {
+        Ok(addr) => Ok(Held {
+            place,
+            addr,
+            expires: mapping.expiration().into(),
+            way: Way::Port(mapping),
+        }),
+        Err(why) => {
+            // What is of no use is not kept.
+            let _ = mapping.try_drop().await;
+            Err(NotRenewed::Lost(why))
+        }
+    }
 }
 
 /// PCP says where the port is; by NAT-PMP that is another question.
@@ -510,12 +550,10 @@ impl Held {
     async fn renew(&mut self, wish: &Wish) -> Result<(), NotRenewed> {
         let asked = Instant::now();
         match &mut self.way {
+            // The same question again; a router that gave less time than it was asked for may give more by now.
             Way::Port(mapping) => {
-                let renewed = mapping.renew().await;
-                renewed.map_err(|error| NotRenewed::NoAnswer(error.to_string()))?;
-                self.expires = mapping.expiration().into();
-                let outside = outside_of(mapping, self.place.router).await;
-                self.addr = outside.map_err(NotRenewed::NoAnswer)?;
+                let outside = mapping.external_port();
+                *self = ask_by_port(self.place, wish, outside).await?;
             }
             Way::Upnp(port) => {
                 match port.renew().await {

@@ -51,6 +51,10 @@ const MAX_DOCUMENT: usize = 256 * 1024;
 const INVALID_ACTION: u32 = 401;
 const NOT_AUTHORIZED: u32 = 606;
 const ONLY_FOR_EVER: u32 = 725;
+/// Nobody has the port.
+const NO_ENTRY: u32 = 714;
+/// A router is asked no more to whom a port leads after it did not answer so often in a row.
+const MUTE: u8 = 2;
 /// The port is another host's, or some routers say so of this host's own.
 const CONFLICT: u32 = 718;
 
@@ -70,8 +74,10 @@ pub(super) struct Port {
     inside: SocketAddrV4,
     seconds: u32,
     outside: SocketAddr,
-    /// The router does not say to whom a port leads.
-    mute: bool,
+    /// How often in a row the router did not say to whom a port leads.
+    mute: u8,
+    /// The router said last that the port leads here.
+    kept: bool,
 }
 
 impl Port {
@@ -94,7 +100,8 @@ impl Port {
             inside,
             seconds: u32::try_from(lifetime.as_secs()).unwrap_or(u32::MAX),
             outside: (ip, 0).into(),
-            mute: false,
+            mute: 0,
+            kept: false,
         };
         let mut why = "it has no port left".to_owned();
         for outside in outside {
@@ -137,8 +144,8 @@ impl Port {
     /// # Errors
     /// Why the router did not take it.
     pub(super) async fn release(mut self) -> Result<(), String> {
-        let client = self.leads_to().await;
-        if client.is_none_or(|client| client == self.inside) {
+        let leads = self.leads_to().await;
+        if leads == Leads::Here || leads == Leads::Unknown && self.kept {
             self.remove().await?.map_err(|fault| fault.to_string())?;
         }
         Ok(())
@@ -152,8 +159,9 @@ impl Port {
     /// Makes the port lead here, unless it leads to another host: some routers give it to whoever asks last. The inner
     /// error is why this port is not to be had.
     async fn take(&mut self) -> Result<Result<(), Fault>, String> {
-        let client = self.leads_to().await;
-        if client.is_some_and(|client| client != self.inside) {
+        let leads = self.leads_to().await;
+        self.kept = false;
+        if leads == Leads::Elsewhere {
             return Ok(Err(Fault {
                 code: Some(CONFLICT),
                 says: "the port is another host's".to_owned(),
@@ -165,12 +173,18 @@ impl Port {
             inside: self.inside,
             seconds: self.seconds,
         };
-        let mut added = self.gateway.ask(add).await?;
-        if client.is_some() && added.as_ref().is_err_and(|fault| fault.code == Some(CONFLICT)) {
+        let mut added = match self.gateway.ask(add).await {
+            Ok(added) => added,
+            // It may have done it, and be slow to say so.
+            Err(_) if self.leads_to().await == Leads::Here => Ok(Answer::default()),
+            Err(why) => return Err(why),
+        };
+        if leads == Leads::Here && added.as_ref().is_err_and(|fault| fault.code == Some(CONFLICT)) {
             // Its own entry is in its way.
             let _ = self.remove().await?;
             added = self.gateway.ask(add).await?;
         }
+        self.kept = added.is_ok();
         Ok(added.map(drop).map_err(|mut fault| {
             if fault.code == Some(ONLY_FOR_EVER) {
                 // What was not given back would lead to whoever has this host's address later.
@@ -180,22 +194,46 @@ impl Port {
         }))
     }
 
-    /// To whom the port leads now; `None` if to nobody, or if the router does not say: some know no such question, or
-    /// end the connection at it.
-    async fn leads_to(&mut self) -> Option<SocketAddrV4> {
-        if self.mute {
-            return None;
+    /// To whom the port leads now. Some routers know no such question, or end the connection at it.
+    async fn leads_to(&mut self) -> Leads {
+        if self.mute >= MUTE {
+            return Leads::Unknown;
         }
         let (protocol, outside) = (self.protocol, self.outside.port());
         match self.gateway.ask(Action::Entry { protocol, outside }).await {
-            Ok(answer) => answer.ok()?.client,
+            Ok(Ok(answer)) => {
+                self.mute = 0;
+                let here = |client: &messages::Client| {
+                    client.ip.parse() == Ok(*self.inside.ip()) && client.port == Some(self.inside.port())
+                };
+                match &answer.client {
+                    Some(client) if here(client) => Leads::Here,
+                    Some(_) => Leads::Elsewhere,
+                    None => Leads::Unknown,
+                }
+            }
+            Ok(Err(fault)) if fault.code == Some(NO_ENTRY) => Leads::Nobody,
+            Ok(Err(fault)) => {
+                tracing::debug!(%fault, outside, "the router does not say to whom a port leads");
+                self.mute = MUTE;
+                Leads::Unknown
+            }
             Err(why) => {
                 tracing::debug!(why, outside, "the router does not say to whom a port leads");
-                self.mute = true;
-                None
+                self.mute += 1;
+                Leads::Unknown
             }
         }
     }
+}
+
+/// To whom a port leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leads {
+    Nobody,
+    Here,
+    Elsewhere,
+    Unknown,
 }
 
 impl Gateway {
@@ -249,7 +287,7 @@ async fn search(router: SocketAddrV4, here: Ipv4Addr) -> Result<Vec<Url>, String
     SockRef::from(&socket)
         .set_multicast_if_v4(&here)
         .map_err(not_asked)?;
-    let question = messages::search(*router.ip());
+    let [question, to_all] = [*router.ip(), ALL].map(messages::search);
     let end = Instant::now() + SEARCH;
     let (mut found, mut why) = (Vec::new(), "it does not answer a search".to_owned());
     for turn in 1..=SEARCHES {
@@ -262,7 +300,7 @@ async fn search(router: SocketAddrV4, here: Ipv4Addr) -> Result<Vec<Url>, String
             .map_err(not_asked)?;
         if router.port() == SSDP {
             // A host without such a route asks the router all the same.
-            let _ = socket.send_to(question.as_bytes(), (ALL, SSDP)).await;
+            let _ = socket.send_to(to_all.as_bytes(), (ALL, SSDP)).await;
         }
         let mut until = end - SEARCH * (SEARCHES - turn) / SEARCHES;
         let mut answer = [0; MAX_ANSWER];

@@ -25,10 +25,10 @@ const MAX_DEPTH: usize = 32;
 /// How much of a router's own words is told to a person, in characters.
 const MAX_WORDS: usize = 100;
 
-/// Asks a host whether it is a router.
-pub(super) fn search(router: Ipv4Addr) -> String {
+/// Asks a host, or all, whether it is a router.
+pub(super) fn search(whom: Ipv4Addr) -> String {
     format!(
-        "M-SEARCH * HTTP/1.1\r\nHOST: {router}:1900\r\nMAN: \"ssdp:discover\"\r\nMX: 1\r\n\
+        "M-SEARCH * HTTP/1.1\r\nHOST: {whom}:1900\r\nMAN: \"ssdp:discover\"\r\nMX: 1\r\n\
          ST: urn:schemas-upnp-org:device:InternetGatewayDevice:1\r\n\r\n"
     )
 }
@@ -215,12 +215,19 @@ fn port(protocol: PortProtocol, outside: u16) -> String {
     )
 }
 
+/// To whom a port leads, as a router says it: some say a name.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Client {
+    pub(super) ip: String,
+    pub(super) port: Option<u16>,
+}
+
 /// A service's answer.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Answer {
     pub(super) external_ip: Option<IpAddr>,
     /// To whom the port in question leads.
-    pub(super) client: Option<SocketAddrV4>,
+    pub(super) client: Option<Client>,
 }
 
 /// A service's refusal.
@@ -243,7 +250,7 @@ pub(super) fn answer(text: &[u8], is_refusal: bool) -> Result<Result<Answer, Fau
         [.., "Fault"] => is_fault = true,
         [.., "errorDescription"] => says = words(text),
         [.., "NewExternalIPAddress"] => answer.external_ip = text.parse().ok(),
-        [.., "NewInternalClient"] => client = text.parse().ok(),
+        [.., "NewInternalClient"] => client = Some(words(text)),
         [.., "NewInternalPort"] => inside = text.parse().ok(),
         ["Envelope", "Body"] => is_one = true,
         _ => {}
@@ -254,7 +261,9 @@ pub(super) fn answer(text: &[u8], is_refusal: bool) -> Result<Result<Answer, Fau
     if !is_one {
         return Err("its answer is none".to_owned());
     }
-    answer.client = client.zip(inside).map(|(ip, port)| SocketAddrV4::new(ip, port));
+    answer.client = client
+        .filter(|ip| !ip.is_empty())
+        .map(|ip| Client { ip, port: inside });
     Ok(Ok(answer))
 }
 
@@ -453,7 +462,11 @@ mod tests {
         let entry =
             "<NewInternalPort>4000</NewInternalPort><NewInternalClient>192.168.1.5</NewInternalClient>";
         let said = answer(envelope(entry).as_bytes(), false).unwrap().unwrap();
-        assert_eq!(said.client, Some("192.168.1.5:4000".parse().unwrap()));
+        let client = Client {
+            ip: "192.168.1.5".to_owned(),
+            port: Some(4000),
+        };
+        assert_eq!(said.client, Some(client));
 
         let fault = "<s:Fault><detail><UPnPError><errorCode>718</errorCode>\
                      <errorDescription>Conflict\u{1b}[31m</errorDescription></UPnPError></detail></s:Fault>";
@@ -504,8 +517,16 @@ mod tests {
         fn nothing_that_comes_is_too_odd(
             bytes in proptest::collection::vec(any::<u8>(), 0..300),
             text in "[<>/a-zA-Z&;!\\[\\]\" =:\\-]{0,200}",
+            named in "(http://|https://|//|/|)([a-z0-9.@:/?#%-]{0,30}|192.168.1.[12][:@/.a-z0-9]{0,9})",
+            base in "(http://|//|)(192.168.1.[12]|[a-z0-9.@:]{0,9})[:/a-z0-9]{0,9}",
         ) {
-            for bytes in [bytes.as_slice(), text.as_bytes()] {
+            let located = format!("HTTP/1.1 200 OK\r\nLocation: {named}\r\n\r\n");
+            let served = described(&service("WANIPConnection:1", &named)).replacen(
+                "<device>",
+                &format!("<URLBase>{base}</URLBase><device>"),
+                1,
+            );
+            for bytes in [bytes.as_slice(), text.as_bytes(), located.as_bytes(), served.as_bytes()] {
                 if let Ok(place) = found(bytes, ROUTER) {
                     prop_assert_eq!(*place.at.ip(), ROUTER);
                 }
