@@ -199,8 +199,21 @@ impl Guest {
 
     async fn perform(&mut self, operation: Operation) -> Result<(), Error> {
         self.refresh().await;
+        if operation == Operation::Start && self.link.is_none() && self.folder.is_suspended() {
+            // Whatever came in between: it must not run beside a memory that belongs to its disks as they are.
+            self.claim();
+            self.set(State::Suspended);
+        }
         if !admit(self.id(), &self.state(), operation)? {
             return Ok(());
+        }
+        if operation == Operation::Suspend && self.stopping.is_some() {
+            return Err(Error::Refused {
+                id: self.id(),
+                operation,
+                state: self.state(),
+                advice: "it is being stopped; wait until it has ended",
+            });
         }
         let before = self.status.borrow().busy;
         self.busy(Some(operation));

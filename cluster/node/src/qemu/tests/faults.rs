@@ -381,6 +381,76 @@ async fn a_guest_is_destroyed_while_it_is_given_time_to_stop() {
 
 #[tokio::test]
 #[ignore = "needs QEMU"]
+async fn a_guest_that_is_given_time_to_stop_is_not_suspended_meanwhile() {
+    let mut bench = host().await;
+    let id = started(&mut bench, 1, Program::Deaf).await;
+    let driver = bench.driver.as_ref().unwrap();
+    let (stopped, suspended) = tokio::join!(driver.stop(id, Duration::from_secs(2)), async {
+        while driver.status(id).unwrap().busy.is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        driver.suspend(id).await
+    });
+    let error = suspended.unwrap_err().to_string();
+    assert!(
+        error.ends_with("which is running: it is being stopped; wait until it has ended"),
+        "{error}"
+    );
+    assert_eq!(stopped.unwrap(), End::Forced);
+    assert_eq!(state(&bench, id), State::Stopped(End::Forced));
+    assert!(!bench.folder(id).suspended().exists());
+    bench.driver().start(id).await.unwrap();
+    bench.reopen().await;
+    assert_eq!(state(&bench, id), State::Running);
+    bench.driver().destroy(id).await.unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs QEMU"]
+async fn a_guest_with_a_memory_in_a_file_is_suspended_however_it_ends() {
+    let mut bench = host().await;
+    for (number, killed) in [(1, false), (2, true)] {
+        let id = started(&mut bench, number, Program::Counts).await;
+        bench.driver().pause(id).await.unwrap();
+        // As when its memory was written, and its process did not end in time.
+        fs::create_dir(bench.folder(id).suspended()).unwrap();
+        let mut events = bench.driver().events();
+        if killed {
+            bench.kill(id);
+        } else {
+            let error = bench.driver().stop(id, Duration::ZERO).await.unwrap_err();
+            assert!(error.to_string().contains("which is suspended: "), "{error}");
+        }
+        assert_eq!(next_of(&mut events, id).await, Kind::Suspended);
+        assert_eq!(state(&bench, id), State::Suspended);
+        assert_eq!(bench.driver().status(id).unwrap().busy, None);
+        assert!(bench.processes(id).is_empty());
+        let error = bench.driver().start(id).await.unwrap_err();
+        assert!(error.to_string().contains("which is suspended: "), "{error}");
+        // Its disk is still its own.
+        let mut other = bench.guest(number + 10, Program::Counts);
+        other.disks[0].path = image(bench.dir.path(), number, Program::Counts);
+        bench.driver().define(other.clone()).await.unwrap();
+        let error = bench.driver().start(other.id).await.unwrap_err();
+        assert!(matches!(error, Error::ImageInUse { .. }), "{error}");
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs QEMU"]
+async fn a_guest_is_not_started_beside_a_memory_of_it() {
+    let mut bench = host().await;
+    let id = started(&mut bench, 1, Program::Counts).await;
+    bench.driver().stop(id, Duration::ZERO).await.unwrap();
+    fs::create_dir(bench.folder(id).suspended()).unwrap();
+    let error = bench.driver().start(id).await.unwrap_err();
+    assert!(error.to_string().contains("which is suspended: "), "{error}");
+    assert_eq!(state(&bench, id), State::Suspended);
+    assert!(bench.processes(id).is_empty());
+}
+
+#[tokio::test]
+#[ignore = "needs QEMU"]
 async fn a_long_path_is_no_obstacle() {
     let bench = Host::with(|config| config.dir = config.dir.join("x".repeat(200)).join("a, b")).await;
     let id = id(1);
