@@ -11,6 +11,9 @@ use super::off_thread;
 use crate::driver::{admit, how_it_ended};
 use crate::{End, Error, Kind, Operation, State};
 
+/// The longest that a guest is waited for: a clock does not reach as far as a [`Duration`].
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+
 impl Guest {
     pub(super) async fn stop(&mut self, grace: Duration, reply: Reply<End>) {
         self.refresh().await;
@@ -26,7 +29,7 @@ impl Guest {
             }
             Ok(true) => {}
         }
-        let until = Instant::now() + grace;
+        let until = Instant::now() + grace.min(LONGEST);
         match &mut self.stopping {
             Some(stopping) => {
                 stopping.until = stopping.until.min(until);
