@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 use super::folder::{Folder, Hardware, Phase, Run};
@@ -78,6 +79,8 @@ pub(super) struct Guest {
     /// The guest's QEMU. `None` if there is none, or none can be found.
     pub(super) link: Option<Link>,
     pub(super) stopping: Option<Stopping>,
+    /// Who removes the last memory that was used up.
+    pub(super) removing: Option<JoinHandle<()>>,
     status: watch::Sender<Status>,
     pub(super) abandoned: watch::Receiver<bool>,
 }
@@ -103,6 +106,7 @@ impl Guest {
             run,
             link: None,
             stopping: None,
+            removing: None,
             status,
             abandoned,
         };

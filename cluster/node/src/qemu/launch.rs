@@ -259,10 +259,15 @@ pub(super) async fn connect(
 
 fn failed_start(id: GuestId, folder: &Folder) -> Error {
     let said = files::last_lines(&folder.log());
-    if said.contains("Failed to get") && said.contains("lock") {
+    if names_a_lock(&said) {
         return Error::ImageLocked { id, said };
     }
     Error::Start { id, said }
+}
+
+/// Whether QEMU says that another program has an image.
+pub(super) fn names_a_lock(said: &str) -> bool {
+    said.contains("Failed to get") && said.contains("lock")
 }
 
 /// Looks for the process that holds a guest: `None` if nobody does.

@@ -49,6 +49,9 @@ pub(super) enum Failure {
     Monitor(#[from] QmpError),
     #[error("{0}")]
     Why(String),
+    /// Another program has one of the guest's images.
+    #[error("another program has one of the guest's images")]
+    Locked,
     /// The guest is to be destroyed.
     #[error("the guest is being destroyed")]
     Abandoned,

@@ -1,6 +1,7 @@
 //! What goes wrong around a guest.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -447,6 +448,68 @@ async fn a_guest_is_not_started_beside_a_memory_of_it() {
     assert!(error.to_string().contains("which is suspended: "), "{error}");
     assert_eq!(state(&bench, id), State::Suspended);
     assert!(bench.processes(id).is_empty());
+}
+
+/// A guest is suspended, another program takes its disk, and lets it go again; `blind` if QEMU writes no log, so that
+/// its answer alone says it.
+async fn restored_while_another_has_the_disk(paused: bool, blind: bool) {
+    let mut bench = Host::with(|config| {
+        if blind {
+            let program = config.dir.with_file_name("qemu");
+            let script = format!(
+                "#!/bin/sh\nexec {} \"$@\" 2>/dev/null\n",
+                config.program.display()
+            );
+            fs::write(&program, script).unwrap();
+            fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
+            config.program = program;
+        }
+    })
+    .await;
+    let id = started(&mut bench, 1, Program::Counts).await;
+    let count = counts_beyond(bench.driver(), id, 1).await;
+    if paused {
+        bench.driver().pause(id).await.unwrap();
+    }
+    bench.driver().suspend(id).await.unwrap();
+    let other = host().await;
+    let mut has_it = other.guest(2, Program::Deaf);
+    has_it.disks[0].path = image(bench.dir.path(), 1, Program::Counts);
+    other.driver().define(has_it.clone()).await.unwrap();
+    other.driver().start(has_it.id).await.unwrap();
+    for _ in 0..2 {
+        let error = bench.driver().restore(id).await.unwrap_err();
+        assert!(matches!(error, Error::ImageLocked { .. }), "{error}");
+        assert_eq!(state(&bench, id), State::Suspended);
+        assert!(bench.folder(id).suspended().exists());
+        assert!(bench.processes(id).is_empty());
+    }
+    bench.reopen().await;
+    assert_eq!(state(&bench, id), State::Suspended);
+    other.driver().destroy(has_it.id).await.unwrap();
+    bench.driver().restore(id).await.unwrap();
+    if paused {
+        assert_eq!(state(&bench, id), State::Paused);
+        bench.driver().resume(id).await.unwrap();
+    }
+    counts_beyond(bench.driver(), id, count).await;
+    let text = bench.driver().console(id, 0).await.unwrap().text();
+    assert_eq!(text.matches("count 00000001").count(), 1, "{text}");
+    bench.driver().destroy(id).await.unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs QEMU"]
+async fn a_memory_is_kept_while_another_program_has_the_disk() {
+    for paused in [false, true] {
+        restored_while_another_has_the_disk(paused, false).await;
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs QEMU"]
+async fn a_memory_is_given_back_from_which_nothing_was_run() {
+    restored_while_another_has_the_disk(false, true).await;
 }
 
 #[tokio::test]
