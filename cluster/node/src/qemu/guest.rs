@@ -325,11 +325,11 @@ impl Guest {
         });
         self.write_phase(phase)?;
         crate::crash::point("launch: noted");
-        let link = launch(&self.shared, &self.definition, &self.folder, kind, incoming).await?;
+        let (shared, definition, folder) = (&self.shared, &self.definition, &self.folder);
+        let launched = launch(shared, definition, folder, kind, incoming, &mut self.link).await;
         // Written with what follows; until then `alive` says it.
-        self.run.process = Some(link.process.id().clone());
-        self.link = Some(link);
-        Ok(())
+        self.run.process = self.link.as_ref().map(|link| link.process.id().clone());
+        launched
     }
 
     async fn set_memory(&mut self, memory: Mib) -> Result<(), Error> {

@@ -92,6 +92,9 @@ pub struct Config {
     /// Tests: the disk is full after so many bytes of a memory.
     #[cfg(test)]
     disk_full_after: Option<u64>,
+    /// Tests: a process that was started cannot be watched.
+    #[cfg(test)]
+    unwatchable: bool,
 }
 
 impl Config {
@@ -105,6 +108,8 @@ impl Config {
             answer: Duration::from_secs(10),
             #[cfg(test)]
             disk_full_after: None,
+            #[cfg(test)]
+            unwatchable: false,
         }
     }
 }

@@ -514,6 +514,39 @@ async fn a_memory_is_given_back_from_which_nothing_was_run() {
 
 #[tokio::test]
 #[ignore = "needs QEMU"]
+async fn a_process_that_cannot_be_watched_is_ended() {
+    let mut bench = Host::with(|config| config.unwatchable = true).await;
+    let definition = bench.guest(1, Program::Counts);
+    let id = definition.id;
+    bench.driver().define(definition).await.unwrap();
+    for _ in 0..2 {
+        let error = bench.driver().start(id).await.unwrap_err();
+        assert!(matches!(error, Error::File { what: "watch", .. }), "{error}");
+        assert!(bench.processes(id).is_empty());
+        assert_eq!(state(&bench, id), State::Defined);
+    }
+    bench.close().await;
+    bench.config.unwatchable = false;
+    bench.open().await;
+    bench.driver().start(id).await.unwrap();
+    let count = counts_beyond(bench.driver(), id, 1).await;
+    bench.driver().suspend(id).await.unwrap();
+    bench.close().await;
+    bench.config.unwatchable = true;
+    bench.open().await;
+    let error = bench.driver().restore(id).await.unwrap_err();
+    assert!(error.to_string().contains("cannot watch"), "{error}");
+    assert!(bench.processes(id).is_empty());
+    bench.close().await;
+    bench.config.unwatchable = false;
+    bench.open().await;
+    bench.driver().restore(id).await.unwrap();
+    counts_beyond(bench.driver(), id, count).await;
+    bench.driver().destroy(id).await.unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs QEMU"]
 async fn a_long_path_is_no_obstacle() {
     let bench = Host::with(|config| config.dir = config.dir.join("x".repeat(200)).join("a, b")).await;
     let id = id(1);
