@@ -40,10 +40,29 @@ const LOG_KEPT: u64 = 1 << 20;
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T, Error>>;
 
+/// That a guest is to be destroyed, as whatever is being done to it hears at once: for as long as somebody asks for it,
+/// or the task has been asked and has not answered.
+#[derive(Debug)]
+pub(super) struct Abandon(watch::Sender<usize>);
+
+impl Abandon {
+    pub(super) fn new(wanted: &watch::Sender<usize>) -> Self {
+        wanted.send_modify(|wanted| *wanted += 1);
+        Self(wanted.clone())
+    }
+}
+
+impl Drop for Abandon {
+    fn drop(&mut self) {
+        self.0.send_modify(|wanted| *wanted -= 1);
+    }
+}
+
 /// What a guest's task is asked.
 #[derive(Debug)]
 pub(super) enum Ask {
     Do(Operation, Reply<()>),
+    Destroy(Abandon, Reply<()>),
     Stop(Duration, Reply<End>),
     Balloon(Mib, Reply<()>),
     Memory(Reply<Mib>),
@@ -82,7 +101,8 @@ pub(super) struct Guest {
     /// Who removes the last memory that was used up.
     pub(super) removing: Option<JoinHandle<()>>,
     status: watch::Sender<Status>,
-    pub(super) abandoned: watch::Receiver<bool>,
+    /// How many want it destroyed.
+    pub(super) abandoned: watch::Receiver<usize>,
 }
 
 impl Guest {
@@ -90,7 +110,7 @@ impl Guest {
         shared: Arc<Shared>,
         definition: Arc<Definition>,
         folder: Folder,
-        abandoned: watch::Receiver<bool>,
+        abandoned: watch::Receiver<usize>,
     ) -> Result<(Self, watch::Receiver<Status>), Error> {
         let (status, watched) = watch::channel(Status {
             id: definition.id,
@@ -173,10 +193,11 @@ impl Guest {
 
     async fn ask(&mut self, ask: Ask) -> Flow {
         match ask {
-            Ask::Do(Operation::Destroy, reply) => {
+            Ask::Destroy(abandon, reply) => {
                 self.busy(Some(Operation::Destroy));
                 let destroyed = self.destroy().await;
                 self.busy(None);
+                drop(abandon);
                 let flow = if destroyed.is_ok() { Flow::End } else { Flow::On };
                 let _ = reply.send(destroyed);
                 return flow;

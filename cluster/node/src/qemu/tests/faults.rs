@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::{Host, image};
 use crate::conformance::{Bench, LIMIT, Program, counted, counts_beyond, id, next_of, started, state, until};
-use crate::qemu::{Acceleration, QemuDriver};
+use crate::qemu::{Acceleration, MAX_REQUESTS, QemuDriver};
 use crate::{Disk, End, Error, Kind, Link, Mac, Mib, Nic, NodeDriver, State};
 
 async fn host() -> Host {
@@ -542,6 +542,58 @@ async fn a_process_that_cannot_be_watched_is_ended() {
     bench.open().await;
     bench.driver().restore(id).await.unwrap();
     counts_beyond(bench.driver(), id, count).await;
+    bench.driver().destroy(id).await.unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs QEMU"]
+async fn a_destroy_that_nobody_waits_for_any_more_interrupts_nothing() {
+    let mut bench = host().await;
+    let id = started(&mut bench, 1, Program::Counts).await;
+    let driver = bench.driver.as_ref().unwrap();
+    let mut waiting: Vec<_> = (0..MAX_REQUESTS).map(|_| driver.memory(id)).collect();
+    std::future::poll_fn(|context| {
+        // The guest's task does not run meanwhile: there is no room for one more.
+        for ask in &mut waiting {
+            assert!(ask.as_mut().poll(context).is_pending());
+        }
+        assert!(driver.destroy(id).as_mut().poll(context).is_pending());
+        std::task::Poll::Ready(())
+    })
+    .await;
+    for ask in waiting {
+        ask.await.unwrap();
+    }
+    driver.suspend(id).await.unwrap();
+    driver.restore(id).await.unwrap();
+    assert_eq!(state(&bench, id), State::Running);
+
+    // One that the task was asked for is done.
+    let mut destroy = driver.destroy(id);
+    std::future::poll_fn(|context| {
+        assert!(destroy.as_mut().poll(context).is_pending());
+        std::task::Poll::Ready(())
+    })
+    .await;
+    drop(destroy);
+    while driver.status(id).is_ok() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(bench.processes(id).is_empty());
+}
+
+#[tokio::test]
+#[ignore = "needs QEMU"]
+async fn a_destroy_that_fails_interrupts_nothing_afterwards() {
+    let mut bench = host().await;
+    let id = started(&mut bench, 1, Program::Counts).await;
+    bench.driver().suspend(id).await.unwrap();
+    // Its folder is not removed for one that is in the way and is none.
+    let in_the_way = bench.config.dir.join(format!(".passing-{id}"));
+    fs::write(&in_the_way, "").unwrap();
+    bench.driver().destroy(id).await.unwrap_err();
+    fs::remove_file(&in_the_way).unwrap();
+    bench.driver().restore(id).await.unwrap();
     bench.driver().destroy(id).await.unwrap();
 }
 
