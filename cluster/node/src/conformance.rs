@@ -391,6 +391,14 @@ pub(crate) async fn a_guest_that_does_not_listen_is_switched_off(bench: &mut dyn
     bench.driver().destroy(id).await.unwrap();
 }
 
+pub(crate) async fn a_guest_may_have_any_time_to_stop(bench: &mut dyn Bench) {
+    let id = started(bench, 1, Program::Counts).await;
+    counts_beyond(bench.driver(), id, 1).await;
+    assert_eq!(bench.driver().stop(id, Duration::MAX).await.unwrap(), End::Asked);
+    assert_eq!(state(bench, id), State::Stopped(End::Asked));
+    bench.driver().destroy(id).await.unwrap();
+}
+
 pub(crate) async fn a_guest_has_as_much_memory_as_it_is_told(bench: &mut dyn Bench) {
     let id = started(bench, 1, Program::Counts).await;
     let most = bench.guest(1, Program::Counts).memory;
@@ -432,6 +440,7 @@ macro_rules! conformance {
             what_a_guest_does_by_itself_is_told
             a_guest_that_does_not_answer_is_reported_and_the_others_go_on
             a_guest_that_does_not_listen_is_switched_off
+            a_guest_may_have_any_time_to_stop
             a_guest_has_as_much_memory_as_it_is_told
         }
     };

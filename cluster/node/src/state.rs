@@ -18,7 +18,8 @@
 //! An operation is done; or it was done before, and nothing happens; or it is refused with the state in which the
 //! guest is and what would be right. *Suspended* means that the guest's memory is in a file, that belongs to its disks
 //! as they are. Restoring uses it up before the guest runs on: a memory that does not fit the disks any more is
-//! never run, since a file system that finds other blocks below itself than it left destroys them. *Unresponsive* is
+//! never run, since a file system that finds other blocks below itself than it left destroys them. A guest that is
+//! given time to stop is not suspended meanwhile: it would be both. *Unresponsive* is
 //! a guest that lives, and whose hypervisor says nothing: it may only be stopped by force or destroyed.
 //!
 //! The host may end at any time too; whatever ran is then found crashed, and what was suspended is still suspended.

@@ -11,6 +11,9 @@ use super::off_thread;
 use crate::driver::{admit, how_it_ended};
 use crate::{End, Error, Kind, Operation, State};
 
+/// The longest that a guest is waited for: a clock does not reach as far as a [`Duration`].
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+
 impl Guest {
     pub(super) async fn stop(&mut self, grace: Duration, reply: Reply<End>) {
         self.refresh().await;
@@ -26,7 +29,7 @@ impl Guest {
             }
             Ok(true) => {}
         }
-        let until = Instant::now() + grace;
+        let until = Instant::now() + grace.min(LONGEST);
         match &mut self.stopping {
             Some(stopping) => {
                 stopping.until = stopping.until.min(until);
@@ -69,6 +72,9 @@ impl Guest {
 
     /// The guest is to be off.
     pub(super) async fn finish(&mut self, end: End) {
+        if self.folder.is_suspended() {
+            return self.end_suspended().await;
+        }
         self.note_phase(Phase::Ended(end));
         crate::crash::point("stop: noted");
         let id = self.id();
@@ -100,6 +106,9 @@ impl Guest {
 
     /// The guest has ended otherwise, or is to.
     pub(super) async fn crash(&mut self, why: String) {
+        if self.folder.is_suspended() {
+            return self.end_suspended().await;
+        }
         self.note_phase(Phase::Crashed { why: why.clone() });
         if let Err(error) = self.put_down().await {
             self.answer_stop(Err(error));
@@ -110,6 +119,31 @@ impl Guest {
         self.tell(Kind::Crashed(why.clone()));
         let id = self.id();
         self.answer_stop(Err(Error::Ended { id, why }));
+    }
+
+    /// A guest whose memory is in a file is suspended, however its process ends: it has not run since.
+    pub(super) async fn end_suspended(&mut self) {
+        if self.link.is_none() {
+            // One that was not found before may be now.
+            match find(self.id(), &self.folder, &self.run).await {
+                Ok(link) => self.link = link,
+                Err(error) => {
+                    self.unresponsive(error.to_string());
+                    self.answer_stop(Err(error));
+                    return;
+                }
+            }
+        }
+        if let Err(error) = self.put_down().await {
+            self.answer_stop(Err(error));
+            return;
+        }
+        self.clean().await;
+        self.claim();
+        self.set(State::Suspended);
+        self.tell(Kind::Suspended);
+        let refused = admit(self.id(), &State::Suspended, Operation::Stop);
+        self.answer_stop(refused.map(|_| End::Forced));
     }
 
     /// Answers those who wait for the guest's end. An error itself goes to the first.

@@ -228,6 +228,11 @@ impl Folder {
         })
     }
 
+    /// Makes a memory the guest's again that was used up, and that nothing was run from.
+    pub(super) fn give_back_used(&self) -> Result<(), Error> {
+        files::rename(&self.used(), &self.suspended())
+    }
+
     /// Removes a memory that was used up.
     pub(super) fn remove_used(&self) -> Result<(), Error> {
         files::remove_folder(&self.used())

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 use super::folder::{Folder, Hardware, Phase, Run};
@@ -39,10 +40,29 @@ const LOG_KEPT: u64 = 1 << 20;
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T, Error>>;
 
+/// That a guest is to be destroyed, as whatever is being done to it hears at once: for as long as somebody asks for it,
+/// or the task has been asked and has not answered.
+#[derive(Debug)]
+pub(super) struct Abandon(watch::Sender<usize>);
+
+impl Abandon {
+    pub(super) fn new(wanted: &watch::Sender<usize>) -> Self {
+        wanted.send_modify(|wanted| *wanted += 1);
+        Self(wanted.clone())
+    }
+}
+
+impl Drop for Abandon {
+    fn drop(&mut self) {
+        self.0.send_modify(|wanted| *wanted -= 1);
+    }
+}
+
 /// What a guest's task is asked.
 #[derive(Debug)]
 pub(super) enum Ask {
     Do(Operation, Reply<()>),
+    Destroy(Abandon, Reply<()>),
     Stop(Duration, Reply<End>),
     Balloon(Mib, Reply<()>),
     Memory(Reply<Mib>),
@@ -78,8 +98,11 @@ pub(super) struct Guest {
     /// The guest's QEMU. `None` if there is none, or none can be found.
     pub(super) link: Option<Link>,
     pub(super) stopping: Option<Stopping>,
+    /// Who removes the last memory that was used up.
+    pub(super) removing: Option<JoinHandle<()>>,
     status: watch::Sender<Status>,
-    pub(super) abandoned: watch::Receiver<bool>,
+    /// How many want it destroyed.
+    pub(super) abandoned: watch::Receiver<usize>,
 }
 
 impl Guest {
@@ -87,7 +110,7 @@ impl Guest {
         shared: Arc<Shared>,
         definition: Arc<Definition>,
         folder: Folder,
-        abandoned: watch::Receiver<bool>,
+        abandoned: watch::Receiver<usize>,
     ) -> Result<(Self, watch::Receiver<Status>), Error> {
         let (status, watched) = watch::channel(Status {
             id: definition.id,
@@ -103,6 +126,7 @@ impl Guest {
             run,
             link: None,
             stopping: None,
+            removing: None,
             status,
             abandoned,
         };
@@ -169,10 +193,11 @@ impl Guest {
 
     async fn ask(&mut self, ask: Ask) -> Flow {
         match ask {
-            Ask::Do(Operation::Destroy, reply) => {
+            Ask::Destroy(abandon, reply) => {
                 self.busy(Some(Operation::Destroy));
                 let destroyed = self.destroy().await;
                 self.busy(None);
+                drop(abandon);
                 let flow = if destroyed.is_ok() { Flow::End } else { Flow::On };
                 let _ = reply.send(destroyed);
                 return flow;
@@ -199,8 +224,21 @@ impl Guest {
 
     async fn perform(&mut self, operation: Operation) -> Result<(), Error> {
         self.refresh().await;
+        if operation == Operation::Start && self.link.is_none() && self.folder.is_suspended() {
+            // Whatever came in between: it must not run beside a memory that belongs to its disks as they are.
+            self.claim();
+            self.set(State::Suspended);
+        }
         if !admit(self.id(), &self.state(), operation)? {
             return Ok(());
+        }
+        if operation == Operation::Suspend && self.stopping.is_some() {
+            return Err(Error::Refused {
+                id: self.id(),
+                operation,
+                state: self.state(),
+                advice: "it is being stopped; wait until it has ended",
+            });
         }
         let before = self.status.borrow().busy;
         self.busy(Some(operation));
@@ -308,11 +346,11 @@ impl Guest {
         });
         self.write_phase(phase)?;
         crate::crash::point("launch: noted");
-        let link = launch(&self.shared, &self.definition, &self.folder, kind, incoming).await?;
+        let (shared, definition, folder) = (&self.shared, &self.definition, &self.folder);
+        let launched = launch(shared, definition, folder, kind, incoming, &mut self.link).await;
         // Written with what follows; until then `alive` says it.
-        self.run.process = Some(link.process.id().clone());
-        self.link = Some(link);
-        Ok(())
+        self.run.process = self.link.as_ref().map(|link| link.process.id().clone());
+        launched
     }
 
     async fn set_memory(&mut self, memory: Mib) -> Result<(), Error> {

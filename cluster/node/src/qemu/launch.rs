@@ -89,38 +89,54 @@ impl Link {
     }
 }
 
-/// Starts QEMU. The guest stands still.
+/// Starts QEMU. The guest stands still. A QEMU that does not come up is ended; one that does not end either is in `to`
+/// all the same, so that it is kept hold of.
 pub(super) async fn launch(
     shared: &Shared,
     definition: &Definition,
     folder: &Folder,
     kind: &str,
     incoming: bool,
-) -> Result<Link, Error> {
+    to: &mut Option<Link>,
+) -> Result<(), Error> {
     let id = definition.id;
-    let child = spawn(shared, definition, folder, kind, incoming)?;
+    let mut child = spawn(shared, definition, folder, kind, incoming)?;
     crate::crash::point("launch: spawned");
     let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).unwrap_or(-1);
-    let process = Process::open(pid);
-    let mut child = child;
-    let reaper = tokio::spawn(async move { child.wait().await });
-    let process = match process {
-        Ok(Some(process)) => process,
-        Ok(None) => return Err(failed_start(id, folder)),
-        Err(error) => return Err(Error::file("watch", &folder.alive())(error)),
+    let watched = match unwatchable(shared) {
+        None => Process::open(pid),
+        Some(error) => Err(error),
     };
-    let mut link = Link {
+    let process = match watched {
+        Ok(Some(process)) => process,
+        other => {
+            // Nobody else knows of it.
+            let killed = child.start_kill();
+            tracing::debug!(guest = %id, pid, ?killed, "QEMU is not watched");
+            timeout(KILL, child.wait())
+                .await
+                .map_err(|_| Error::Immortal { id, waited: KILL })?
+                .map_err(Error::file("end", &folder.alive()))?;
+            return Err(match other {
+                Err(error) => Error::file("watch", &folder.alive())(error),
+                Ok(_) => failed_start(id, folder),
+            });
+        }
+    };
+    let reaper = tokio::spawn(async move { child.wait().await });
+    let link = to.insert(Link {
         client: None,
         process,
         reaper: Some(reaper),
-    };
+    });
     match connect(shared, id, folder, START).await {
         Ok(client) => {
             link.client = Some(client);
-            Ok(link)
+            Ok(())
         }
         Err(QmpError::Silent { .. }) => {
             link.kill(id).await?;
+            *to = None;
             Err(Error::Start {
                 id,
                 said: format!(
@@ -132,9 +148,23 @@ pub(super) async fn launch(
         Err(_) => {
             // It says why it ends on its way out.
             link.kill(id).await?;
+            *to = None;
             Err(failed_start(id, folder))
         }
     }
+}
+
+#[cfg(test)]
+fn unwatchable(shared: &Shared) -> Option<io::Error> {
+    shared
+        .config
+        .unwatchable
+        .then(|| nix::errno::Errno::EMFILE.into())
+}
+
+#[cfg(not(test))]
+fn unwatchable(_shared: &Shared) -> Option<io::Error> {
+    None
 }
 
 fn spawn(
@@ -259,10 +289,15 @@ pub(super) async fn connect(
 
 fn failed_start(id: GuestId, folder: &Folder) -> Error {
     let said = files::last_lines(&folder.log());
-    if said.contains("Failed to get") && said.contains("lock") {
+    if names_a_lock(&said) {
         return Error::ImageLocked { id, said };
     }
     Error::Start { id, said }
+}
+
+/// Whether QEMU says that another program has an image.
+pub(super) fn names_a_lock(said: &str) -> bool {
+    said.contains("Failed to get") && said.contains("lock")
 }
 
 /// Looks for the process that holds a guest: `None` if nobody does.

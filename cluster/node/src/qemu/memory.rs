@@ -49,6 +49,9 @@ pub(super) enum Failure {
     Monitor(#[from] QmpError),
     #[error("{0}")]
     Why(String),
+    /// Another program has one of the guest's images.
+    #[error("another program has one of the guest's images")]
+    Locked,
     /// The guest is to be destroyed.
     #[error("the guest is being destroyed")]
     Abandoned,
@@ -61,7 +64,7 @@ pub(super) async fn write(
     shared: &Shared,
     definition: &Arc<Definition>,
     folder: &Folder,
-    abandoned: &mut watch::Receiver<bool>,
+    abandoned: &mut watch::Receiver<usize>,
 ) -> Result<(u64, Vec<Stamp>), Failure> {
     let within = folder
         .begin_suspending()
@@ -118,7 +121,7 @@ pub(super) async fn read(
     client: &mut Client,
     folder: &Folder,
     manifest: &Manifest,
-    abandoned: &mut watch::Receiver<bool>,
+    abandoned: &mut watch::Receiver<usize>,
 ) -> Result<(), Failure> {
     let path = Folder::memory(&folder.suspended());
     let length = fs::metadata(&path).map_err(at(&path))?.len();
@@ -225,8 +228,8 @@ async fn arrived(client: &mut Client, event: Event) -> Result<bool, Failure> {
 }
 
 /// Waits until the guest is to be destroyed. That nobody is left who could ask for it is no reason to stop half-way.
-async fn given_up(abandoned: &mut watch::Receiver<bool>) {
-    if abandoned.wait_for(|abandoned| *abandoned).await.is_err() {
+async fn given_up(abandoned: &mut watch::Receiver<usize>) {
+    if abandoned.wait_for(|wanted| *wanted > 0).await.is_err() {
         std::future::pending::<()>().await;
     }
 }

@@ -49,7 +49,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use self::folder::Folder;
-use self::guest::{Ask, Guest};
+use self::guest::{Abandon, Ask, Guest};
 use self::images::Claims;
 use self::probe::Machine;
 use crate::driver::{MAX_CONSOLE_READ, MAX_EVENTS};
@@ -92,6 +92,9 @@ pub struct Config {
     /// Tests: the disk is full after so many bytes of a memory.
     #[cfg(test)]
     disk_full_after: Option<u64>,
+    /// Tests: a process that was started cannot be watched.
+    #[cfg(test)]
+    unwatchable: bool,
 }
 
 impl Config {
@@ -105,6 +108,8 @@ impl Config {
             answer: Duration::from_secs(10),
             #[cfg(test)]
             disk_full_after: None,
+            #[cfg(test)]
+            unwatchable: false,
         }
     }
 }
@@ -143,7 +148,7 @@ struct Handle {
     requests: mpsc::Sender<Ask>,
     status: watch::Receiver<Status>,
     /// Says that the guest is to be destroyed, to whatever is being done to it.
-    abandon: watch::Sender<bool>,
+    abandon: watch::Sender<usize>,
     definition: Arc<Definition>,
     task: JoinHandle<()>,
 }
@@ -320,21 +325,15 @@ impl NodeDriver for QemuDriver {
     }
 
     async fn destroy(&self, id: GuestId) -> Result<(), Error> {
-        match self.shared.guests().get(&id) {
-            Some(handle) => handle.abandon.send_replace(true),
+        let abandon = match self.shared.guests().get(&id) {
+            Some(handle) => Abandon::new(&handle.abandon),
             None => return Ok(()),
         };
-        let destroyed = match self.ask(id, |reply| Ask::Do(Operation::Destroy, reply)).await {
+        match self.ask(id, |reply| Ask::Destroy(abandon, reply)).await {
             // Somebody else did.
             Err(Error::UnknownGuest(_) | Error::Destroyed { .. }) => Ok(()),
             other => other,
-        };
-        if destroyed.is_err()
-            && let Some(handle) = self.shared.guests().get(&id)
-        {
-            handle.abandon.send_replace(false);
         }
-        destroyed
     }
 
     async fn balloon(&self, id: GuestId, memory: Mib) -> Result<(), Error> {
@@ -364,7 +363,7 @@ fn begin(
 ) -> Result<oneshot::Receiver<()>, Error> {
     let definition = Arc::new(definition);
     let (requests, asked) = mpsc::channel(MAX_REQUESTS);
-    let (abandon, abandoned) = watch::channel(false);
+    let (abandon, abandoned) = watch::channel(0);
     let (guest, status) = Guest::new(Arc::clone(shared), Arc::clone(&definition), folder, abandoned)?;
     let (ready, is_ready) = oneshot::channel();
     let id = definition.id;

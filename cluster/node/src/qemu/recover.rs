@@ -56,7 +56,7 @@ impl Guest {
         }
     }
 
-    fn claim(&self) {
+    pub(super) fn claim(&self) {
         if let Err(error) = self.shared.claims.claim(&self.definition) {
             tracing::error!(guest = %self.id(), %error, "an image is used twice");
         }
@@ -88,10 +88,10 @@ impl Guest {
     /// Deals with a guest that answers again, by what was noted last.
     pub(super) async fn settle_live(&mut self) {
         match self.run.phase.clone() {
-            // A stop, a crash or a suspend whose process did not end in time.
+            // A suspend, a stop or a crash whose process did not end in time.
+            _ if self.folder.is_suspended() => return self.end_suspended().await,
             Phase::Ended(end) => return self.finish(end).await,
             Phase::Crashed { why } => return self.crash(why).await,
-            _ if self.folder.is_suspended() => return self.recover_suspended().await,
             Phase::Starting => self.run_on(Operation::Start, true).await,
             Phase::Suspending { ran } => {
                 self.clean().await;

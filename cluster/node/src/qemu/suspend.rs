@@ -6,10 +6,11 @@
 
 use super::folder::{Manifest, Phase};
 use super::guest::Guest;
+use super::launch::names_a_lock;
 use super::memory::{self, Failure};
 use super::{images, off_thread};
 use crate::qmp::RunState;
-use crate::{Error, Kind, Operation, State, files};
+use crate::{Error, Kind, Operation, QmpError, State, files};
 
 impl Guest {
     pub(super) async fn suspend(&mut self) -> Result<(), Error> {
@@ -187,6 +188,7 @@ impl Guest {
             self.put_down().await?;
             return Err(match error {
                 Failure::Abandoned => Error::Destroyed { id },
+                Failure::Locked => Error::ImageLocked { id, said },
                 error if said.is_empty() => cannot(error.to_string()),
                 error => cannot(format!("{error}; QEMU said last: {said}")),
             });
@@ -194,7 +196,9 @@ impl Guest {
         crate::crash::point("restore: used up");
         self.set(State::Paused);
         if ran {
-            self.command(Operation::Restore, "cont", None).await?;
+            if let Err(error) = self.command(Operation::Restore, "cont", None).await {
+                return Err(self.give_up_restoring(error).await);
+            }
             self.set(State::Running);
         }
         crate::crash::point("restore: runs");
@@ -202,8 +206,44 @@ impl Guest {
         self.tell(Kind::Restored);
         // It takes a while, for which nobody has to wait; what is not removed now is by the next driver.
         let folder = self.folder.clone();
-        tokio::task::spawn_blocking(move || folder.remove_used());
+        self.removing = Some(tokio::task::spawn_blocking(move || {
+            let _ = folder.remove_used();
+        }));
         Ok(())
+    }
+
+    /// The guest's memory was used up, and QEMU did not let the guest run.
+    async fn give_up_restoring(&mut self, error: Error) -> Error {
+        let id = self.id();
+        // One that refused has run nothing. Of one that was not heard that is not known.
+        let Error::Monitor {
+            source: QmpError::Refused { .. },
+            ..
+        } = &error
+        else {
+            return error;
+        };
+        if let Err(kept) = self.folder.give_back_used() {
+            // It stands still, and can be resumed.
+            tracing::error!(guest = %id, %kept, "a memory is not given back");
+            self.note_phase(Phase::Live);
+            return error;
+        }
+        let said = files::last_lines(&self.folder.log());
+        if let Err(error) = self.put_down().await {
+            return error;
+        }
+        self.set(State::Suspended);
+        if names_a_lock(&said) || names_a_lock(&error.to_string()) {
+            return Error::ImageLocked {
+                id,
+                said: error.to_string(),
+            };
+        }
+        Error::Restore {
+            id,
+            why: error.to_string(),
+        }
     }
 
     async fn read_memory(&mut self, manifest: &Manifest) -> Result<(), Failure> {
@@ -219,6 +259,16 @@ impl Guest {
         let client = client.ok_or_else(|| Failure::Why("there is no connection".to_owned()))?;
         memory::read(client, &self.folder, manifest, &mut self.abandoned).await?;
         crate::crash::point("restore: read");
+        // QEMU takes the disks when all has arrived. Where it cannot it says so in its log, and all the same that it is
+        // done; a guest that ran then hears it again as it is to run on. A QEMU that says it otherwise lets one that
+        // stood still be restored, to be refused when it is resumed.
+        if names_a_lock(&files::last_lines(&self.folder.log())) {
+            return Err(Failure::Locked);
+        }
+        // What an earlier memory left would be taken for this one.
+        if let Some(removing) = self.removing.take() {
+            let _ = removing.await;
+        }
         // From here on the guest may run, and this memory never again.
         self.folder.use_up_suspended().map_err(why)
     }

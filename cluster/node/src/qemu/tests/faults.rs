@@ -1,6 +1,7 @@
 //! What goes wrong around a guest.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -8,7 +9,7 @@ use serde_json::Value;
 
 use super::{Host, image};
 use crate::conformance::{Bench, LIMIT, Program, counted, counts_beyond, id, next_of, started, state, until};
-use crate::qemu::{Acceleration, QemuDriver};
+use crate::qemu::{Acceleration, MAX_REQUESTS, QemuDriver};
 use crate::{Disk, End, Error, Kind, Link, Mac, Mib, Nic, NodeDriver, State};
 
 async fn host() -> Host {
@@ -377,6 +378,223 @@ async fn a_guest_is_destroyed_while_it_is_given_time_to_stop() {
     });
     assert!(matches!(stopped, Err(Error::Destroyed { .. })), "{stopped:?}");
     assert_eq!(next_of(&mut events, id).await, Kind::Destroyed);
+}
+
+#[tokio::test]
+#[ignore = "needs QEMU"]
+async fn a_guest_that_is_given_time_to_stop_is_not_suspended_meanwhile() {
+    let mut bench = host().await;
+    let id = started(&mut bench, 1, Program::Deaf).await;
+    let driver = bench.driver.as_ref().unwrap();
+    let (stopped, suspended) = tokio::join!(driver.stop(id, Duration::from_secs(2)), async {
+        while driver.status(id).unwrap().busy.is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        driver.suspend(id).await
+    });
+    let error = suspended.unwrap_err().to_string();
+    assert!(
+        error.ends_with("which is running: it is being stopped; wait until it has ended"),
+        "{error}"
+    );
+    assert_eq!(stopped.unwrap(), End::Forced);
+    assert_eq!(state(&bench, id), State::Stopped(End::Forced));
+    assert!(!bench.folder(id).suspended().exists());
+    bench.driver().start(id).await.unwrap();
+    bench.reopen().await;
+    assert_eq!(state(&bench, id), State::Running);
+    bench.driver().destroy(id).await.unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs QEMU"]
+async fn a_guest_with_a_memory_in_a_file_is_suspended_however_it_ends() {
+    let mut bench = host().await;
+    for (number, killed) in [(1, false), (2, true)] {
+        let id = started(&mut bench, number, Program::Counts).await;
+        bench.driver().pause(id).await.unwrap();
+        // As when its memory was written, and its process did not end in time.
+        fs::create_dir(bench.folder(id).suspended()).unwrap();
+        let mut events = bench.driver().events();
+        if killed {
+            bench.kill(id);
+        } else {
+            let error = bench.driver().stop(id, Duration::ZERO).await.unwrap_err();
+            assert!(error.to_string().contains("which is suspended: "), "{error}");
+        }
+        assert_eq!(next_of(&mut events, id).await, Kind::Suspended);
+        assert_eq!(state(&bench, id), State::Suspended);
+        assert_eq!(bench.driver().status(id).unwrap().busy, None);
+        assert!(bench.processes(id).is_empty());
+        let error = bench.driver().start(id).await.unwrap_err();
+        assert!(error.to_string().contains("which is suspended: "), "{error}");
+        // Its disk is still its own.
+        let mut other = bench.guest(number + 10, Program::Counts);
+        other.disks[0].path = image(bench.dir.path(), number, Program::Counts);
+        bench.driver().define(other.clone()).await.unwrap();
+        let error = bench.driver().start(other.id).await.unwrap_err();
+        assert!(matches!(error, Error::ImageInUse { .. }), "{error}");
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs QEMU"]
+async fn a_guest_is_not_started_beside_a_memory_of_it() {
+    let mut bench = host().await;
+    let id = started(&mut bench, 1, Program::Counts).await;
+    bench.driver().stop(id, Duration::ZERO).await.unwrap();
+    fs::create_dir(bench.folder(id).suspended()).unwrap();
+    let error = bench.driver().start(id).await.unwrap_err();
+    assert!(error.to_string().contains("which is suspended: "), "{error}");
+    assert_eq!(state(&bench, id), State::Suspended);
+    assert!(bench.processes(id).is_empty());
+}
+
+/// A guest is suspended, another program takes its disk, and lets it go again; `blind` if QEMU writes no log, so that
+/// its answer alone says it.
+async fn restored_while_another_has_the_disk(paused: bool, blind: bool) {
+    let mut bench = Host::with(|config| {
+        if blind {
+            let program = config.dir.with_file_name("qemu");
+            let script = format!(
+                "#!/bin/sh\nexec {} \"$@\" 2>/dev/null\n",
+                config.program.display()
+            );
+            fs::write(&program, script).unwrap();
+            fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
+            config.program = program;
+        }
+    })
+    .await;
+    let id = started(&mut bench, 1, Program::Counts).await;
+    let count = counts_beyond(bench.driver(), id, 1).await;
+    if paused {
+        bench.driver().pause(id).await.unwrap();
+    }
+    bench.driver().suspend(id).await.unwrap();
+    let other = host().await;
+    let mut has_it = other.guest(2, Program::Deaf);
+    has_it.disks[0].path = image(bench.dir.path(), 1, Program::Counts);
+    other.driver().define(has_it.clone()).await.unwrap();
+    other.driver().start(has_it.id).await.unwrap();
+    for _ in 0..2 {
+        let error = bench.driver().restore(id).await.unwrap_err();
+        assert!(matches!(error, Error::ImageLocked { .. }), "{error}");
+        assert_eq!(state(&bench, id), State::Suspended);
+        assert!(bench.folder(id).suspended().exists());
+        assert!(bench.processes(id).is_empty());
+    }
+    bench.reopen().await;
+    assert_eq!(state(&bench, id), State::Suspended);
+    other.driver().destroy(has_it.id).await.unwrap();
+    bench.driver().restore(id).await.unwrap();
+    if paused {
+        assert_eq!(state(&bench, id), State::Paused);
+        bench.driver().resume(id).await.unwrap();
+    }
+    counts_beyond(bench.driver(), id, count).await;
+    let text = bench.driver().console(id, 0).await.unwrap().text();
+    assert_eq!(text.matches("count 00000001").count(), 1, "{text}");
+    bench.driver().destroy(id).await.unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs QEMU"]
+async fn a_memory_is_kept_while_another_program_has_the_disk() {
+    for paused in [false, true] {
+        restored_while_another_has_the_disk(paused, false).await;
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs QEMU"]
+async fn a_memory_is_given_back_from_which_nothing_was_run() {
+    restored_while_another_has_the_disk(false, true).await;
+}
+
+#[tokio::test]
+#[ignore = "needs QEMU"]
+async fn a_process_that_cannot_be_watched_is_ended() {
+    let mut bench = Host::with(|config| config.unwatchable = true).await;
+    let definition = bench.guest(1, Program::Counts);
+    let id = definition.id;
+    bench.driver().define(definition).await.unwrap();
+    for _ in 0..2 {
+        let error = bench.driver().start(id).await.unwrap_err();
+        assert!(matches!(error, Error::File { what: "watch", .. }), "{error}");
+        assert!(bench.processes(id).is_empty());
+        assert_eq!(state(&bench, id), State::Defined);
+    }
+    bench.close().await;
+    bench.config.unwatchable = false;
+    bench.open().await;
+    bench.driver().start(id).await.unwrap();
+    let count = counts_beyond(bench.driver(), id, 1).await;
+    bench.driver().suspend(id).await.unwrap();
+    bench.close().await;
+    bench.config.unwatchable = true;
+    bench.open().await;
+    let error = bench.driver().restore(id).await.unwrap_err();
+    assert!(error.to_string().contains("cannot watch"), "{error}");
+    assert!(bench.processes(id).is_empty());
+    bench.close().await;
+    bench.config.unwatchable = false;
+    bench.open().await;
+    bench.driver().restore(id).await.unwrap();
+    counts_beyond(bench.driver(), id, count).await;
+    bench.driver().destroy(id).await.unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs QEMU"]
+async fn a_destroy_that_nobody_waits_for_any_more_interrupts_nothing() {
+    let mut bench = host().await;
+    let id = started(&mut bench, 1, Program::Counts).await;
+    let driver = bench.driver.as_ref().unwrap();
+    let mut waiting: Vec<_> = (0..MAX_REQUESTS).map(|_| driver.memory(id)).collect();
+    std::future::poll_fn(|context| {
+        // The guest's task does not run meanwhile: there is no room for one more.
+        for ask in &mut waiting {
+            assert!(ask.as_mut().poll(context).is_pending());
+        }
+        assert!(driver.destroy(id).as_mut().poll(context).is_pending());
+        std::task::Poll::Ready(())
+    })
+    .await;
+    for ask in waiting {
+        ask.await.unwrap();
+    }
+    driver.suspend(id).await.unwrap();
+    driver.restore(id).await.unwrap();
+    assert_eq!(state(&bench, id), State::Running);
+
+    // One that the task was asked for is done.
+    let mut destroy = driver.destroy(id);
+    std::future::poll_fn(|context| {
+        assert!(destroy.as_mut().poll(context).is_pending());
+        std::task::Poll::Ready(())
+    })
+    .await;
+    drop(destroy);
+    while driver.status(id).is_ok() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(bench.processes(id).is_empty());
+}
+
+#[tokio::test]
+#[ignore = "needs QEMU"]
+async fn a_destroy_that_fails_interrupts_nothing_afterwards() {
+    let mut bench = host().await;
+    let id = started(&mut bench, 1, Program::Counts).await;
+    bench.driver().suspend(id).await.unwrap();
+    // Its folder is not removed for one that is in the way and is none.
+    let in_the_way = bench.config.dir.join(format!(".passing-{id}"));
+    fs::write(&in_the_way, "").unwrap();
+    bench.driver().destroy(id).await.unwrap_err();
+    fs::remove_file(&in_the_way).unwrap();
+    bench.driver().restore(id).await.unwrap();
+    bench.driver().destroy(id).await.unwrap();
 }
 
 #[tokio::test]
