@@ -21,7 +21,8 @@
 //!
 //! Time is given with each command. Nothing ends by itself: [`Ledger::due`] names what should, and whoever drives the
 //! ledger first stops what runs there, then says [`Command::Expire`]. Until then the place is held, so that a host is
-//! never promised while somebody is still on it. That the clock goes back does no harm: times only grow within one
+//! never promised while somebody is still on it. A host that shrank has what it has: what is held of it stays held,
+//! and nothing new is promised of a kind until what is held fits again. That the clock goes back does no harm: times only grow within one
 //! reservation.
 
 mod apply;
@@ -164,16 +165,7 @@ impl Ledger {
                 limit: MAX_HOSTS,
             });
         }
-        if let Some(books) = books {
-            let short = |kind: &Kind| capacity.of(*kind) < books.held.of(*kind);
-            if let Some(kind) = Kind::ALL.into_iter().find(short) {
-                return Err(Refusal::InUse {
-                    host,
-                    kind,
-                    held: books.held.of(kind),
-                });
-            }
-        }
+        // It may be less than is held: a host that lost memory has lost it, whatever was promised of it before.
         Ok(Decision::Record(Record::HostSet { host, capacity }))
     }
 
@@ -343,11 +335,17 @@ impl Ledger {
         self.hosts.get(host).map(|books| books.capacity)
     }
 
-    /// What is free of a host.
+    /// What is free of a host: nothing of a kind of which more is held than there is, since the host shrank.
     #[must_use]
     pub fn free(&self, host: &HostName) -> Option<Resources> {
         let books = self.hosts.get(host)?;
-        books.capacity.minus(&books.held)
+        Some(books.capacity.without(&books.held))
+    }
+
+    /// What is held of a host, which is more than it has where it shrank.
+    #[must_use]
+    pub fn held(&self, host: &HostName) -> Option<Resources> {
+        self.hosts.get(host).map(|books| books.held)
     }
 
     /// What somebody has and has used, at a time.

@@ -88,7 +88,7 @@ pub struct Reservation {
 /// What the ledger is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
-    /// A host has so much for members.
+    /// A host has so much for members, which may be less than is held of it.
     SetHost {
         /// The host.
         host: HostName,

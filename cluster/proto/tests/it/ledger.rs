@@ -8,6 +8,7 @@ use aerie_cluster_proto::ledger::{
     Command, Decision, HoldState, Ledger, Owner, Record, Refusal, RequestId, Reservation, Subject,
 };
 use aerie_cluster_proto::placement::{Placed, Plan};
+use aerie_context_proto::HostName;
 use aerie_types::WallMillis;
 use proptest::prelude::*;
 
@@ -165,12 +166,8 @@ fn a_committed_reservation_lives_its_life_time() {
         }
     );
     let host = "h1".parse().unwrap();
-    let smaller = Command::SetHost {
-        host,
-        capacity: amounts(2, 8, 8),
-    };
     assert!(matches!(
-        apply(&mut ledger, smaller, at(101)),
+        apply(&mut ledger, Command::RemoveHost { host }, at(101)),
         Err(Refusal::InUse { held: 4, .. })
     ));
     apply(&mut ledger, Command::Release { id: id("r1") }, at(1900)).unwrap();
@@ -182,6 +179,50 @@ fn a_committed_reservation_lives_its_life_time() {
     apply(&mut ledger, Command::BeginPeriod, at(9999)).unwrap();
     let usage = ledger.usage(&Subject::User("ada".parse().unwrap()), at(9999));
     assert_eq!(usage.cpu_secs, 0);
+}
+
+#[test]
+fn of_a_host_that_shrank_nothing_is_promised_until_what_is_held_fits() {
+    let mut ledger = two_hosts();
+    let mut journal = Vec::new();
+    let mut run = |ledger: &mut Ledger, command, now| {
+        let decision = apply(ledger, command, at(now));
+        if let Ok(Decision::Record(record)) = &decision {
+            journal.push(record.clone());
+        }
+        decision
+    };
+    let host: HostName = "h1".parse().unwrap();
+    let four = plan(&[("a", "h1", amounts(4, 4, 4))]);
+    run(&mut ledger, reserve("r1", four), 0).unwrap();
+    let capacity = amounts(8, 2, 8);
+    let smaller = Command::SetHost {
+        host: host.clone(),
+        capacity,
+    };
+    run(&mut ledger, smaller, 1).unwrap();
+    assert_eq!(ledger.capacity(&host), Some(capacity));
+    assert_eq!(ledger.held(&host), Some(amounts(4, 4, 4)));
+    assert_eq!(free(&ledger, "h1"), amounts(4, 0, 4));
+    let one = || plan(&[("b", "h1", amounts(1, 1, 1))]);
+    assert!(matches!(
+        run(&mut ledger, reserve("r2", one()), 2),
+        Err(Refusal::NoRoom {
+            kind: Kind::Memory,
+            free: 0,
+            ..
+        })
+    ));
+    // What was promised before runs on, and what it gives back is free as far as it is there.
+    run(&mut ledger, Command::Commit { id: id("r1") }, 3).unwrap();
+    run(&mut ledger, Command::Release { id: id("r1") }, 4).unwrap();
+    assert_eq!(free(&ledger, "h1"), capacity);
+    run(&mut ledger, reserve("r3", one()), 5).unwrap();
+    let mut again = two_hosts();
+    for record in &journal {
+        again.commit(record).unwrap();
+    }
+    assert_eq!(again, ledger);
 }
 
 #[test]
@@ -363,7 +404,10 @@ proptest! {
                 let name = host.parse().unwrap();
                 let held = held.get(host).copied().unwrap_or_default();
                 match ledger.capacity(&name) {
-                    Some(capacity) => prop_assert_eq!(ledger.free(&name), capacity.minus(&held)),
+                    Some(capacity) => {
+                        prop_assert_eq!(ledger.held(&name), Some(held));
+                        prop_assert_eq!(ledger.free(&name), Some(capacity.without(&held)));
+                    }
                     None => prop_assert_eq!(held, Resources::NONE),
                 }
             }
@@ -399,7 +443,7 @@ proptest! {
         }
         if let Ok(ledger) = Ledger::replay(journal) {
             for (host, held) in held(&ledger) {
-                prop_assert!(ledger.capacity(&host.parse().unwrap()).unwrap().holds(&held));
+                prop_assert_eq!(ledger.held(&host.parse().unwrap()), Some(held));
             }
         }
     }
