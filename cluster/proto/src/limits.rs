@@ -49,6 +49,10 @@ pub const MAX_MOUNT: usize = 255;
 /// The longest life-time that a grid may allow: ten years. What lasts longer is a host.
 pub const MAX_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
+/// The longest lease of a place that is not committed yet: it takes nobody's time from a quota of hours, so that it is
+/// for copying images and no more.
+pub const MAX_LEASE: Duration = Duration::from_secs(3600);
+
 /// Most hosts that one placement chooses among.
 pub const MAX_HOSTS: usize = 1024;
 

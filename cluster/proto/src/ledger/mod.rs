@@ -39,7 +39,7 @@ pub use quota::{Ask, Exceeded, Limit, Overdrawn, PerRequest, Quota, Subject, Usa
 pub use records::{Command, Decision, End, Owner, Record, Refusal, RequestId, Reservation};
 
 use crate::amount::{Kind, Lifetime, Resources};
-use crate::limits::{MAX_HELD_MEMBERS, MAX_HOLDS, MAX_HOSTS, MAX_LIFETIME};
+use crate::limits::{MAX_HELD_MEMBERS, MAX_HOLDS, MAX_HOSTS, MAX_LEASE, MAX_LIFETIME};
 use crate::placement::Plan;
 
 /// All reservations. See the module's documentation.
@@ -218,10 +218,12 @@ impl Ledger {
                 limit: MAX_HELD_MEMBERS,
             });
         }
-        for time in [lease, lifetime.duration()] {
-            if time < Duration::from_secs(1) || time > MAX_LIFETIME {
-                return Err(Refusal::Time { id, given: time });
-            }
+        if lease < Duration::from_secs(1) || lease > MAX_LEASE {
+            return Err(Refusal::Lease { id, given: lease });
+        }
+        let time = lifetime.duration();
+        if time < Duration::from_secs(1) || time > MAX_LIFETIME {
+            return Err(Refusal::Time { id, given: time });
         }
         self.has_room(&plan)?;
         Ok(Decision::Record(Record::Reserved {

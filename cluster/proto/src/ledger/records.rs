@@ -79,7 +79,7 @@ pub struct Reservation {
     pub owner: Owner,
     /// What is to be held.
     pub plan: Plan,
-    /// How long the place is held before it has to be committed.
+    /// How long the place is held before it has to be committed, up to [`MAX_LEASE`](crate::limits::MAX_LEASE).
     pub lease: Duration,
     /// How long the machines live from then on.
     pub lifetime: Lifetime,
@@ -248,7 +248,18 @@ pub enum Refusal {
     /// A plan of nobody.
     #[error("the request '{0}' has no members; there is nothing to hold")]
     Empty(RequestId),
-    /// A lease or life-time out of bounds.
+    /// A lease out of bounds.
+    #[error(
+        "the request '{id}' asks to hold its place for {} before it is committed; from one second to {} are allowed",
+        humantime::format_duration(*given), Lifetime::secs(crate::limits::MAX_LEASE.as_secs())
+    )]
+    Lease {
+        /// The request.
+        id: RequestId,
+        /// How long.
+        given: Duration,
+    },
+    /// A life-time out of bounds.
     #[error(
         "the request '{id}' is for {}; from one second to {} are allowed", humantime::format_duration(*given),
         Lifetime::secs(crate::limits::MAX_LIFETIME.as_secs())

@@ -7,6 +7,7 @@ use aerie_cluster_proto::amount::{Bytes, Kind, Lifetime, Resources};
 use aerie_cluster_proto::ledger::{
     Command, Decision, HoldState, Ledger, Owner, Record, Refusal, RequestId, Reservation, Subject,
 };
+use aerie_cluster_proto::limits::MAX_LEASE;
 use aerie_cluster_proto::placement::{Placed, Plan};
 use aerie_context_proto::HostName;
 use aerie_types::WallMillis;
@@ -141,6 +142,24 @@ fn a_lease_that_ran_out_is_not_committed_and_holds_until_it_is_expired() {
         Err(Refusal::Ended(id("r1"))),
         "a late copy"
     );
+}
+
+#[test]
+fn a_place_is_leased_for_an_hour_at_most() {
+    let mut ledger = two_hosts();
+    let leased = |lease| {
+        let Command::Reserve(reservation) = reserve("r1", plan(&[("a", "h1", amounts(1, 1, 1))])) else {
+            panic!()
+        };
+        Command::Reserve(Reservation { lease, ..reservation })
+    };
+    let refusal = apply(&mut ledger, leased(Duration::from_secs(3601)), at(0)).unwrap_err();
+    assert_eq!(
+        refusal.to_string(),
+        "the request 'r1' asks to hold its place for 1h 1s before it is committed; from one second to 1h are allowed"
+    );
+    assert!(apply(&mut ledger, leased(Duration::ZERO), at(0)).is_err());
+    apply(&mut ledger, leased(MAX_LEASE), at(0)).unwrap();
 }
 
 #[test]
