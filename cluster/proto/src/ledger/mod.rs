@@ -2,7 +2,9 @@
 //!
 //! Between a placement and running machines lie minutes of copying images. The ledger holds the place meanwhile, and
 //! then for as long as the machines live. A reservation is of a whole [`Plan`] or of nothing, under an id that its
-//! asker chose: to ask again with the same id, after a crash or a lost answer, changes nothing.
+//! asker chose: to ask again with the same id, after a crash or a lost answer, changes nothing. It is the same request
+//! if it has the same owner, life-time and members. Their places may differ, for whoever asks again may have placed
+//! anew, with its own hold in the way: the plan that is held stands, and [`Ledger::hold`] tells it.
 //!
 //! ```text
 //!            reserve                  commit
@@ -192,7 +194,10 @@ impl Ledger {
             lifetime,
         } = reservation;
         if let Some(hold) = self.holds.get(&id) {
-            let same = hold.owner == owner && hold.plan == plan && hold.lifetime == lifetime;
+            // Places and amounts are not compared: whoever lost the answer may have placed anew, around its own hold.
+            let same = hold.owner == owner
+                && hold.lifetime == lifetime
+                && hold.plan.members.keys().eq(plan.members.keys());
             return if same {
                 Ok(Decision::Already)
             } else {

@@ -100,7 +100,8 @@ pub enum Command {
         /// The host.
         host: HostName,
     },
-    /// Hold all of a plan or nothing.
+    /// Hold all of a plan or nothing. Where the answer is [`Decision::Already`], the plan that is held is the one of
+    /// [`Ledger::hold`](super::Ledger::hold), and not necessarily this one.
     Reserve(Reservation),
     /// Machines are there: the life-time begins.
     Commit {
@@ -225,7 +226,7 @@ pub enum Refusal {
         /// How much.
         held: u64,
     },
-    /// The id is of another request.
+    /// The id is of a request with another owner, life-time or members.
     #[error("the request '{0}' was another one before; choose a new id for a new request")]
     Differs(RequestId),
     /// The request is over.

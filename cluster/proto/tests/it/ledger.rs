@@ -98,7 +98,7 @@ fn a_reservation_is_all_or_nothing_and_asking_twice_changes_nothing() {
     assert_eq!(free(&ledger, "h1"), amounts(0, 3, 3));
     let other = plan(&[("a", "h2", amounts(1, 1, 1))]);
     assert_eq!(
-        apply(&mut ledger, reserve("r1", other.clone()), at(2)),
+        apply(&mut ledger, reserve("r1", other), at(2)),
         Err(Refusal::Differs(id("r1")))
     );
     let short = plan(&[("a", "h1", amounts(1, 0, 0))]);
@@ -142,6 +142,44 @@ fn a_lease_that_ran_out_is_not_committed_and_holds_until_it_is_expired() {
         Err(Refusal::Ended(id("r1"))),
         "a late copy"
     );
+}
+
+#[test]
+fn a_request_that_was_placed_anew_is_the_same_and_the_plan_that_is_held_stands() {
+    let mut ledger = two_hosts();
+    let held = plan(&[("a", "h1", amounts(5, 4, 4))]);
+    apply(&mut ledger, reserve("r1", held.clone()), at(0)).unwrap();
+    let before = ledger.clone();
+    // The answer was lost, and 'h1' has no room for a second 'a'.
+    let anew = || plan(&[("a", "h2", amounts(4, 4, 4))]);
+    assert_eq!(
+        apply(&mut ledger, reserve("r1", anew()), at(1)),
+        Ok(Decision::Already)
+    );
+    assert_eq!(ledger.hold(&id("r1")).unwrap().plan, held);
+    assert_eq!(ledger, before);
+    let Command::Reserve(reservation) = reserve("r1", anew()) else {
+        panic!()
+    };
+    for other in [
+        Reservation {
+            owner: owner("bob"),
+            ..reservation.clone()
+        },
+        Reservation {
+            lifetime: Lifetime::secs(7200),
+            ..reservation.clone()
+        },
+        Reservation {
+            plan: plan(&[("b", "h2", amounts(4, 4, 4))]),
+            ..reservation
+        },
+    ] {
+        assert_eq!(
+            apply(&mut ledger, Command::Reserve(other), at(1)),
+            Err(Refusal::Differs(id("r1")))
+        );
+    }
 }
 
 #[test]
