@@ -18,7 +18,8 @@
 //! ```
 //!
 //! A command is judged by [`Ledger::decide`], which changes nothing; the [`Record`] that comes of it is made durable
-//! and then applied by [`Ledger::commit`]. The journal of records is the state: [`Ledger::replay`] makes the same
+//! and then applied by [`Ledger::commit`], before the next command is judged: room and quotas are those of the ledger
+//! that was asked. The journal of records is the state: [`Ledger::replay`] makes the same
 //! ledger of it, up to whichever record the machine went down at.
 //!
 //! Time is given with each command. Nothing ends by itself: [`Ledger::due`] names what should, and whoever drives the
@@ -192,6 +193,7 @@ impl Ledger {
             plan,
             lease,
             lifetime,
+            quotas,
         } = reservation;
         if let Some(hold) = self.holds.get(&id) {
             // Places and amounts are not compared: whoever lost the answer may have placed anew, around its own hold.
@@ -230,6 +232,7 @@ impl Ledger {
         if time < Duration::from_secs(1) || time > MAX_LIFETIME {
             return Err(Refusal::Time { id, given: time });
         }
+        self.admit(&quotas, &owner, &Ask::of(&plan, time), now)?;
         self.has_room(&plan)?;
         Ok(Decision::Record(Record::Reserved {
             id,
@@ -377,6 +380,9 @@ impl Ledger {
     }
 
     /// Whether a request stays within all quotas that apply to its owner, by what is used at this time.
+    ///
+    /// It is asked before a request is placed, to spare the work, and promises nothing: another may be reserved in
+    /// between. What holds is the judgement of [`Command::Reserve`], which asks it again of the plan.
     ///
     /// # Errors
     /// [`Overdrawn`] with every quota that it would exceed.

@@ -8,6 +8,7 @@ use aerie_context_proto::HostName;
 use aerie_types::{GroupName, UserName, WallMillis};
 use serde::{Deserialize, Serialize};
 
+use super::quota::{Overdrawn, Quota, Subject};
 use crate::amount::{Kind, Lifetime, Resources};
 use crate::error::BadValue;
 use crate::limits::MAX_REQUEST_ID;
@@ -83,6 +84,9 @@ pub struct Reservation {
     pub lease: Duration,
     /// How long the machines live from then on.
     pub lifetime: Lifetime,
+    /// The quotas that it is held against, as they are now: those that apply to its owner are looked at. What is held
+    /// already stays held when they become less.
+    pub quotas: Vec<(Subject, Quota)>,
 }
 
 /// What the ledger is told.
@@ -213,6 +217,9 @@ pub enum Refusal {
         /// How much is left.
         free: u64,
     },
+    /// The owner would have more than quotas allow.
+    #[error(transparent)]
+    Overdrawn(#[from] Overdrawn),
     /// The ledger has no such host.
     #[error("there is no host '{0}' (any more); place the request anew")]
     UnknownHost(HostName),

@@ -51,6 +51,7 @@ fn reserve(request: &str, plan: Plan) -> Command {
         plan,
         lease: Duration::from_secs(600),
         lifetime: HOUR,
+        quotas: Vec::new(),
     })
 }
 
@@ -403,6 +404,7 @@ fn command(step: &Step) -> Option<Command> {
                 },
                 lease: Duration::from_secs(*lease),
                 lifetime: Lifetime::secs(lease * 3),
+                quotas: Vec::new(),
             })
         }
         Step::Commit(number) => Command::Commit { id: request(number) },
