@@ -14,7 +14,7 @@
 //!                        │ expire, once due         │ expire, once due
 //!                        └───────────┬──────────────┘
 //!                                    ▼
-//!                                  Ended ── after a day ──► (unknown)
+//!                                  Ended ── after a day or more ──► (unknown)
 //! ```
 //!
 //! A command is judged by [`Ledger::decide`], which changes nothing; the [`Record`] that comes of it is made durable
@@ -26,13 +26,14 @@
 //! ledger first stops what runs there, then says [`Command::Expire`]. Until then the place is held, so that a host is
 //! never promised while somebody is still on it. A host that shrank has what it has: what is held of it stays held,
 //! and nothing new is promised of a kind until what is held fits again. That the clock goes back does no harm: times only grow within one
-//! reservation.
+//! reservation. That it jumps ahead makes no id forgotten of the [`ENDED_ROOM`](crate::limits::ENDED_ROOM) that ended
+//! last: ids are forgotten in the order of the records, to make room, and time only keeps them longer.
 
 mod apply;
 mod quota;
 mod records;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use aerie_context_proto::HostName;
@@ -50,8 +51,10 @@ use crate::placement::Plan;
 pub struct Ledger {
     hosts: BTreeMap<HostName, Books>,
     holds: BTreeMap<RequestId, Hold>,
-    /// When reservations ended whose ids are still known.
-    ended: BTreeMap<RequestId, WallMillis>,
+    /// The reservations that ended and whose ids are still known.
+    ended: BTreeSet<RequestId>,
+    /// These in the order of their records, with the times that those name.
+    ended_order: VecDeque<(RequestId, WallMillis)>,
     /// What ended reservations used in this period.
     spent: BTreeMap<Owner, Spent>,
     records: u64,
@@ -206,7 +209,7 @@ impl Ledger {
                 Err(Refusal::Differs(id))
             };
         }
-        if self.ended.contains_key(&id) {
+        if self.ended.contains(&id) {
             return Err(Refusal::Ended(id));
         }
         if self.holds.len() >= MAX_HOLDS {
@@ -283,7 +286,7 @@ impl Ledger {
     }
 
     fn gone(&self, id: RequestId) -> Refusal {
-        if self.ended.contains_key(&id) {
+        if self.ended.contains(&id) {
             Refusal::Ended(id)
         } else {
             Refusal::Unknown(id)

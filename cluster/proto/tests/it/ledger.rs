@@ -7,7 +7,7 @@ use aerie_cluster_proto::amount::{Bytes, Kind, Lifetime, Resources};
 use aerie_cluster_proto::ledger::{
     Command, Decision, HoldState, Ledger, Owner, Record, Refusal, RequestId, Reservation, Subject,
 };
-use aerie_cluster_proto::limits::MAX_LEASE;
+use aerie_cluster_proto::limits::{ENDED_ROOM, MAX_LEASE};
 use aerie_cluster_proto::placement::{Placed, Plan};
 use aerie_context_proto::HostName;
 use aerie_types::WallMillis;
@@ -298,27 +298,45 @@ fn a_new_period_forgets_what_ran_before_it_began() {
     assert_eq!((usage.cpu_secs, usage.cpu_secs_booked), (200, 1000));
 }
 
+/// Reserves and releases at one time.
+fn pass(ledger: &mut Ledger, request: &str, when: u64) {
+    let one = plan(&[("a", "h1", amounts(1, 1, 1))]);
+    apply(ledger, reserve(request, one), at(when)).unwrap();
+    apply(ledger, Command::Release { id: id(request) }, at(when)).unwrap();
+}
+
+fn is_known(ledger: &Ledger, request: &str) -> bool {
+    let one = plan(&[("a", "h1", amounts(1, 1, 1))]);
+    ledger.decide(reserve(request, one), at(0)) == Err(Refusal::Ended(id(request)))
+}
+
+const DAY: u64 = 24 * 3600;
+
 #[test]
-fn an_id_is_known_for_a_day_after_its_end() {
+fn an_id_is_known_for_a_day_after_its_end_and_then_makes_room() {
     let mut ledger = two_hosts();
-    let day = 24 * 3600;
-    for (request, when) in [("old", 0), ("young", 10), ("new", day + 5)] {
-        apply(
-            &mut ledger,
-            reserve(request, plan(&[("a", "h1", amounts(1, 1, 1))])),
-            at(when),
-        )
-        .unwrap();
-        apply(&mut ledger, Command::Release { id: id(request) }, at(when)).unwrap();
+    pass(&mut ledger, "old", 0);
+    for number in 0..ENDED_ROOM {
+        pass(&mut ledger, &format!("young{number}"), DAY - 1);
     }
-    let again = |request: &str| {
-        ledger.decide(
-            reserve(request, plan(&[("a", "h1", amounts(1, 1, 1))])),
-            at(day + 6),
-        )
-    };
-    assert!(again("old").is_ok(), "forgotten");
-    assert_eq!(again("young"), Err(Refusal::Ended(id("young"))));
+    assert!(is_known(&ledger, "old"), "there are many, but no day went by");
+    pass(&mut ledger, "new", DAY);
+    assert!(!is_known(&ledger, "old"));
+    assert!(is_known(&ledger, "young0") && is_known(&ledger, "new"));
+}
+
+#[test]
+fn a_jump_of_the_clock_makes_no_id_forgotten() {
+    let mut ledger = two_hosts();
+    for number in 0..100 {
+        pass(&mut ledger, &format!("r{number}"), number);
+    }
+    pass(&mut ledger, "ahead", 400 * DAY);
+    pass(&mut ledger, "back", 101);
+    for request in (0..100).map(|number| format!("r{number}")) {
+        assert!(is_known(&ledger, &request), "{request}");
+    }
+    assert!(is_known(&ledger, "ahead") && is_known(&ledger, "back"));
 }
 
 #[test]
