@@ -273,6 +273,16 @@ impl Resources {
         })
     }
 
+    /// What is left of each kind without the other; nothing of a kind of which the other has more.
+    #[must_use]
+    pub fn without(&self, other: &Self) -> Self {
+        Self {
+            cpus: self.cpus.saturating_sub(other.cpus),
+            memory: Bytes(self.memory.0.saturating_sub(other.memory.0)),
+            disk: Bytes(self.disk.0.saturating_sub(other.disk.0)),
+        }
+    }
+
     /// One of the amounts, in its smallest unit.
     #[must_use]
     pub fn of(&self, kind: Kind) -> u64 {

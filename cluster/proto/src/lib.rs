@@ -5,7 +5,7 @@
 //!   TOML           checked                       │                               │
 //!   JSON                                         ▼                               ▼
 //!   XML                                 Refusal, with the               Refusal: capacity, or
-//!                                       nearest that would fit          the same request as another
+//!                                       nearest that would fit          quotas, or another of that id
 //! ```
 //!
 //! - [`description`]: workspaces, sets of equal ones, and aggregates of sets, as typed documents (seeds 001 and 003).

@@ -49,6 +49,10 @@ pub const MAX_MOUNT: usize = 255;
 /// The longest life-time that a grid may allow: ten years. What lasts longer is a host.
 pub const MAX_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
+/// The longest lease of a place that is not committed yet: it takes nobody's time from a quota of hours, so that it is
+/// for copying images and no more.
+pub const MAX_LEASE: Duration = Duration::from_secs(3600);
+
 /// Most hosts that one placement chooses among.
 pub const MAX_HOSTS: usize = 1024;
 
@@ -71,10 +75,15 @@ pub const MAX_HOLDS: usize = 65_536;
 /// Most members in all of them: as many hosts as one placement knows, with 64 guests each.
 pub const MAX_HELD_MEMBERS: usize = 64 * MAX_HOSTS;
 
-/// How long the id of an ended reservation is known, so that a late copy of its request is not taken for a new one.
+/// How long the id of an ended reservation is known at least, so that a late copy of its request is not taken for a new
+/// one. Where [`MAX_ENDED`] end in less time, it is shorter.
 pub const ENDED_KEPT: Duration = Duration::from_secs(24 * 3600);
 
-/// Most ended reservations whose ids are known; beyond it the oldest is forgotten early.
+/// How many ended reservations' ids are known however long ago they ended: a clock that jumps makes none of these
+/// forgotten.
+pub const ENDED_ROOM: usize = 4096;
+
+/// Most ended reservations whose ids are known; beyond it the first that ended is forgotten early.
 pub const MAX_ENDED: usize = 65_536;
 
 /// Longest id of a request in bytes.

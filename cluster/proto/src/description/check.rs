@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use aerie_context_proto::{SetName, is_data};
+use aerie_context_proto::{SetName, is_data, member_name};
 
 use super::notes::Notes;
 use super::{Description, Document, FileSystem, Network, Nic, Places, Workspace, import};
@@ -171,6 +171,35 @@ impl Description {
         let names = self.workspaces.iter().enumerate();
         let names = names.map(|(index, set)| (set_path(index).key("name"), set.name.as_str()));
         notes.once("workspace", names);
+        self.member_names(notes);
+    }
+
+    /// Members of different sets with the same name: two of `web` are `web-1` and `web-2`, as the only `web-1` is.
+    fn member_names(&self, notes: &mut Notes<'_>) {
+        if self.count() > MAX_MEMBERS as u64 {
+            return;
+        }
+        let mut sets = BTreeSet::new();
+        let mut members = BTreeMap::new();
+        for (index, set) in self.workspaces.iter().enumerate() {
+            // Of a second set of the same name the name is the fault.
+            if !sets.insert(&set.name) {
+                continue;
+            }
+            let mut told = false;
+            for number in 1..=set.count {
+                let name = member_name(&set.name, number, set.count);
+                if let Some(other) = members.insert(name.clone(), &set.name)
+                    && !told
+                {
+                    told = true;
+                    let why = format!(
+                        "would name a second member '{name}', which the set '{other}' has; choose another name"
+                    );
+                    notes.error(&set_path(index).key("name"), why);
+                }
+            }
+        }
     }
 
     /// Fixed addresses: one of each in a network, and one of each hardware address at all.

@@ -409,3 +409,43 @@ fn required_data(found: Found<'_>, reader: &mut Reader<'_>) -> Option<RequiredDa
         line: Line(None),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::{MAX_DOCUMENT_BYTES, MAX_NICS, MAX_PARTITIONS, MAX_ROLES, MAX_SETS};
+
+    fn list(count: usize, entry: impl Fn(usize) -> String) -> String {
+        format!("[{}]", (0..count).map(entry).collect::<Vec<_>>().join(","))
+    }
+
+    /// Nothing is wrong with it, it has as many elements as may be, and it is one line as long as may be.
+    fn faultless_line() -> String {
+        let nics = list(MAX_NICS, |_| {
+            r#"{"kind":"private","network":"lan","interface":"eth0","address":"10.0.0.1","login":true}"#
+                .to_owned()
+        });
+        let partitions = list(MAX_PARTITIONS, |_| {
+            r#"{"name":"data","size":"1 GiB","filesystem":"ext4","mount":"/data"}"#.to_owned()
+        });
+        let roles = list(MAX_ROLES, |index| format!("\"role{index}\""));
+        let sets = list(MAX_SETS, |index| {
+            format!(
+                r#"{{"name":"w{index}","count":2,"image":"debian","resources":{{"cpus":1,"memory":"1 GiB","disk":"1 GiB"}},"nic":{nics},"partition":{partitions},"provides":{{"roles":{roles}}},"requires":{{"roles":{roles}}}}}"#
+            )
+        });
+        let text = format!(r#""version":1,"name":"x","workspace":{sets}}}"#);
+        let blanks = MAX_DOCUMENT_BYTES - text.len() - 1;
+        format!("{{{}{text}", " ".repeat(blanks))
+    }
+
+    #[test]
+    fn one_line_of_a_megabyte_costs_in_proportion_to_its_length() {
+        let text = faultless_line();
+        let lines = Lines::new(&text);
+        let document = document(tree::from_json(&text, &lines), &lines).unwrap();
+        assert!(document.places.0.len() > 10_000, "{}", document.places.0.len());
+        let walked = lines.walked.get();
+        assert!(walked < 8 * text.len(), "{walked} bytes for {}", text.len());
+    }
+}

@@ -52,22 +52,54 @@ impl Value {
     }
 }
 
+/// How many bytes lie between two marks of [`Lines`].
+const MARK: usize = 64;
+
 /// The lines of a text.
 pub(super) struct Lines<'t> {
     text: &'t str,
     starts: Vec<usize>,
+    /// How many characters begin before each multiple of [`MARK`] bytes: a document may be a single line, and each of
+    /// its elements has a column.
+    marks: Vec<usize>,
+    /// The bytes that were walked over to find places.
+    #[cfg(test)]
+    pub(super) walked: std::cell::Cell<usize>,
+}
+
+/// How many characters begin in these bytes. Those that continue a character are none of their own.
+fn characters(bytes: &[u8]) -> usize {
+    bytes.iter().filter(|byte| **byte & 0xc0 != 0x80).count()
 }
 
 impl<'t> Lines<'t> {
     pub(super) fn new(text: &'t str) -> Self {
         let breaks = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
+        let mut before = 0;
+        let marks = text.as_bytes().chunks(MARK).map(|chunk| {
+            before += characters(chunk);
+            before
+        });
         Self {
             text,
             starts: std::iter::once(0).chain(breaks.map(|(at, _)| at + 1)).collect(),
+            marks: std::iter::once(0).chain(marks).collect(),
+            #[cfg(test)]
+            walked: std::cell::Cell::default(),
         }
     }
 
-    /// The place of a byte. The column costs a walk along its line.
+    /// How many characters begin before a byte.
+    fn characters_before(&self, at: usize) -> usize {
+        let at = at.min(self.text.len());
+        let mark = at / MARK;
+        let rest = self.text.as_bytes().get(mark * MARK..at).unwrap_or_default();
+        #[cfg(test)]
+        self.walked.set(self.walked.get() + rest.len());
+        self.marks.get(mark).copied().unwrap_or_default() + characters(rest)
+    }
+
+    /// The place of a byte. It costs the same wherever the byte is, however long its line.
     pub(super) fn place(&self, at: usize) -> Place {
         let line = self.starts.partition_point(|start| *start <= at);
         let start = self
@@ -75,16 +107,7 @@ impl<'t> Lines<'t> {
             .get(line.saturating_sub(1))
             .copied()
             .unwrap_or_default();
-        let end = at.min(self.text.len());
-        let column = self
-            .text
-            .as_bytes()
-            .get(start..end)
-            .unwrap_or_default()
-            .iter()
-            // Bytes that continue a character are none of their own.
-            .filter(|byte| **byte & 0xc0 != 0x80)
-            .count();
+        let column = self.characters_before(at) - self.characters_before(start);
         let number = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
         Place {
             line: number(line.max(1)),
@@ -315,6 +338,19 @@ mod tests {
         assert_eq!(place(7), "line 2, column 4");
         assert_eq!(place(9), "line 3, column 1");
         assert_eq!(place(99), "line 3, column 1");
+    }
+
+    #[test]
+    fn a_place_far_along_a_line_is_the_same_as_by_counting() {
+        let text = "x\n".to_owned() + &"aö€😀".repeat(50) + "\nend";
+        let lines = Lines::new(&text);
+        for (at, _) in text.char_indices() {
+            let before = &text[..at];
+            let line = before.rsplit('\n').next().unwrap();
+            let place = lines.place(at);
+            assert_eq!(place.line as usize, before.matches('\n').count() + 1);
+            assert_eq!(place.column, Some(line.chars().count() as u32 + 1), "byte {at}");
+        }
     }
 
     #[test]

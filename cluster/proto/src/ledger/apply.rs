@@ -5,7 +5,7 @@ use aerie_types::WallMillis;
 use super::{Books, Hold, HoldState, Ledger, Owner, Record, RequestId};
 use crate::amount::{Lifetime, Resources};
 use crate::error::Corrupt;
-use crate::limits::{ENDED_KEPT, MAX_ENDED};
+use crate::limits::{ENDED_KEPT, ENDED_ROOM, MAX_ENDED};
 use crate::placement::Plan;
 
 impl Ledger {
@@ -25,9 +25,6 @@ impl Ledger {
         match record {
             Record::HostSet { host, capacity } => {
                 let held = self.hosts.get(host).map_or(Resources::NONE, |books| books.held);
-                if !capacity.holds(&held) {
-                    return Err("a host would have less than is held of it");
-                }
                 let capacity = *capacity;
                 self.hosts.insert(host.clone(), Books { capacity, held });
             }
@@ -78,7 +75,7 @@ impl Ledger {
         lifetime: Lifetime,
         until: WallMillis,
     ) -> Result<(), &'static str> {
-        if self.holds.contains_key(id) || self.ended.contains_key(id) {
+        if self.holds.contains_key(id) || self.ended.contains(id) {
             return Err("it reserves under an id that is in use");
         }
         if self.has_room(plan).is_err() {
@@ -112,16 +109,20 @@ impl Ledger {
             let spent = hold.time(at.since(since));
             self.spent.entry(hold.owner).or_default().add(spent);
         }
-        self.ended.retain(|_, ended| at.since(*ended) < ENDED_KEPT);
-        self.ended.insert(id.clone(), at);
-        if self.ended.len() > MAX_ENDED {
-            let oldest = self
-                .ended
-                .iter()
-                .min_by_key(|(id, at)| (**at, *id))
-                .map(|(id, _)| id.clone());
-            oldest.and_then(|oldest| self.ended.remove(&oldest));
+        self.ended.insert(id.clone());
+        self.ended_order.push_back((id.clone(), at));
+        while self.forgets_first(at)
+            && let Some((first, _)) = self.ended_order.pop_front()
+        {
+            self.ended.remove(&first);
         }
         Ok(())
+    }
+
+    /// Whether the id that ended first is to make room for others.
+    fn forgets_first(&self, now: WallMillis) -> bool {
+        let old = |(_, at): &(RequestId, WallMillis)| now.since(*at) >= ENDED_KEPT;
+        let known = self.ended_order.len();
+        known > MAX_ENDED || known > ENDED_ROOM && self.ended_order.front().is_some_and(old)
     }
 }

@@ -2,7 +2,9 @@
 //!
 //! Between a placement and running machines lie minutes of copying images. The ledger holds the place meanwhile, and
 //! then for as long as the machines live. A reservation is of a whole [`Plan`] or of nothing, under an id that its
-//! asker chose: to ask again with the same id, after a crash or a lost answer, changes nothing.
+//! asker chose: to ask again with the same id, after a crash or a lost answer, changes nothing. It is the same request
+//! if it has the same owner, life-time and members. Their places may differ, for whoever asks again may have placed
+//! anew, with its own hold in the way: the plan that is held stands, and [`Ledger::hold`] tells it.
 //!
 //! ```text
 //!            reserve                  commit
@@ -12,23 +14,26 @@
 //!                        │ expire, once due         │ expire, once due
 //!                        └───────────┬──────────────┘
 //!                                    ▼
-//!                                  Ended ── after a day ──► (unknown)
+//!                                  Ended ── after a day or more ──► (unknown)
 //! ```
 //!
 //! A command is judged by [`Ledger::decide`], which changes nothing; the [`Record`] that comes of it is made durable
-//! and then applied by [`Ledger::commit`]. The journal of records is the state: [`Ledger::replay`] makes the same
+//! and then applied by [`Ledger::commit`], before the next command is judged: room and quotas are those of the ledger
+//! that was asked. The journal of records is the state: [`Ledger::replay`] makes the same
 //! ledger of it, up to whichever record the machine went down at.
 //!
 //! Time is given with each command. Nothing ends by itself: [`Ledger::due`] names what should, and whoever drives the
 //! ledger first stops what runs there, then says [`Command::Expire`]. Until then the place is held, so that a host is
-//! never promised while somebody is still on it. That the clock goes back does no harm: times only grow within one
-//! reservation.
+//! never promised while somebody is still on it. A host that shrank has what it has: what is held of it stays held,
+//! and nothing new is promised of a kind until what is held fits again. That the clock goes back does no harm: times only grow within one
+//! reservation. That it jumps ahead makes no id forgotten of the [`ENDED_ROOM`](crate::limits::ENDED_ROOM) that ended
+//! last: ids are forgotten in the order of the records, to make room, and time only keeps them longer.
 
 mod apply;
 mod quota;
 mod records;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use aerie_context_proto::HostName;
@@ -38,7 +43,7 @@ pub use quota::{Ask, Exceeded, Limit, Overdrawn, PerRequest, Quota, Subject, Usa
 pub use records::{Command, Decision, End, Owner, Record, Refusal, RequestId, Reservation};
 
 use crate::amount::{Kind, Lifetime, Resources};
-use crate::limits::{MAX_HELD_MEMBERS, MAX_HOLDS, MAX_HOSTS, MAX_LIFETIME};
+use crate::limits::{MAX_HELD_MEMBERS, MAX_HOLDS, MAX_HOSTS, MAX_LEASE, MAX_LIFETIME};
 use crate::placement::Plan;
 
 /// All reservations. See the module's documentation.
@@ -46,8 +51,10 @@ use crate::placement::Plan;
 pub struct Ledger {
     hosts: BTreeMap<HostName, Books>,
     holds: BTreeMap<RequestId, Hold>,
-    /// When reservations ended whose ids are still known.
-    ended: BTreeMap<RequestId, WallMillis>,
+    /// The reservations that ended and whose ids are still known.
+    ended: BTreeSet<RequestId>,
+    /// These in the order of their records, with the times that those name.
+    ended_order: VecDeque<(RequestId, WallMillis)>,
     /// What ended reservations used in this period.
     spent: BTreeMap<Owner, Spent>,
     records: u64,
@@ -164,16 +171,7 @@ impl Ledger {
                 limit: MAX_HOSTS,
             });
         }
-        if let Some(books) = books {
-            let short = |kind: &Kind| capacity.of(*kind) < books.held.of(*kind);
-            if let Some(kind) = Kind::ALL.into_iter().find(short) {
-                return Err(Refusal::InUse {
-                    host,
-                    kind,
-                    held: books.held.of(kind),
-                });
-            }
-        }
+        // It may be less than is held: a host that lost memory has lost it, whatever was promised of it before.
         Ok(Decision::Record(Record::HostSet { host, capacity }))
     }
 
@@ -198,16 +196,20 @@ impl Ledger {
             plan,
             lease,
             lifetime,
+            quotas,
         } = reservation;
         if let Some(hold) = self.holds.get(&id) {
-            let same = hold.owner == owner && hold.plan == plan && hold.lifetime == lifetime;
+            // Places and amounts are not compared: whoever lost the answer may have placed anew, around its own hold.
+            let same = hold.owner == owner
+                && hold.lifetime == lifetime
+                && hold.plan.members.keys().eq(plan.members.keys());
             return if same {
                 Ok(Decision::Already)
             } else {
                 Err(Refusal::Differs(id))
             };
         }
-        if self.ended.contains_key(&id) {
+        if self.ended.contains(&id) {
             return Err(Refusal::Ended(id));
         }
         if self.holds.len() >= MAX_HOLDS {
@@ -226,11 +228,14 @@ impl Ledger {
                 limit: MAX_HELD_MEMBERS,
             });
         }
-        for time in [lease, lifetime.duration()] {
-            if time < Duration::from_secs(1) || time > MAX_LIFETIME {
-                return Err(Refusal::Time { id, given: time });
-            }
+        if lease < Duration::from_secs(1) || lease > MAX_LEASE {
+            return Err(Refusal::Lease { id, given: lease });
         }
+        let time = lifetime.duration();
+        if time < Duration::from_secs(1) || time > MAX_LIFETIME {
+            return Err(Refusal::Time { id, given: time });
+        }
+        self.admit(&quotas, &owner, &Ask::of(&plan, time), now)?;
         self.has_room(&plan)?;
         Ok(Decision::Record(Record::Reserved {
             id,
@@ -281,7 +286,7 @@ impl Ledger {
     }
 
     fn gone(&self, id: RequestId) -> Refusal {
-        if self.ended.contains_key(&id) {
+        if self.ended.contains(&id) {
             Refusal::Ended(id)
         } else {
             Refusal::Unknown(id)
@@ -343,11 +348,17 @@ impl Ledger {
         self.hosts.get(host).map(|books| books.capacity)
     }
 
-    /// What is free of a host.
+    /// What is free of a host: nothing of a kind of which more is held than there is, since the host shrank.
     #[must_use]
     pub fn free(&self, host: &HostName) -> Option<Resources> {
         let books = self.hosts.get(host)?;
-        books.capacity.minus(&books.held)
+        Some(books.capacity.without(&books.held))
+    }
+
+    /// What is held of a host, which is more than it has where it shrank.
+    #[must_use]
+    pub fn held(&self, host: &HostName) -> Option<Resources> {
+        self.hosts.get(host).map(|books| books.held)
     }
 
     /// What somebody has and has used, at a time.
@@ -372,6 +383,9 @@ impl Ledger {
     }
 
     /// Whether a request stays within all quotas that apply to its owner, by what is used at this time.
+    ///
+    /// It is asked before a request is placed, to spare the work, and promises nothing: another may be reserved in
+    /// between. What holds is the judgement of [`Command::Reserve`], which asks it again of the plan.
     ///
     /// # Errors
     /// [`Overdrawn`] with every quota that it would exceed.

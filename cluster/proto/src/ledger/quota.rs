@@ -1,9 +1,13 @@
 //! What people and groups may have, and what they have.
 //!
-//! A request is held against the quotas of its owner's user and group before it is placed, by the minima that it asks
-//! for ([`Ask::minimum`]), and, because members grow, once more by the plan ([`Ask::of`]): where only the growth goes
-//! too far, the request is placed anew without it. Time is booked whole when it is asked for, and what is not used is
-//! given back at the end: a quota of hours is never exceeded by what was admitted.
+//! A request is held against the quotas of its owner's user and group when it is reserved, by its plan ([`Ask::of`]):
+//! the ledger that judges is the one that the record is applied to, so that no two requests are let through by the
+//! same room. [`Ledger::admit`](super::Ledger::admit) before that, by the minima that are asked for
+//! ([`Ask::minimum`]), spares the placing of what is refused in any case, and decides nothing. Members grow: where only
+//! the growth goes too far, the request is placed anew without it.
+//!
+//! Time is booked whole when a plan is reserved, and what is not used is given back at the end: what is reserved stays
+//! within a quota of hours as long as each reservation is ended when it is due. What runs on after that is counted.
 
 use std::fmt;
 use std::time::Duration;

@@ -8,6 +8,7 @@ use aerie_context_proto::HostName;
 use aerie_types::{GroupName, UserName, WallMillis};
 use serde::{Deserialize, Serialize};
 
+use super::quota::{Overdrawn, Quota, Subject};
 use crate::amount::{Kind, Lifetime, Resources};
 use crate::error::BadValue;
 use crate::limits::MAX_REQUEST_ID;
@@ -79,16 +80,19 @@ pub struct Reservation {
     pub owner: Owner,
     /// What is to be held.
     pub plan: Plan,
-    /// How long the place is held before it has to be committed.
+    /// How long the place is held before it has to be committed, up to [`MAX_LEASE`](crate::limits::MAX_LEASE).
     pub lease: Duration,
     /// How long the machines live from then on.
     pub lifetime: Lifetime,
+    /// The quotas that it is held against, as they are now: those that apply to its owner are looked at. What is held
+    /// already stays held when they become less.
+    pub quotas: Vec<(Subject, Quota)>,
 }
 
 /// What the ledger is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
-    /// A host has so much for members.
+    /// A host has so much for members, which may be less than is held of it.
     SetHost {
         /// The host.
         host: HostName,
@@ -100,7 +104,8 @@ pub enum Command {
         /// The host.
         host: HostName,
     },
-    /// Hold all of a plan or nothing.
+    /// Hold all of a plan or nothing. Where the answer is [`Decision::Already`], the plan that is held is the one of
+    /// [`Ledger::hold`](super::Ledger::hold), and not necessarily this one.
     Reserve(Reservation),
     /// Machines are there: the life-time begins.
     Commit {
@@ -212,6 +217,9 @@ pub enum Refusal {
         /// How much is left.
         free: u64,
     },
+    /// The owner would have more than quotas allow.
+    #[error(transparent)]
+    Overdrawn(#[from] Overdrawn),
     /// The ledger has no such host.
     #[error("there is no host '{0}' (any more); place the request anew")]
     UnknownHost(HostName),
@@ -225,7 +233,7 @@ pub enum Refusal {
         /// How much.
         held: u64,
     },
-    /// The id is of another request.
+    /// The id is of a request with another owner, life-time or members.
     #[error("the request '{0}' was another one before; choose a new id for a new request")]
     Differs(RequestId),
     /// The request is over.
@@ -248,7 +256,18 @@ pub enum Refusal {
     /// A plan of nobody.
     #[error("the request '{0}' has no members; there is nothing to hold")]
     Empty(RequestId),
-    /// A lease or life-time out of bounds.
+    /// A lease out of bounds.
+    #[error(
+        "the request '{id}' asks to hold its place for {} before it is committed; from one second to {} are allowed",
+        humantime::format_duration(*given), Lifetime::secs(crate::limits::MAX_LEASE.as_secs())
+    )]
+    Lease {
+        /// The request.
+        id: RequestId,
+        /// How long.
+        given: Duration,
+    },
+    /// A life-time out of bounds.
     #[error(
         "the request '{id}' is for {}; from one second to {} are allowed", humantime::format_duration(*given),
         Lifetime::secs(crate::limits::MAX_LIFETIME.as_secs())

@@ -45,6 +45,30 @@ fn a_misspelt_key_is_named_with_the_one_that_was_meant() {
 }
 
 #[test]
+fn sets_that_make_the_same_member_are_named_with_their_place() {
+    let set = |name: &str, count: u32| {
+        format!(
+            "[[workspace]]\nname = \"{name}\"\ncount = {count}\nimage = \"debian\"\nresources = {{ cpus = 1, memory = \"1 \
+             GiB\", disk = \"1 GiB\" }}\nnic = [{{ kind = \"overlay\" }}]\n"
+        )
+    };
+    let document = |one: String, other: String| format!("version = 1\nname = \"x\"\n{one}{other}");
+    one(
+        &document(set("web", 2), set("web-1", 1)),
+        "line 10, column 8: workspace[1].name ",
+        "would name a second member 'web-1', which the set 'web' has;",
+    );
+    one(
+        &document(set("web-2", 1), set("web", 2)),
+        "line 10, column 8: workspace[1].name ",
+        "would name a second member 'web-2', which the set 'web-2' has;",
+    );
+    for (first, second) in [(set("web", 1), set("web-1", 1)), (set("web", 2), set("web-3", 1))] {
+        assert_eq!(faults(&document(first, second)), Vec::<String>::new());
+    }
+}
+
+#[test]
 fn every_fault_is_told_and_not_the_first_alone() {
     let text = with(BATCH, "count = 8", "count = 0");
     let text = with(&text, "\"1 GiB..16 GiB\"", "\"16 GiB..1 GiB\"");

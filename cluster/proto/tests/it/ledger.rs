@@ -7,7 +7,9 @@ use aerie_cluster_proto::amount::{Bytes, Kind, Lifetime, Resources};
 use aerie_cluster_proto::ledger::{
     Command, Decision, HoldState, Ledger, Owner, Record, Refusal, RequestId, Reservation, Subject,
 };
+use aerie_cluster_proto::limits::{ENDED_ROOM, MAX_LEASE};
 use aerie_cluster_proto::placement::{Placed, Plan};
+use aerie_context_proto::HostName;
 use aerie_types::WallMillis;
 use proptest::prelude::*;
 
@@ -49,6 +51,7 @@ fn reserve(request: &str, plan: Plan) -> Command {
         plan,
         lease: Duration::from_secs(600),
         lifetime: HOUR,
+        quotas: Vec::new(),
     })
 }
 
@@ -96,7 +99,7 @@ fn a_reservation_is_all_or_nothing_and_asking_twice_changes_nothing() {
     assert_eq!(free(&ledger, "h1"), amounts(0, 3, 3));
     let other = plan(&[("a", "h2", amounts(1, 1, 1))]);
     assert_eq!(
-        apply(&mut ledger, reserve("r1", other.clone()), at(2)),
+        apply(&mut ledger, reserve("r1", other), at(2)),
         Err(Refusal::Differs(id("r1")))
     );
     let short = plan(&[("a", "h1", amounts(1, 0, 0))]);
@@ -143,6 +146,62 @@ fn a_lease_that_ran_out_is_not_committed_and_holds_until_it_is_expired() {
 }
 
 #[test]
+fn a_request_that_was_placed_anew_is_the_same_and_the_plan_that_is_held_stands() {
+    let mut ledger = two_hosts();
+    let held = plan(&[("a", "h1", amounts(5, 4, 4))]);
+    apply(&mut ledger, reserve("r1", held.clone()), at(0)).unwrap();
+    let before = ledger.clone();
+    // The answer was lost, and 'h1' has no room for a second 'a'.
+    let anew = || plan(&[("a", "h2", amounts(4, 4, 4))]);
+    assert_eq!(
+        apply(&mut ledger, reserve("r1", anew()), at(1)),
+        Ok(Decision::Already)
+    );
+    assert_eq!(ledger.hold(&id("r1")).unwrap().plan, held);
+    assert_eq!(ledger, before);
+    let Command::Reserve(reservation) = reserve("r1", anew()) else {
+        panic!()
+    };
+    for other in [
+        Reservation {
+            owner: owner("bob"),
+            ..reservation.clone()
+        },
+        Reservation {
+            lifetime: Lifetime::secs(7200),
+            ..reservation.clone()
+        },
+        Reservation {
+            plan: plan(&[("b", "h2", amounts(4, 4, 4))]),
+            ..reservation
+        },
+    ] {
+        assert_eq!(
+            apply(&mut ledger, Command::Reserve(other), at(1)),
+            Err(Refusal::Differs(id("r1")))
+        );
+    }
+}
+
+#[test]
+fn a_place_is_leased_for_an_hour_at_most() {
+    let mut ledger = two_hosts();
+    let leased = |lease| {
+        let Command::Reserve(reservation) = reserve("r1", plan(&[("a", "h1", amounts(1, 1, 1))])) else {
+            panic!()
+        };
+        Command::Reserve(Reservation { lease, ..reservation })
+    };
+    let refusal = apply(&mut ledger, leased(Duration::from_secs(3601)), at(0)).unwrap_err();
+    assert_eq!(
+        refusal.to_string(),
+        "the request 'r1' asks to hold its place for 1h 1s before it is committed; from one second to 1h are allowed"
+    );
+    assert!(apply(&mut ledger, leased(Duration::ZERO), at(0)).is_err());
+    apply(&mut ledger, leased(MAX_LEASE), at(0)).unwrap();
+}
+
+#[test]
 fn a_committed_reservation_lives_its_life_time() {
     let mut ledger = two_hosts();
     apply(
@@ -165,12 +224,8 @@ fn a_committed_reservation_lives_its_life_time() {
         }
     );
     let host = "h1".parse().unwrap();
-    let smaller = Command::SetHost {
-        host,
-        capacity: amounts(2, 8, 8),
-    };
     assert!(matches!(
-        apply(&mut ledger, smaller, at(101)),
+        apply(&mut ledger, Command::RemoveHost { host }, at(101)),
         Err(Refusal::InUse { held: 4, .. })
     ));
     apply(&mut ledger, Command::Release { id: id("r1") }, at(1900)).unwrap();
@@ -182,6 +237,50 @@ fn a_committed_reservation_lives_its_life_time() {
     apply(&mut ledger, Command::BeginPeriod, at(9999)).unwrap();
     let usage = ledger.usage(&Subject::User("ada".parse().unwrap()), at(9999));
     assert_eq!(usage.cpu_secs, 0);
+}
+
+#[test]
+fn of_a_host_that_shrank_nothing_is_promised_until_what_is_held_fits() {
+    let mut ledger = two_hosts();
+    let mut journal = Vec::new();
+    let mut run = |ledger: &mut Ledger, command, now| {
+        let decision = apply(ledger, command, at(now));
+        if let Ok(Decision::Record(record)) = &decision {
+            journal.push(record.clone());
+        }
+        decision
+    };
+    let host: HostName = "h1".parse().unwrap();
+    let four = plan(&[("a", "h1", amounts(4, 4, 4))]);
+    run(&mut ledger, reserve("r1", four), 0).unwrap();
+    let capacity = amounts(8, 2, 8);
+    let smaller = Command::SetHost {
+        host: host.clone(),
+        capacity,
+    };
+    run(&mut ledger, smaller, 1).unwrap();
+    assert_eq!(ledger.capacity(&host), Some(capacity));
+    assert_eq!(ledger.held(&host), Some(amounts(4, 4, 4)));
+    assert_eq!(free(&ledger, "h1"), amounts(4, 0, 4));
+    let one = || plan(&[("b", "h1", amounts(1, 1, 1))]);
+    assert!(matches!(
+        run(&mut ledger, reserve("r2", one()), 2),
+        Err(Refusal::NoRoom {
+            kind: Kind::Memory,
+            free: 0,
+            ..
+        })
+    ));
+    // What was promised before runs on, and what it gives back is free as far as it is there.
+    run(&mut ledger, Command::Commit { id: id("r1") }, 3).unwrap();
+    run(&mut ledger, Command::Release { id: id("r1") }, 4).unwrap();
+    assert_eq!(free(&ledger, "h1"), capacity);
+    run(&mut ledger, reserve("r3", one()), 5).unwrap();
+    let mut again = two_hosts();
+    for record in &journal {
+        again.commit(record).unwrap();
+    }
+    assert_eq!(again, ledger);
 }
 
 #[test]
@@ -199,27 +298,45 @@ fn a_new_period_forgets_what_ran_before_it_began() {
     assert_eq!((usage.cpu_secs, usage.cpu_secs_booked), (200, 1000));
 }
 
+/// Reserves and releases at one time.
+fn pass(ledger: &mut Ledger, request: &str, when: u64) {
+    let one = plan(&[("a", "h1", amounts(1, 1, 1))]);
+    apply(ledger, reserve(request, one), at(when)).unwrap();
+    apply(ledger, Command::Release { id: id(request) }, at(when)).unwrap();
+}
+
+fn is_known(ledger: &Ledger, request: &str) -> bool {
+    let one = plan(&[("a", "h1", amounts(1, 1, 1))]);
+    ledger.decide(reserve(request, one), at(0)) == Err(Refusal::Ended(id(request)))
+}
+
+const DAY: u64 = 24 * 3600;
+
 #[test]
-fn an_id_is_known_for_a_day_after_its_end() {
+fn an_id_is_known_for_a_day_after_its_end_and_then_makes_room() {
     let mut ledger = two_hosts();
-    let day = 24 * 3600;
-    for (request, when) in [("old", 0), ("young", 10), ("new", day + 5)] {
-        apply(
-            &mut ledger,
-            reserve(request, plan(&[("a", "h1", amounts(1, 1, 1))])),
-            at(when),
-        )
-        .unwrap();
-        apply(&mut ledger, Command::Release { id: id(request) }, at(when)).unwrap();
+    pass(&mut ledger, "old", 0);
+    for number in 0..ENDED_ROOM {
+        pass(&mut ledger, &format!("young{number}"), DAY - 1);
     }
-    let again = |request: &str| {
-        ledger.decide(
-            reserve(request, plan(&[("a", "h1", amounts(1, 1, 1))])),
-            at(day + 6),
-        )
-    };
-    assert!(again("old").is_ok(), "forgotten");
-    assert_eq!(again("young"), Err(Refusal::Ended(id("young"))));
+    assert!(is_known(&ledger, "old"), "there are many, but no day went by");
+    pass(&mut ledger, "new", DAY);
+    assert!(!is_known(&ledger, "old"));
+    assert!(is_known(&ledger, "young0") && is_known(&ledger, "new"));
+}
+
+#[test]
+fn a_jump_of_the_clock_makes_no_id_forgotten() {
+    let mut ledger = two_hosts();
+    for number in 0..100 {
+        pass(&mut ledger, &format!("r{number}"), number);
+    }
+    pass(&mut ledger, "ahead", 400 * DAY);
+    pass(&mut ledger, "back", 101);
+    for request in (0..100).map(|number| format!("r{number}")) {
+        assert!(is_known(&ledger, &request), "{request}");
+    }
+    assert!(is_known(&ledger, "ahead") && is_known(&ledger, "back"));
 }
 
 #[test]
@@ -305,6 +422,7 @@ fn command(step: &Step) -> Option<Command> {
                 },
                 lease: Duration::from_secs(*lease),
                 lifetime: Lifetime::secs(lease * 3),
+                quotas: Vec::new(),
             })
         }
         Step::Commit(number) => Command::Commit { id: request(number) },
@@ -363,7 +481,10 @@ proptest! {
                 let name = host.parse().unwrap();
                 let held = held.get(host).copied().unwrap_or_default();
                 match ledger.capacity(&name) {
-                    Some(capacity) => prop_assert_eq!(ledger.free(&name), capacity.minus(&held)),
+                    Some(capacity) => {
+                        prop_assert_eq!(ledger.held(&name), Some(held));
+                        prop_assert_eq!(ledger.free(&name), Some(capacity.without(&held)));
+                    }
                     None => prop_assert_eq!(held, Resources::NONE),
                 }
             }
@@ -399,7 +520,7 @@ proptest! {
         }
         if let Ok(ledger) = Ledger::replay(journal) {
             for (host, held) in held(&ledger) {
-                prop_assert!(ledger.capacity(&host.parse().unwrap()).unwrap().holds(&held));
+                prop_assert_eq!(ledger.held(&host.parse().unwrap()), Some(held));
             }
         }
     }

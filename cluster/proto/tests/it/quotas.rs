@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use aerie_cluster_proto::amount::{Bytes, Kind, Lifetime};
 use aerie_cluster_proto::ledger::{
-    Ask, Command, Decision, Ledger, Limit, Owner, PerRequest, Quota, Reservation, Subject,
+    Ask, Command, Decision, Ledger, Limit, Owner, PerRequest, Quota, Refusal, Reservation, Subject,
 };
 use aerie_cluster_proto::placement::{Rules, place};
 use proptest::prelude::*;
@@ -54,6 +54,7 @@ fn ledger_with(owner: Owner, count: u32, secs: u64) -> Ledger {
         plan,
         lease: HOUR,
         lifetime: Lifetime::secs(secs),
+        quotas: Vec::new(),
     };
     run(&mut ledger, Command::Reserve(reservation), 0);
     run(
@@ -99,6 +100,38 @@ fn a_refusal_names_the_quota_its_limit_what_is_used_and_what_is_asked() {
             .len(),
         2
     );
+}
+
+#[test]
+fn of_two_requests_that_were_admitted_at_once_one_is_reserved() {
+    let ada = owner("ada", "chem");
+    let mut ledger = ledger_with(ada.clone(), 4, 7200);
+    let quota = Quota {
+        members: Some(8),
+        ..Quota::default()
+    };
+    let quotas = vec![(group("chem"), quota)];
+    let big = host("big", amounts(900, 900, 900));
+    let plan = place(&members("x", 3, amounts(1, 1, 1)), &[big], &Rules::default()).unwrap();
+    let reservation = |request: &str| {
+        ledger.admit(&quotas, &ada, &Ask::of(&plan, HOUR), at(0)).unwrap();
+        Command::Reserve(Reservation {
+            id: request.parse().unwrap(),
+            owner: ada.clone(),
+            plan: plan.clone(),
+            lease: HOUR,
+            lifetime: Lifetime::secs(3600),
+            quotas: quotas.clone(),
+        })
+    };
+    let (one, other) = (reservation("one"), reservation("other"));
+    run(&mut ledger, one.clone(), 0);
+    let Err(Refusal::Overdrawn(overdrawn)) = ledger.decide(other, at(0)) else {
+        panic!()
+    };
+    assert_eq!((overdrawn.0[0].used, overdrawn.0[0].asked), (7, 3));
+    // To ask again takes nothing more of the quota.
+    assert_eq!(ledger.decide(one, at(0)), Ok(Decision::Already));
 }
 
 #[test]
@@ -208,7 +241,7 @@ proptest! {
             if ledger.admit(&quotas, &ada, &Ask::minimum(&wanted, lifetime.duration()), at(now)).is_ok() {
                 let plan = place(&wanted, std::slice::from_ref(&big), &Rules::default()).unwrap();
                 let id: aerie_cluster_proto::ledger::RequestId = format!("r{number}").parse().unwrap();
-                let reservation = Reservation { id: id.clone(), owner: ada.clone(), plan, lease: HOUR, lifetime };
+                let reservation = Reservation { id: id.clone(), owner: ada.clone(), plan, lease: HOUR, lifetime, quotas: quotas.to_vec() };
                 run(&mut ledger, Command::Reserve(reservation), now);
                 run(&mut ledger, Command::Commit { id: id.clone() }, now);
                 if release {
