@@ -287,12 +287,12 @@ async fn keep(wish: Wish, tell: watch::Sender<PortMapping>, mut changed: watch::
             };
             tokio::select! {
                 () = turn => {}
-                news = &mut moved => match news {
-                    News::Unwanted => break 'place,
-                    News::Elsewhere | News::Perhaps => {
-                        failures = 0;
-                        continue 'place;
+                is_wanted = &mut moved => {
+                    if !is_wanted {
+                        break 'place;
                     }
+                    failures = 0;
+                    continue 'place;
                 }
             }
         }
@@ -302,35 +302,19 @@ async fn keep(wish: Wish, tell: watch::Sender<PortMapping>, mut changed: watch::
     }
 }
 
-/// What ends the waiting for a port's next renewal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum News {
-    /// This host is in another place.
-    Elsewhere,
-    /// It is said to be in another network, though router and address have the same numbers: the port is asked for at
-    /// once.
-    Perhaps,
-    /// The port is wanted no more.
-    Unwanted,
-}
-
-/// Completes when this host is, or may be, in another place than `seen`.
-async fn elsewhere(seen: Option<Place>, changed: &mut watch::Receiver<()>) -> News {
+/// Completes when this host is, or may be, in another place than `seen`; with `false` when the port is wanted no more.
+async fn elsewhere(seen: Option<Place>, changed: &mut watch::Receiver<()>) -> bool {
     loop {
-        let said = timeout(LOOK, changed.changed()).await;
-        match said {
-            Ok(Err(_)) => return News::Unwanted,
+        match timeout(LOOK, changed.changed()).await {
+            Ok(Err(_)) => return false,
             Ok(Ok(())) => {
                 sleep(SETTLE).await;
                 changed.mark_unchanged();
+                // Router and address may have the same numbers in another network.
+                return true;
             }
+            Err(_) if place().await.ok() != seen => return true,
             Err(_) => {}
-        }
-        if place().await.ok() != seen {
-            return News::Elsewhere;
-        }
-        if said.is_ok() {
-            return News::Perhaps;
         }
     }
 }
