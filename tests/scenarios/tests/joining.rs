@@ -2,7 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use aerie_lab::grid::AERIE;
+use std::collections::BTreeSet;
+
+use aerie_lab::grid::{AERIE, Join, Member, PORTAL_DIR, Status};
 use aerie_lab::wait::wait_until;
 use aerie_lab::{Nat, Node, Place};
 use aerie_scenarios::{GROUP, SOON, join_all, lab, small_grid};
@@ -101,6 +103,74 @@ fn one_line_takes_a_machine_into_the_pool_and_leaving_removes_what_it_put_there(
     node.spawn("root", "aerie", &[AERIE, "up"], &[]).unwrap();
     let ready = node.run("root", &[AERIE, "status", "--wait", "60"]).unwrap();
     assert!(ready.contains("w1 of grid lab"), "{ready}");
+}
+
+/// Machines that were made from one image, with one blob in it, and are switched on in one moment.
+#[test]
+fn twenty_clones_of_one_image_are_twenty_members() {
+    const CLONES: usize = 20;
+    let lab = lab("clones").unwrap();
+    let site = Place::from(&lab.site("home", Nat::PortRestricted).unwrap());
+    let grid = small_grid(&lab).unwrap();
+    let join = Join::new("c1", site.clone(), GROUP, "client").option("--no-condor");
+    let first = grid.prepare(&join).unwrap();
+    let (url, uses) = (
+        format!("https://{}:8443", grid.hub.node.addr()),
+        CLONES.to_string(),
+    );
+    let entry = format!("/ip4/{}/udp/4001/quic-v1", grid.hub.node.addr());
+    let make = [
+        AERIE,
+        "grid",
+        "blob",
+        "--dir",
+        PORTAL_DIR,
+        "--group",
+        GROUP,
+        "--role",
+        "client",
+        "--url",
+        &url,
+        "--bootstrap",
+        &entry,
+        "--uses",
+        &uses,
+        "--out",
+        "/root/clones.toml",
+    ];
+    grid.hub.node.run("root", &make).unwrap();
+    let blob = grid.hub.node.get("/root/clones.toml").unwrap();
+    let mut clones: Vec<Member> = (2..=CLONES)
+        .map(|number| first.on(lab.node(&format!("c{number}"), site.clone()).unwrap()))
+        .collect();
+    clones.push(first);
+    for clone in &clones {
+        clone.node.put("/etc/aerie/blob", &blob).unwrap();
+    }
+
+    for clone in &clones {
+        clone.start().unwrap();
+    }
+    grid.wait_ready(&clones).unwrap();
+
+    let all: Vec<_> = clones.iter().map(|clone| clone.status().unwrap()).collect();
+    let different = |what: &str, of: fn(&Status) -> String| {
+        let values: BTreeSet<_> = all.iter().map(of).collect();
+        assert_eq!(values.len(), CLONES, "{what}: {values:?}");
+    };
+    different("names", |status| status.node.clone());
+    different("identities", |status| status.peer.clone());
+    different("addresses", |status| status.addr.clone().unwrap());
+    // The blob was for so many, and for no one more.
+    let more = clones[0].on(lab.node("c21", site).unwrap());
+    more.node.put("/etc/aerie/blob", &blob).unwrap();
+    more.start().unwrap();
+    wait_until(SOON, "the one too many to be refused", || {
+        let status = more.status()?;
+        let reason = status.stage("certificate").map(|stage| stage.reason.clone());
+        Ok(reason.filter(|reason| reason.contains("used")))
+    })
+    .unwrap();
 }
 
 #[test]
