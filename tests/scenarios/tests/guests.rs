@@ -449,6 +449,51 @@ fn clones_booted_by_bios_and_uefi_are_different_machines_that_wait_for_configura
 }
 
 #[test]
+#[ignore = "boots machines for minutes"]
+fn a_copy_of_a_machine_that_has_run_becomes_a_machine_of_its_own() {
+    const FIRST: &str = "6f1c1f7e-64b1-4c0e-9d3a-0a58d2f7c001";
+    const SECOND: &str = "6f1c1f7e-64b1-4c0e-9d3a-0a58d2f7c002";
+    let disk = image::disk("appliance").unwrap();
+    let lab = lab("copies").unwrap();
+    let home = home(&lab);
+    let first = lab.guest("first", &home, &Setup::new(&disk).uuid(FIRST)).unwrap();
+    let (original, _) = first.wait_screen(BOOT, WAITING, own).unwrap();
+    first.wait_shell(BOOT).unwrap();
+    // What a member would have there.
+    first
+        .sh("mkdir -p /var/lib/aerie/grids; echo secret >/var/lib/aerie/grids/key; sync")
+        .unwrap();
+    let disk = first.disk().to_owned();
+    drop(first);
+
+    let copy = lab.guest("copy", &home, &Setup::new(&disk).uuid(SECOND)).unwrap();
+    let (own_of_copy, _) = copy.wait_screen(BOOT, WAITING, own).unwrap();
+    assert!(
+        own_of_copy.id != original.id
+            && own_of_copy.host.starts_with("aerie-")
+            && own_of_copy.host != original.host,
+        "{original:?} {own_of_copy:?}"
+    );
+    assert!(
+        !own_of_copy.keys.is_empty() && own_of_copy.keys.iter().all(|key| !original.keys.contains(key)),
+        "{original:?} {own_of_copy:?}"
+    );
+    copy.wait_shell(BOOT).unwrap();
+    assert_eq!(
+        copy.sh(&format!(
+            "cat /var/lib/aerie.of-{FIRST}/grids/key; find /var/lib/aerie -name key"
+        ))
+        .unwrap(),
+        "secret\n"
+    );
+    // It is one machine from then on.
+    copy.reboot().unwrap();
+    copy.wait_shell(BOOT).unwrap();
+    assert_eq!(copy.sh("cat /etc/machine-id").unwrap().trim(), own_of_copy.id);
+    assert_eq!(copy.sh("hostname").unwrap().trim(), own_of_copy.host);
+}
+
+#[test]
 #[ignore = "installs a root file system twice"]
 fn two_builds_of_the_same_inputs_are_identical() {
     let hash = image::verify("small").unwrap();

@@ -37,6 +37,8 @@ pub(crate) struct Hardware<'a> {
     pub(crate) disk: &'a Path,
     /// Further disks, which cannot be written.
     pub(crate) drives: &'a [PathBuf],
+    /// What its firmware calls it.
+    pub(crate) uuid: Option<&'a str>,
     /// The interface in the router's namespace, and the address of the machine's own.
     pub(crate) tap: &'a str,
     pub(crate) mac: &'a str,
@@ -106,6 +108,9 @@ impl Hardware<'_> {
             .args(["-mon", "chardev=qmp,mode=control"]);
         for firmware in ["usr/share/qemu", "usr/share/seabios"] {
             command.arg("-L").arg(emulator.path(firmware));
+        }
+        if let Some(uuid) = self.uuid {
+            command.args(["-uuid", uuid]);
         }
         // What is on these disks goes with the lab: no need to wait until it is really there.
         let disk = self.disk.display();

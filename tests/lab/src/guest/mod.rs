@@ -58,6 +58,8 @@ pub struct Setup {
     pub firmware: Firmware,
     /// Files that it has as further disks, which it cannot write: `/dev/vdb` and so on, padded to whole sectors.
     pub drives: Vec<PathBuf>,
+    /// What its firmware calls it, a UUID; nothing unless it is given.
+    pub uuid: Option<String>,
 }
 
 impl Setup {
@@ -74,6 +76,13 @@ impl Setup {
     #[must_use]
     pub fn firmware(mut self, firmware: Firmware) -> Self {
         self.firmware = firmware;
+        self
+    }
+
+    /// With a name for its firmware to tell, a UUID.
+    #[must_use]
+    pub fn uuid(mut self, uuid: &str) -> Self {
+        self.uuid = Some(uuid.to_owned());
         self
     }
 
@@ -117,6 +126,7 @@ impl Guest {
             firmware: setup.firmware,
             disk: &disk,
             drives: &setup.drives,
+            uuid: setup.uuid.as_deref(),
             tap: port.name(),
             mac: &lease.mac_text(),
             dir,
