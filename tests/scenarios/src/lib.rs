@@ -6,6 +6,7 @@
 //! - `tests/diagnosis.rs`: a node says which NAT it is behind, why a path is relayed and what is wrong
 //! - `tests/faults.rs`: daemons and managers die, the enrolment service is away
 //! - `tests/register.rs`: many join at once, daemons are killed, the grid is torn, a witness's disk is full
+//! - `tests/unattended.rs`: HTCondor dies under the daemon, the clock steps
 //! - `tests/trust.rs`: credentials are revoked
 //! - `tests/ipv6.rs`: IPv6 inside the grid, and a machine that has none
 //! - `tests/names.rs`: names resolve, and a node leaves
