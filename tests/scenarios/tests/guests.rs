@@ -452,7 +452,7 @@ fn clones_booted_by_bios_and_uefi_are_different_machines_that_wait_for_configura
 #[ignore = "boots machines for minutes"]
 fn a_copy_of_a_machine_that_has_run_becomes_a_machine_of_its_own() {
     const FIRST: &str = "6f1c1f7e-64b1-4c0e-9d3a-0a58d2f7c001";
-    const SECOND: &str = "6f1c1f7e-64b1-4c0e-9d3a-0a58d2f7c002";
+    const SECOND: &str = "b20d44c9-64b1-4c0e-9d3a-0a58d2f7c002";
     let disk = image::disk("appliance").unwrap();
     let lab = lab("copies").unwrap();
     let home = home(&lab);
