@@ -1,0 +1,98 @@
+//! `nft`, by process: a text goes in, and it is one transaction.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt as _;
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use crate::Error;
+
+/// How long a transaction may take: the kernel waits for its readers, which is milliseconds.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// Bytes of what nft says that are passed on: each complaint quotes the rule that it is about.
+const MAX_SAID: usize = 2000;
+
+/// Where administrators' programs are, also for a service whose path has them not.
+const PLACES: &str = "/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/sbin";
+
+/// Loads rules, all or none.
+///
+/// # Errors
+/// [`Error::NoNft`], [`Error::Nft`], [`Error::NftSlow`], and [`Error::Rules`] where the kernel refuses.
+pub(crate) async fn load(rules: &str) -> Result<(), Error> {
+    let mut child = Command::new("nft")
+        .args(["-f", "-"])
+        .env("PATH", PLACES)
+        .env("LC_ALL", "C")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|source| match source.kind() {
+            std::io::ErrorKind::NotFound => Error::NoNft,
+            _ => Error::Nft(source),
+        })?;
+    let mut stdin = child.stdin.take();
+    let feed = async {
+        if let Some(stdin) = &mut stdin {
+            // Who stops reading says why on standard error.
+            let _ = stdin.write_all(rules.as_bytes()).await;
+            let _ = stdin.shutdown().await;
+        }
+        drop(stdin);
+    };
+    let work = async { tokio::join!(feed, child.wait_with_output()).1 };
+    let output = timeout(LIMIT, work)
+        .await
+        .map_err(|_| Error::NftSlow {
+            seconds: LIMIT.as_secs(),
+        })?
+        .map_err(Error::Nft)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(refused(said.trim()))
+}
+
+/// What a refusal means.
+fn refused(said: &str) -> Error {
+    let has = |text: &str| said.contains(text);
+    let advice = if has("Operation not permitted") || has("must be root") {
+        "; run this as root, or with CAP_NET_ADMIN"
+    } else if has("Operation not supported") || has("Protocol not supported") || has("protocol family") {
+        "; the kernel's packet filter lacks a part: load `nf_tables`, `nf_tables_bridge` or its like, and `nf_conntrack`"
+    } else if has("syntax error") {
+        "; this nft is too old: use version 1.0 or later"
+    } else {
+        ""
+    };
+    let said = said.char_indices().take_while(|(at, _)| *at < MAX_SAID);
+    Error::Rules {
+        said: said.map(|(_, c)| c).collect(),
+        advice,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_says_what_to_do_and_is_short() {
+        let cases = [
+            ("netlink: Error: Could not process rule: Operation not permitted", "CAP_NET_ADMIN"),
+            ("Error: Could not process rule: Operation not supported", "nf_tables"),
+            ("-:1:1-3: Error: syntax error, unexpected string", "too old"),
+        ];
+        for (said, expected) in cases {
+            let text = refused(said).to_string();
+            assert!(text.contains(said) && text.contains(expected), "{text}");
+        }
+        assert!(refused(&"ä".repeat(10_000)).to_string().len() < 2200);
+    }
+}
