@@ -3,7 +3,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use aerie_cluster_node::Mac;
 use ipnet::Ipv4Net;
 
-use crate::plan::{MAX_MTU, MAX_NETWORKS, MAX_PORTS, MIN_MTU};
+use crate::plan::{MAX_MTU, MIN_MTU};
 use crate::{InterfaceName, NetworkId, PortId};
 
 /// Why what is wanted makes no sense.
@@ -16,7 +16,9 @@ pub enum BadPlan {
     #[error("'{0}' is no id of a network; use 1 to 128 letters, digits, hyphens, dots and underscores")]
     Network(String),
     /// The name of an interface.
-    #[error("'{0}' is no network interface; use a name of 1 to 15 letters, digits, hyphens, dots and underscores")]
+    #[error(
+        "'{0}' is no network interface; use a name of 1 to 15 letters, digits, hyphens, dots and underscores"
+    )]
     Interface(String),
     /// Too many of something.
     #[error("a host has at most {limit} {what}; place some on another host")]
@@ -61,10 +63,14 @@ pub enum BadPlan {
         seconds: u64,
     },
     /// Guests are to be forwarded without the host being there.
-    #[error("network {0} leads through an interface of the host and the host has no address in it; give it one")]
+    #[error(
+        "network {0} leads through an interface of the host and the host has no address in it; give it one"
+    )]
     NoRouter(NetworkId),
     /// An interface of our own is named where one of the host's belongs.
-    #[error("network {network} cannot lead through {interface}, which belongs to guests; name an interface of the host")]
+    #[error(
+        "network {network} cannot lead through {interface}, which belongs to guests; name an interface of the host"
+    )]
     Through {
         /// Which network.
         network: NetworkId,
@@ -121,6 +127,20 @@ pub enum BadPlan {
     SameName(InterfaceName),
 }
 
+/// Why a disc cannot be made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadDisc {
+    /// A name of a file or folder.
+    #[error("'{0}' is no name for a disc; use 1 to 30 letters, digits, hyphens, dots and underscores")]
+    Name(String),
+    /// A folder with too many entries.
+    #[error("a folder of the disc has too many entries; use more folders, with fewer files in each")]
+    TooMany,
+    /// What the guest is told.
+    #[error("a disc has at most 65,536 bytes of user-data and 32 public keys; have the guest fetch the rest")]
+    Facts,
+}
+
 /// What can go wrong with networks of guests.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -150,10 +170,14 @@ pub enum Error {
         found: String,
     },
     /// The kernel has no TAP interfaces.
-    #[error("there is no /dev/net/tun; load the kernel's module with `modprobe tun`, or give the container the device")]
+    #[error(
+        "there is no /dev/net/tun; load the kernel's module with `modprobe tun`, or give the container the device"
+    )]
     NoTun,
     /// A subnet that the host routes elsewhere.
-    #[error("network {network} with {subnet} would take {route} away from {interface} of this host; give it another subnet")]
+    #[error(
+        "network {network} with {subnet} would take {route} away from {interface} of this host; give it another subnet"
+    )]
     Routed {
         /// Which network.
         network: NetworkId,
@@ -165,10 +189,14 @@ pub enum Error {
         interface: String,
     },
     /// There is no program for the packet filter.
-    #[error("there is no `nft` on this machine, and without filters no guest is connected; install it, on Debian with `apt install nftables`")]
+    #[error(
+        "there is no `nft` on this machine, and without filters no guest is connected; install it, on Debian with `apt install nftables`"
+    )]
     NoNft,
     /// The packet filter does not take the rules.
-    #[error("the kernel's packet filter does not take the rules, and nothing of it is changed: {said}{advice}")]
+    #[error(
+        "the kernel's packet filter does not take the rules, and nothing of it is changed: {said}{advice}"
+    )]
     Rules {
         /// What nft said.
         said: String,
@@ -179,7 +207,9 @@ pub enum Error {
     #[error("cannot run `nft`: {0}; is it executable, and is there memory?")]
     Nft(#[source] std::io::Error),
     /// The program for the packet filter hangs.
-    #[error("`nft` did not end within {seconds} s and was killed; try again, and look for what holds the packet filter")]
+    #[error(
+        "`nft` did not end within {seconds} s and was killed; try again, and look for what holds the packet filter"
+    )]
     NftSlow {
         /// How long it was waited for.
         seconds: u64,
@@ -218,8 +248,12 @@ pub enum Error {
 fn advice(source: &std::io::Error) -> &'static str {
     match source.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => "; run this as root, or with CAP_NET_ADMIN and CAP_NET_RAW",
-        Some(libc::EOPNOTSUPP | libc::EAFNOSUPPORT) => "; the kernel has no such interfaces: load `bridge` and `tun`",
-        Some(libc::EADDRINUSE) => "; another program listens there or on all addresses: end it, or have it name its own",
+        Some(libc::EOPNOTSUPP | libc::EAFNOSUPPORT) => {
+            "; the kernel has no such interfaces: load `bridge` and `tun`"
+        }
+        Some(libc::EADDRINUSE) => {
+            "; another program listens there or on all addresses: end it, or have it name its own"
+        }
         Some(libc::ENODEV | libc::ENXIO) => "; something removed it meanwhile: reconcile the networks",
         _ => "; reconcile the networks, and see the kernel's log if it stays",
     }

@@ -34,7 +34,7 @@ use crate::dhcp::{self, Scope};
 use crate::error::METADATA;
 use crate::links::{Change, Found, Kind, Links, Netlink};
 use crate::metadata::{self, Guests};
-use crate::plan::{Facts, Network, Plan, Port, overlap};
+use crate::plan::{Facts, Network, Plan, Port};
 use crate::rules::ruleset;
 use crate::tap::Tap;
 use crate::{BadPlan, Error, InstanceId, InterfaceName, NetworkId, PortId, nft};
@@ -216,10 +216,17 @@ impl HostNetworks {
         }
         for (id, port, found) in taps {
             let bridge = bridges.get(&port.network).copied().unwrap_or_default();
-            let mtu = self.plan.networks.get(&port.network).map_or(0, |network| network.mtu);
+            let mtu = self
+                .plan
+                .networks
+                .get(&port.network)
+                .map_or(0, |network| network.mtu);
             self.plug(&id.tap(&self.instance), &found, bridge, mtu).await?;
         }
-        let bridges = bridges.into_iter().map(|(id, index)| (id.clone(), index)).collect();
+        let bridges = bridges
+            .into_iter()
+            .map(|(id, index)| (id.clone(), index))
+            .collect();
         self.serve(&bridges)?;
         self.publish();
         Ok(())
@@ -227,8 +234,15 @@ impl HostNetworks {
 
     /// Nobody else's interface is touched, even where it has our name.
     fn refuse_foreign(&self, links: &Links) -> Result<(), Error> {
-        let taps = self.plan.ports.keys().map(|id| (id.tap(&self.instance), Kind::Tap));
-        let bridges = self.plan.used().map(|(id, _)| (id.bridge(&self.instance), Kind::Bridge));
+        let taps = self
+            .plan
+            .ports
+            .keys()
+            .map(|id| (id.tap(&self.instance), Kind::Tap));
+        let bridges = self
+            .plan
+            .used()
+            .map(|(id, _)| (id.bridge(&self.instance), Kind::Bridge));
         for (interface, kind) in taps.chain(bridges) {
             let Some(found) = links.get(interface.as_str()) else {
                 continue;
@@ -250,7 +264,10 @@ impl HostNetworks {
             Kind::Other => return false,
         };
         let mark = self.instance.mark();
-        let marked = found.alias.as_ref().is_none_or(|alias| alias.is_empty() || alias.starts_with(&mark));
+        let marked = found
+            .alias
+            .as_ref()
+            .is_none_or(|alias| alias.is_empty() || alias.starts_with(&mark));
         name.starts_with(&prefix) && marked
     }
 
@@ -264,7 +281,9 @@ impl HostNetworks {
         };
         let routes = self.netlink.routes().await?;
         for (id, network) in self.plan.used() {
-            let mut others = routes.iter().filter(|(route, index)| route.prefix_len() > 0 && !ours(*index));
+            let mut others = routes
+                .iter()
+                .filter(|(route, index)| route.prefix_len() > 0 && !ours(*index));
             // What contains the subnet is less specific, and stays as it is for the rest.
             let taken = others.find(|(route, _)| network.subnet.contains(route) || *route == network.subnet);
             if let Some((route, index)) = taken {

@@ -274,7 +274,17 @@ mod tests {
 
     #[test]
     fn what_could_mean_something_elsewhere_is_no_name() {
-        for text in ["", "a b", "a\"", "a;b", "a\n", "0123456789abcdefg", "..", "a/b", "a*"] {
+        for text in [
+            "",
+            "a b",
+            "a\"",
+            "a;b",
+            "a\n",
+            "0123456789abcdefg",
+            "..",
+            "a/b",
+            "a*",
+        ] {
             assert!(InterfaceName::new(text).is_err(), "{text}");
         }
         for text in ["", "A", "a-b", "aerie_x", "01234567890123456"] {

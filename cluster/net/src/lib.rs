@@ -14,12 +14,15 @@
 //! decided is decided in parts without sockets, clocks or files ([`Plan`], and the modules `rules`, `dhcp` and
 //! `metadata`); the driver is [`HostNetworks`].
 //!
+//! The same can be given to a guest as a disc ([`disc()`]).
+//!
 //! Guests outlive the process that plugged them in. Everything that keeps them apart is in the kernel, carries the
 //! instance's mark, and is found again by it; only DHCP and metadata pause while no driver runs.
 //!
 //! Needs `nft` 1.0 or later, and CAP_NET_ADMIN and CAP_NET_RAW.
 
 mod dhcp;
+mod disc;
 mod error;
 mod host;
 mod ids;
@@ -30,7 +33,8 @@ mod plan;
 mod rules;
 mod tap;
 
-pub use error::{BadPlan, Error, METADATA};
+pub use disc::{DiscKind, disc};
+pub use error::{BadDisc, BadPlan, Error, METADATA};
 pub use host::HostNetworks;
 pub use ids::{InstanceId, InterfaceName, NetworkId, PortId};
 pub use plan::{

@@ -164,7 +164,12 @@ impl Netlink {
             .into_iter()
             .filter(|message| message.header.index == index && message.attributes.contains(&wanted));
         for message in own {
-            self.handle.address().del(message).execute().await.map_err(failed())?;
+            self.handle
+                .address()
+                .del(message)
+                .execute()
+                .await
+                .map_err(failed())?;
         }
         Ok(())
     }

@@ -65,7 +65,7 @@ fn refused(said: &str) -> Error {
     let advice = if has("Operation not permitted") || has("must be root") {
         "; run this as root, or with CAP_NET_ADMIN"
     } else if has("Operation not supported") || has("Protocol not supported") || has("protocol family") {
-        "; the kernel's packet filter lacks a part: load `nf_tables`, `nf_tables_bridge` or its like, and `nf_conntrack`"
+        "; the kernel's packet filter lacks a part: it needs tables of the families bridge and inet (CONFIG_NF_TABLES_BRIDGE, CONFIG_NF_TABLES_INET)"
     } else if has("syntax error") {
         "; this nft is too old: use version 1.0 or later"
     } else {
@@ -85,8 +85,14 @@ mod tests {
     #[test]
     fn a_refusal_says_what_to_do_and_is_short() {
         let cases = [
-            ("netlink: Error: Could not process rule: Operation not permitted", "CAP_NET_ADMIN"),
-            ("Error: Could not process rule: Operation not supported", "nf_tables"),
+            (
+                "netlink: Error: Could not process rule: Operation not permitted",
+                "CAP_NET_ADMIN",
+            ),
+            (
+                "Error: Could not process rule: Operation not supported",
+                "CONFIG_NF_TABLES_BRIDGE",
+            ),
             ("-:1:1-3: Error: syntax error, unexpected string", "too old"),
         ];
         for (said, expected) in cases {

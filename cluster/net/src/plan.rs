@@ -102,7 +102,9 @@ impl Network {
             .into_iter()
             .any(unusable)
         {
-            return Err(refuse("use addresses that are not reserved, such as private ones"));
+            return Err(refuse(
+                "use addresses that are not reserved, such as private ones",
+            ));
         }
         if self.host.is_some_and(|host| !is_host(self.subnet, host)) {
             return Err(refuse("the host's address is none in it; take one, or none"));
@@ -110,7 +112,11 @@ impl Network {
         if self.host.is_none() && !self.through.is_empty() {
             return Err(BadPlan::NoRouter(id.clone()));
         }
-        limit("interfaces for a network to lead through", self.through.len(), MAX_THROUGH)?;
+        limit(
+            "interfaces for a network to lead through",
+            self.through.len(),
+            MAX_THROUGH,
+        )?;
         limit("name servers for a network", self.dns.len(), MAX_DNS)?;
         if !(MIN_MTU..=MAX_MTU).contains(&self.mtu) {
             return Err(BadPlan::Mtu {
@@ -245,7 +251,11 @@ impl Plan {
                 network: port.network.clone(),
             });
         };
-        let refuse = |address, why| BadPlan::Address { port: id, address, why };
+        let refuse = |address, why| BadPlan::Address {
+            port: id,
+            address,
+            why,
+        };
         let v4 = port.address;
         if !is_host(network.subnet, v4) {
             let why = "it is no guest's address in its network's subnet";
@@ -275,7 +285,9 @@ impl Plan {
         }
         let refuse = |why| BadPlan::Mac { port: id, mac, why };
         if mac.0[0] & 1 == 1 || mac.0 == [0; 6] {
-            return Err(refuse("it is a group's or nobody's; use one whose first byte is even"));
+            return Err(refuse(
+                "it is a group's or nobody's; use one whose first byte is even",
+            ));
         }
         if !seen.macs.insert(mac) {
             return Err(refuse("another NIC or a bridge has it; give each its own"));
@@ -285,7 +297,11 @@ impl Plan {
             Some("it has more than 32 public keys; leave some out")
         } else if facts.public_keys.iter().any(|key| !is_key(key)) {
             Some("a public key has to be one line of at most 8,192 bytes; give it as in authorized_keys")
-        } else if facts.user_data.as_ref().is_some_and(|data| data.bytes().len() > MAX_USER_DATA) {
+        } else if facts
+            .user_data
+            .as_ref()
+            .is_some_and(|data| data.bytes().len() > MAX_USER_DATA)
+        {
             Some("its user-data has more than 65,536 bytes; have the guest fetch the rest")
         } else {
             None
@@ -298,7 +314,9 @@ impl Plan {
 
     /// The NICs on a network.
     pub(crate) fn ports_on(&self, network: &NetworkId) -> impl Iterator<Item = (&PortId, &Port)> {
-        self.ports.iter().filter(move |(_, port)| port.network == *network)
+        self.ports
+            .iter()
+            .filter(move |(_, port)| port.network == *network)
     }
 
     /// The networks that have NICs: the others take nothing of the host.
@@ -351,7 +369,16 @@ pub(crate) fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {
 pub fn link_local(Mac(mac): Mac) -> Ipv6Addr {
     let [a, b, c, d, e, f] = mac;
     let word = |high, low| u16::from_be_bytes([high, low]);
-    Ipv6Addr::new(0xfe80, 0, 0, 0, word(a ^ 2, b), word(c, 0xff), word(0xfe, d), word(e, f))
+    Ipv6Addr::new(
+        0xfe80,
+        0,
+        0,
+        0,
+        word(a ^ 2, b),
+        word(c, 0xff),
+        word(0xfe, d),
+        word(e, f),
+    )
 }
 
 #[cfg(test)]
@@ -433,17 +460,35 @@ pub(crate) mod tests {
             Arc::make_mut(&mut first(plan).facts)
         }
         let cases: [(Change, &str); 22] = [
-            (|p| one(p).subnet = "10.2.0.0/16".parse().unwrap(), "one and two overlap"),
+            (
+                |p| one(p).subnet = "10.2.0.0/16".parse().unwrap(),
+                "one and two overlap",
+            ),
             (|p| one(p).subnet = "10.1.0.0/31".parse().unwrap(), "/8 to /30"),
-            (|p| one(p).subnet = "10.1.0.1/24".parse().unwrap(), "without the host's part"),
+            (
+                |p| one(p).subnet = "10.1.0.1/24".parse().unwrap(),
+                "without the host's part",
+            ),
             (|p| one(p).subnet = "169.254.0.0/16".parse().unwrap(), "reserved"),
             (|p| one(p).subnet = "224.1.0.0/16".parse().unwrap(), "reserved"),
-            (|p| one(p).host = "10.1.0.255".parse().ok(), "host's address is none in it"),
-            (|p| one(p).host = "10.1.0.2".parse().ok(), "the host or a name server has it"),
-            (|p| one(p).dns = vec![Ipv4Addr::LOCALHOST; 5], "at most 4 name servers"),
+            (
+                |p| one(p).host = "10.1.0.255".parse().ok(),
+                "host's address is none in it",
+            ),
+            (
+                |p| one(p).host = "10.1.0.2".parse().ok(),
+                "the host or a name server has it",
+            ),
+            (
+                |p| one(p).dns = vec![Ipv4Addr::LOCALHOST; 5],
+                "at most 4 name servers",
+            ),
             (|p| one(p).mtu = 500, "1280 to 9000"),
             (|p| one(p).lease = Duration::from_secs(1), "1 s"),
-            (|p| drop(one(p).through.insert(InterfaceName::new("eth0").unwrap())), "no address in it"),
+            (
+                |p| one(p).through = [InterfaceName::new("eth0").unwrap()].into(),
+                "no address in it",
+            ),
             (
                 |p| {
                     one(p).host = "10.1.0.1".parse().ok();
@@ -451,13 +496,31 @@ pub(crate) mod tests {
                 },
                 "belongs to guests",
             ),
-            (|p| first(p).address = "10.1.0.3".parse().unwrap(), "another NIC has it"),
-            (|p| first(p).address = "10.1.1.2".parse().unwrap(), "no guest's address"),
-            (|p| first(p).address = "10.1.0.255".parse().unwrap(), "no guest's address"),
+            (
+                |p| first(p).address = "10.1.0.3".parse().unwrap(),
+                "another NIC has it",
+            ),
+            (
+                |p| first(p).address = "10.1.1.2".parse().unwrap(),
+                "no guest's address",
+            ),
+            (
+                |p| first(p).address = "10.1.0.255".parse().unwrap(),
+                "no guest's address",
+            ),
             (|p| first(p).mac = Some(port_id(2).mac()), "give each its own"),
-            (|p| first(p).mac = Some(net("one").bridge_mac(&instance())), "a bridge has it"),
-            (|p| first(p).mac = Some(Mac([1, 0, 0, 0, 0, 1])), "first byte is even"),
-            (|p| drop(first(p).ipv6.insert("fe80::1".parse().unwrap())), "leave it out"),
+            (
+                |p| first(p).mac = Some(net("one").bridge_mac(&instance())),
+                "a bridge has it",
+            ),
+            (
+                |p| first(p).mac = Some(Mac([1, 0, 0, 0, 0, 1])),
+                "first byte is even",
+            ),
+            (
+                |p| first(p).ipv6 = ["fe80::1".parse().unwrap()].into(),
+                "leave it out",
+            ),
             (|p| first(p).network = net("three"), "add the network first"),
             (|p| facts_of(p).public_keys = vec!["a\nb".to_owned()], "one line"),
             (
@@ -482,6 +545,9 @@ pub(crate) mod tests {
     #[test]
     fn user_data_is_never_printed() {
         let text = format!("{:?}", plan());
-        assert!(text.contains("UserData(5 bytes)") && !text.contains("hello"), "{text}");
+        assert!(
+            text.contains("UserData(5 bytes)") && !text.contains("hello"),
+            "{text}"
+        );
     }
 }

@@ -10,7 +10,7 @@
 //!      │
 //!      └─ bridge/input ──► the host: ARP and packets for its addresses on this bridge; DHCP
 //!             │                      (and packets for elsewhere, where the network leads anywhere)
-//!             ├─ inet/input ──► port 80 of the metadata address, and ping
+//!             ├─ inet/input ──► port 80 of the metadata address, ping, and answers
 //!             └─ inet/forward ──► the same network, or an interface that the network leads through
 //! ```
 //!
@@ -26,6 +26,9 @@
 //! `01:80:c2:00:00:0e` and its like never pass a bridge: the kernel hands such frames to the port itself, past most of
 //! the bridge's hooks. Hence the chain `inet/prerouting`, which drops whatever comes from a port and not by its bridge.
 //!
+//! What the host itself begins with a guest is answered: of TCP all but what would begin a connection. No rule asks for
+//! the state of a connection, since a guest could fill the host's table of those.
+//!
 //! Everything that is put into the text is a number, an address, or a checked name.
 
 use std::fmt::Write as _;
@@ -35,7 +38,7 @@ use aerie_cluster_node::Mac;
 
 use crate::error::METADATA;
 use crate::plan::{Network, Plan, Port, link_local};
-use crate::{InstanceId, NetworkId, PortId};
+use crate::{InstanceId, PortId};
 
 /// DHCP requests of one guest that the host looks at in a second, and that it may send at once: a boot needs four.
 const DHCP_RATE: u32 = 20;
@@ -50,7 +53,10 @@ pub(crate) fn ruleset(plan: &Plan, instance: &InstanceId) -> String {
     let table = instance.table();
     for family in FAMILIES {
         // To delete what is not there is an error, to add what is there is none.
-        let _ = write!(text, "add table {family} {table}\ndelete table {family} {table}\n");
+        let _ = write!(
+            text,
+            "add table {family} {table}\ndelete table {family} {table}\n"
+        );
     }
     if plan.ports.is_empty() {
         return text;
@@ -75,7 +81,11 @@ impl Rules<'_> {
         let taps = self.instance.tap_prefix();
         let mut text = String::new();
         // No guest's frame is tracked or judged by others before it is judged here.
-        for (hook, chain) in [("prerouting", "guests"), ("forward", "between"), ("input", "host")] {
+        for (hook, chain) in [
+            ("prerouting", "guests"),
+            ("forward", "between"),
+            ("input", "host"),
+        ] {
             let _ = write!(
                 text,
                 "chain {hook} {{\n type filter hook {hook} priority -300; policy accept;\n \
@@ -92,14 +102,23 @@ impl Rules<'_> {
             jumps.join(", ")
         };
         let jumps = chains("port_", &|n, _| n);
-        let _ = write!(text, "chain guests {{\n iifname vmap {{ {jumps} }}\n counter drop\n}}\n");
+        let _ = write!(
+            text,
+            "chain guests {{\n iifname vmap {{ {jumps} }}\n counter drop\n}}\n"
+        );
         // The servers of both are the host's.
         text += "chain between {\n udp dport { 67, 547 } counter drop\n}\n";
         let networks: Vec<_> = self.plan.networks.keys().collect();
         let jumps = chains("host_", &|_, port| {
-            networks.iter().position(|id| **id == port.network).unwrap_or_default()
+            networks
+                .iter()
+                .position(|id| **id == port.network)
+                .unwrap_or_default()
         });
-        let _ = write!(text, "chain host {{\n iifname vmap {{ {jumps} }}\n counter drop\n}}\n");
+        let _ = write!(
+            text,
+            "chain host {{\n iifname vmap {{ {jumps} }}\n counter drop\n}}\n"
+        );
         for (n, (id, port)) in self.plan.ports.iter().enumerate() {
             text += &port_chains(n, id, port);
         }
@@ -112,24 +131,25 @@ impl Rules<'_> {
     fn inet(&self) -> String {
         let (taps, bridges) = (self.instance.tap_prefix(), self.instance.bridge_prefix());
         let mut ways = Vec::new();
-        let mut pings = Vec::new();
+        let mut own = Vec::new();
         for (id, network) in self.plan.used() {
             let bridge = id.bridge(self.instance);
             ways.push(format!("\"{bridge}\" . \"{bridge}\""));
             for other in &network.through {
                 ways.push(format!("\"{bridge}\" . \"{other}\", \"{other}\" . \"{bridge}\""));
             }
-            pings.extend(network.host_addresses().map(|to| format!("\"{bridge}\" . {to}")));
+            own.extend(network.host_addresses().map(|to| format!("\"{bridge}\" . {to}")));
         }
-        let (ways, pings) = (ways.join(", "), pings.join(", "));
+        let (ways, own) = (ways.join(", "), own.join(", "));
         format!(
             "chain prerouting {{\n type filter hook prerouting priority -450; policy accept;\n \
              iifname \"{taps}*\" counter drop\n}}\n\
              chain input {{\n type filter hook input priority -10; policy accept;\n \
              iifname \"{bridges}*\" goto guests\n}}\n\
              chain guests {{\n ip daddr {METADATA} tcp dport 80 accept\n \
-             iifname . ip daddr {{ {pings} }} icmp type echo-request accept\n \
-             meta nfproto ipv4 ct state {{ established, related }} accept\n \
+             iifname . ip daddr != {{ {own} }} counter drop\n \
+             icmp type {{ echo-request, echo-reply, destination-unreachable, time-exceeded }} accept\n \
+             tcp flags & (syn | ack) != syn tcp flags & (ack | rst) != 0 accept\n \
              counter drop\n}}\n\
              chain forward {{\n type filter hook forward priority -10; policy accept;\n \
              iifname . oifname {{ {ways} }} accept\n \
@@ -149,7 +169,16 @@ fn port_chains(n: usize, id: &PortId, port: &Port) -> String {
          counter drop\n}}\n{}{}{}",
         arp_chain(n, mac, own),
         ip_chain(n, own),
-        ip6_chain(n, mac, &port.ipv6.iter().copied().chain([link_local(mac)]).collect::<Vec<_>>()),
+        ip6_chain(
+            n,
+            mac,
+            &port
+                .ipv6
+                .iter()
+                .copied()
+                .chain([link_local(mac)])
+                .collect::<Vec<_>>()
+        ),
     )
 }
 
@@ -183,7 +212,11 @@ fn ip_chain(n: usize, own: Ipv4Addr) -> String {
 fn ip6_chain(n: usize, mac: Mac, own: &[Ipv6Addr]) -> String {
     let list = |items: Vec<String>| items.join(", ");
     let sources = list(own.iter().map(Ipv6Addr::to_string).collect());
-    let targets = list(own.iter().map(|addr| format!("{:#034x}", u128::from(*addr))).collect());
+    let targets = list(
+        own.iter()
+            .map(|addr| format!("{:#034x}", u128::from(*addr)))
+            .collect(),
+    );
     let tail = mac.to_string().replace(':', "");
     format!(
         "chain port_{n}_ip6 {{\n \
@@ -224,12 +257,6 @@ fn host_chain(n: usize, network: &Network) -> String {
     )
 }
 
-/// Only used to say which network a chain belongs to.
-#[cfg(test)]
-fn number_of(plan: &Plan, network: &NetworkId) -> usize {
-    plan.networks.keys().position(|id| id == network).unwrap()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -244,7 +271,10 @@ mod tests {
         for block in body.split("chain ").skip(1) {
             let (name, lines) = block.split_once(" {\n").unwrap();
             let lines = lines.lines().take_while(|line| *line != "}");
-            chains.insert(name.to_owned(), lines.map(|line| line.trim().to_owned()).collect());
+            chains.insert(
+                name.to_owned(),
+                lines.map(|line| line.trim().to_owned()).collect(),
+            );
             if block.contains("\n}\n}\n") {
                 break;
             }
@@ -286,9 +316,15 @@ mod tests {
         assert!(chains["prerouting"].contains(&format!("iifname \"{prefix}*\" goto guests")));
         for (n, (id, port)) in plan().ports.iter().enumerate() {
             let tap = id.tap(&instance());
-            assert!(chains["guests"][0].contains(&format!("\"{tap}\" : goto port_{n}")), "{text}");
-            let host = number_of(&plan(), &port.network);
-            assert!(chains["host"][0].contains(&format!("\"{tap}\" : goto host_{host}")), "{text}");
+            assert!(
+                chains["guests"][0].contains(&format!("\"{tap}\" : goto port_{n}")),
+                "{text}"
+            );
+            let host = plan().networks.keys().position(|id| *id == port.network).unwrap();
+            assert!(
+                chains["host"][0].contains(&format!("\"{tap}\" : goto host_{host}")),
+                "{text}"
+            );
             assert_eq!(
                 chains[&format!("port_{n}")][0],
                 format!("ether saddr != {} counter drop", port.mac(id))

@@ -58,9 +58,8 @@ impl Tap {
         // Nobody's number lets whoever may change interfaces open it.
         let owner = owner.unwrap_or(0);
         // SAFETY: the descriptor is open, and both calls take a number.
-        let result = unsafe {
-            tun_set_owner(fd, libc::c_ulong::from(owner)).and_then(|_| tun_set_persist(fd, 1))
-        };
+        let result =
+            unsafe { tun_set_owner(fd, libc::c_ulong::from(owner)).and_then(|_| tun_set_persist(fd, 1)) };
         result.map(|_| ()).map_err(|error| Error::Link {
             what: "keep the TAP",
             interface: self.name.clone(),

@@ -32,7 +32,7 @@ use crate::plan::Plan;
 use crate::{InstanceId, NetworkId};
 
 pub(crate) use serve::serve;
-pub use wire::Dropped;
+pub(crate) use wire::Dropped;
 use wire::{Kind, Reply, Request, option};
 
 const EVERYBODY: Mac = Mac([0xff; 6]);
@@ -120,7 +120,11 @@ impl Scope {
             }
             Kind::Inform => Kind::Ack,
             Kind::Release => return Ok(Outcome::Noted("released")),
-            Kind::Decline => return Ok(Outcome::Noted("declined: the guest says that another has its address")),
+            Kind::Decline => {
+                return Ok(Outcome::Noted(
+                    "declined: the guest says that another has its address",
+                ));
+            }
             Kind::Offer | Kind::Ack | Kind::Nak => return Err(Dropped::Malformed),
         };
         let informed = request.kind == Kind::Inform;

@@ -32,7 +32,9 @@ pub(crate) fn serve(
         interface: bridge.clone(),
         source,
     };
-    let socket = AsyncFd::new(open(index).map_err(failed)?).map_err(failed)?;
+    let socket = open(index).map_err(failed)?;
+    // SAFETY: a socket owns its descriptor, and keeps it as long as it lives.
+    let socket = unsafe { AsyncFd::register(socket) }.map_err(|error| failed(error.into()))?;
     let bridge = bridge.clone();
     Ok(tokio::spawn(async move {
         let mut dropped = BTreeMap::<Dropped, u64>::new();

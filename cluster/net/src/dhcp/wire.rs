@@ -81,7 +81,7 @@ pub(crate) mod option {
 
 /// Why a frame is not answered. Each is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Dropped {
+pub(crate) enum Dropped {
     /// It is no DHCP request, or a damaged one.
     Malformed,
     /// It speaks for another Ethernet address than it comes from.
@@ -151,8 +151,8 @@ impl Request {
         let (ethernet, from, fixed, options) = read().ok_or(Dropped::Malformed)?;
         let options = Options::parse(options).ok_or(Dropped::Malformed)?;
         let field = |at| addr(fixed, at).ok_or(Dropped::Malformed);
-        let mac = mac(fixed, 28).ok_or(Dropped::Malformed)?;
-        if mac(fixed, 28) != mac(ethernet, 6) {
+        let sender = mac(fixed, 28).ok_or(Dropped::Malformed)?;
+        if Some(sender) != mac(ethernet, 6) {
             return Err(Dropped::Forged);
         }
         if !field(24)?.is_unspecified() {
@@ -162,7 +162,7 @@ impl Request {
             kind: options.kind.ok_or(Dropped::Malformed)?,
             xid: u32::from_be_bytes([fixed[4], fixed[5], fixed[6], fixed[7]]),
             secs_and_flags: [fixed[8], fixed[9], fixed[10], fixed[11]],
-            mac,
+            mac: sender,
             has: field(12)?,
             asks: options.asks,
             server: options.server,

@@ -32,7 +32,6 @@ use crate::plan::{Facts, Plan};
 use crate::{NetworkId, PortId};
 
 pub(crate) use serve::serve;
-use tree::Node;
 
 /// Tokens of one guest: it may have many programs, and the oldest goes when there are more.
 const MAX_TOKENS: usize = 64;
@@ -159,12 +158,14 @@ impl Tokens {
     fn holds(&self, guest: PortId, text: &str, now: Duration) -> bool {
         let own = self.0.get(&guest).into_iter().flatten();
         // A guest that measures how long this takes learns about its own tokens alone.
-        own.filter(|token| token.until > now).any(|token| token.text == text)
+        own.filter(|token| token.until > now)
+            .any(|token| token.text == text)
     }
 
     /// Forgets the tokens of guests that are gone.
     fn keep(&mut self, guests: &Guests) {
-        self.0.retain(|id, _| guests.values().any(|guest| guest.id == *id));
+        self.0
+            .retain(|id, _| guests.values().any(|guest| guest.id == *id));
     }
 }
 

@@ -181,7 +181,8 @@ impl Service {
 
 fn respond(said: Response) -> hyper::Response<Full<Bytes>> {
     let mut response = hyper::Response::new(Full::new(Bytes::from(said.body)));
-    *response.status_mut() = hyper::StatusCode::from_u16(said.status).unwrap_or(hyper::StatusCode::INTERNAL_SERVER_ERROR);
+    *response.status_mut() =
+        hyper::StatusCode::from_u16(said.status).unwrap_or(hyper::StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(said.kind));
     if let Some(seconds) = said.ttl {

@@ -28,7 +28,12 @@ impl Node {
     }
 
     fn folder<K: Into<String>>(nodes: impl IntoIterator<Item = (K, Node)>) -> Self {
-        Self::Folder(nodes.into_iter().map(|(name, node)| (name.into(), node)).collect())
+        Self::Folder(
+            nodes
+                .into_iter()
+                .map(|(name, node)| (name.into(), node))
+                .collect(),
+        )
     }
 
     /// What is at the end of a path.
