@@ -259,5 +259,6 @@ fn advice(source: &std::io::Error) -> &'static str {
     }
 }
 
-/// Where guests ask for their metadata: the address that all clouds have in common.
+/// Where guests ask for their metadata: the address that all clouds have in common. A host that is itself a cloud's does
+/// not reach that cloud's service as long as it has guests.
 pub const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);

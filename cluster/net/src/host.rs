@@ -35,8 +35,9 @@ use crate::error::METADATA;
 use crate::links::{Change, Found, Kind, Links, Netlink};
 use crate::metadata::{self, Guests};
 use crate::plan::{Facts, Network, Plan, Port};
-use crate::rules::ruleset;
+use crate::rules::{FAMILIES, ruleset};
 use crate::tap::Tap;
+use crate::watch::Watch;
 use crate::{BadPlan, Error, InstanceId, InterfaceName, NetworkId, PortId, nft};
 
 /// The networks of guests on this host. One instance is driven by one process at a time: whoever drives guests holds
@@ -46,6 +47,7 @@ use crate::{BadPlan, Error, InstanceId, InterfaceName, NetworkId, PortId, nft};
 pub struct HostNetworks {
     instance: InstanceId,
     netlink: Netlink,
+    watch: Watch,
     plan: Plan,
     services: BTreeMap<NetworkId, Services>,
 }
@@ -87,6 +89,8 @@ impl HostNetworks {
         plan.check(&instance)?;
         let mut host = Self {
             netlink: Netlink::open()?,
+            // Before the rules are loaded, so that nothing that happens to them is missed.
+            watch: Watch::open().map_err(Error::Netlink)?,
             instance,
             plan,
             services: BTreeMap::new(),
@@ -172,6 +176,27 @@ impl HostNetworks {
         self.plan = plan;
         self.publish();
         Ok(())
+    }
+
+    /// Completes when somebody else has removed the filters: guests are not held back until
+    /// [`HostNetworks::reconcile`] has been called. Whoever owns this waits for it whenever nothing else is to be done.
+    /// It may be cancelled at any time.
+    ///
+    /// # Errors
+    /// Any [`Error`] of asking for the filters.
+    pub async fn disturbed(&self) -> Result<(), Error> {
+        loop {
+            self.watch.changed().await.map_err(Error::Netlink)?;
+            if self.plan.ports.is_empty() {
+                continue;
+            }
+            let there = nft::tables().await?;
+            let table = self.instance.table();
+            let whole = |family: &&str| there.contains(&((*family).to_owned(), table.clone()));
+            if !FAMILIES.iter().all(|family| whole(&family)) {
+                return Ok(());
+            }
+        }
     }
 
     /// Removes everything that the instance has on this host.
@@ -328,8 +353,15 @@ impl HostNetworks {
     async fn tap(&self, id: &PortId, port: &Port, links: &Links) -> Result<Found, Error> {
         let name = id.tap(&self.instance);
         let alias = id.alias(&self.instance);
-        let unmarked = |found: &&Found| found.alias.as_deref() == Some(&alias);
-        if let Some(found) = links.get(name.as_str()).filter(unmarked) {
+        let marked = |found: &&Found| found.alias.as_deref() == Some(&alias);
+        if let Some(found) = links.get(name.as_str()).filter(marked) {
+            // On another network it is not heard any more while its filters are those of this one.
+            let bridge = links.get(port.network.bridge(&self.instance).as_str());
+            if found.up && found.controller != bridge.map(|bridge| bridge.index) {
+                self.netlink
+                    .change("bring down", &name, found.index, Change::Down)
+                    .await?;
+            }
             return Ok(found.clone());
         }
         let tap = Tap::open(&name)?;

@@ -32,6 +32,7 @@ mod nft;
 mod plan;
 mod rules;
 mod tap;
+mod watch;
 
 pub use disc::{DiscKind, disc};
 pub use error::{BadDisc, BadPlan, Error, METADATA};

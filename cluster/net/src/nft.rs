@@ -1,5 +1,6 @@
 //! `nft`, by process: a text goes in, and it is one transaction.
 
+use std::collections::BTreeSet;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -23,12 +24,16 @@ const PLACES: &str = "/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/sbin";
 /// # Errors
 /// [`Error::NoNft`], [`Error::Nft`], [`Error::NftSlow`], and [`Error::Rules`] where the kernel refuses.
 pub(crate) async fn load(rules: &str) -> Result<(), Error> {
+    run(&["-f", "-"], rules).await.map(drop)
+}
+
+async fn run(arguments: &[&str], input: &str) -> Result<String, Error> {
     let mut child = Command::new("nft")
-        .args(["-f", "-"])
+        .args(arguments)
         .env("PATH", PLACES)
         .env("LC_ALL", "C")
         .stdin(Stdio::piped())
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
@@ -40,7 +45,7 @@ pub(crate) async fn load(rules: &str) -> Result<(), Error> {
     let feed = async {
         if let Some(stdin) = &mut stdin {
             // Who stops reading says why on standard error.
-            let _ = stdin.write_all(rules.as_bytes()).await;
+            let _ = stdin.write_all(input.as_bytes()).await;
             let _ = stdin.shutdown().await;
         }
         drop(stdin);
@@ -53,10 +58,30 @@ pub(crate) async fn load(rules: &str) -> Result<(), Error> {
         })?
         .map_err(Error::Nft)?;
     if output.status.success() {
-        return Ok(());
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let said = String::from_utf8_lossy(&output.stderr);
     Err(refused(said.trim()))
+}
+
+/// The tables that there are, each as family and name.
+///
+/// # Errors
+/// [`Error::NoNft`], [`Error::Nft`], [`Error::NftSlow`], [`Error::Rules`].
+pub(crate) async fn tables() -> Result<BTreeSet<(String, String)>, Error> {
+    let said = run(&["list", "tables"], "").await?;
+    Ok(parse_tables(&said))
+}
+
+fn parse_tables(said: &str) -> BTreeSet<(String, String)> {
+    let tables = said.lines().filter_map(|line| {
+        let mut words = line.split_whitespace();
+        let ("table", family, name) = (words.next()?, words.next()?, words.next()?) else {
+            return None;
+        };
+        Some((family.to_owned(), name.to_owned()))
+    });
+    tables.collect()
 }
 
 /// What a refusal means.
@@ -81,6 +106,14 @@ fn refused(said: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tables_are_told_apart_by_family_and_name() {
+        let tables =
+            parse_tables("table ip nat\ntable bridge aerie_net_x\n\ntable inet aerie_net_x { # flags\n");
+        assert_eq!(tables.len(), 3);
+        assert!(tables.contains(&("bridge".to_owned(), "aerie_net_x".to_owned())));
+    }
 
     #[test]
     fn a_refusal_says_what_to_do_and_is_short() {

@@ -132,14 +132,21 @@ impl Rules<'_> {
         let (taps, bridges) = (self.instance.tap_prefix(), self.instance.bridge_prefix());
         let mut ways = Vec::new();
         let mut own = Vec::new();
+        let mut lied = Vec::new();
         for (id, network) in self.plan.used() {
             let bridge = id.bridge(self.instance);
             ways.push(format!("\"{bridge}\" . \"{bridge}\""));
             for other in &network.through {
                 ways.push(format!("\"{bridge}\" . \"{other}\", \"{other}\" . \"{bridge}\""));
             }
+            // Nobody from elsewhere speaks as a guest of the network.
+            let subnet = network.subnet;
+            lied.push(format!(
+                " oifname \"{bridge}\" iifname != \"{bridge}\" ip saddr {subnet} counter drop\n"
+            ));
             own.extend(network.host_addresses().map(|to| format!("\"{bridge}\" . {to}")));
         }
+        let foreign: String = lied.concat();
         let (ways, own) = (ways.join(", "), own.join(", "));
         format!(
             "chain prerouting {{\n type filter hook prerouting priority -450; policy accept;\n \
@@ -151,7 +158,7 @@ impl Rules<'_> {
              icmp type {{ echo-request, echo-reply, destination-unreachable, time-exceeded }} accept\n \
              tcp flags & (syn | ack) != syn tcp flags & (ack | rst) != 0 accept\n \
              counter drop\n}}\n\
-             chain forward {{\n type filter hook forward priority -10; policy accept;\n \
+             chain forward {{\n type filter hook forward priority -10; policy accept;\n{foreign} \
              iifname . oifname {{ {ways} }} accept\n \
              iifname \"{bridges}*\" counter drop\n \
              oifname \"{bridges}*\" counter drop\n}}\n"
@@ -201,6 +208,7 @@ fn ip_chain(n: usize, own: Ipv4Addr) -> String {
          udp dport 67 limit rate over {DHCP_RATE}/second burst {DHCP_BURST} packets counter drop\n \
          ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept\n \
          ip saddr != {own} counter drop\n \
+         ip hdrlength != 5 ip protocol != igmp counter drop\n \
          ip frag-off & 0x1fff != 0 accept\n \
          udp sport != 67 accept\n \
          icmp type {{ redirect, router-advertisement }} counter drop\n \
@@ -340,12 +348,12 @@ mod tests {
         let chains = chains(&text, "inet");
         let (one, two) = (net("one").bridge(&instance()), net("two").bridge(&instance()));
         assert_eq!(
-            chains["forward"][1],
+            chains["forward"][3],
             format!(
                 "iifname . oifname {{ \"{one}\" . \"{one}\", \"{two}\" . \"{two}\", \"{two}\" . \"aerie0\", \"aerie0\" . \"{two}\" }} accept"
             )
         );
-        assert_eq!(chains["forward"].len(), 4);
+        assert_eq!(chains["forward"].len(), 6);
         assert!(chains["guests"][1].contains("10.2.0.1") && !chains["guests"][1].contains("10.1.0.1"));
     }
 

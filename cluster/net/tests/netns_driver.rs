@@ -7,11 +7,14 @@ mod common;
 use std::io::{BufRead as _, BufReader};
 use std::net::Ipv4Addr;
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use aerie_cluster_net::{Error, HostNetworks, METADATA, Plan};
 use aerie_cluster_node::Link;
 use common::frames::*;
-use common::guest::Guest;
+use common::guest::{Guest, LIMIT};
 use common::namespace::Namespace;
 use common::{bridge, drive, instance, mac, net, plan, port, port_id, tap};
 
@@ -165,13 +168,14 @@ fn a_killed_driver_leaves_its_filters_and_the_next_one_goes_on() {
     host.run(&format!("ip tuntap add dev {half} mode tap"));
     host.run(&format!("ip link set {half} master {} up", bridge("one")));
     let cut_off = Guest::plug(&host, &half);
-    cut_off.send(&ethernet(
-        EVERYBODY,
-        mac(9),
-        ARP,
-        &arp(1, (mac(9), B), (NOBODY, B)),
-    ));
-    filtered(&guests[0], &guests[1]);
+    let unknown = ethernet(EVERYBODY, mac(9), ARP, &arp(1, (mac(9), B), (NOBODY, B)));
+    cut_off.send(&unknown);
+    guests[0].send(&marker());
+    let seen = guests[1].until(&marker());
+    assert!(
+        !seen.contains(&unknown),
+        "a port without rules is cut off: {seen:02x?}"
+    );
     host.run(&format!(
         "ip link add {}33333333 type bridge",
         instance().bridge_prefix()
@@ -206,6 +210,58 @@ fn a_killed_driver_leaves_its_filters_and_the_next_one_goes_on() {
     });
     assert_eq!(host.links(), ["lo", "out0", "own0"]);
     assert_eq!(host.run("nft list tables"), "table inet own\n");
+}
+
+#[test]
+fn filters_hold_while_they_are_replaced() {
+    let host = host();
+    drive(&host, plan(), async |networks| {
+        let (one, two) = (Guest::plug(&host, &tap(1)), Guest::plug(&host, &tap(2)));
+        filtered(&one, &two);
+        let ended = Arc::new(AtomicBool::new(false));
+        let flood = std::thread::spawn({
+            let ended = Arc::clone(&ended);
+            move || {
+                let mut count = 0;
+                while !ended.load(Ordering::SeqCst) {
+                    one.send(&forged());
+                    count += 1;
+                }
+                (one, count)
+            }
+        });
+        for _ in 0..10 {
+            let four = port("one", Ipv4Addr::new(10, 1, 0, 4));
+            networks.attach(port_id(4), four).await.unwrap();
+            networks.detach(&port_id(4)).await.unwrap();
+        }
+        ended.store(true, Ordering::SeqCst);
+        let (one, count) = flood.join().unwrap();
+        one.send(&marker());
+        let seen = two.until(&marker());
+        assert!(!seen.contains(&forged()), "of {count} some passed");
+        assert!(count > 1000, "{count} frames in 20 changes");
+    });
+}
+
+#[test]
+fn whoever_flushes_the_packet_filter_is_noticed_and_made_good() {
+    let host = host();
+    drive(&host, plan(), async |networks| {
+        let (one, two) = (Guest::plug(&host, &tap(1)), Guest::plug(&host, &tap(2)));
+        filtered(&one, &two);
+        // Its own changes, and those of others to their own tables, are none of it.
+        host.run("nft add chain inet own x");
+        let waited = tokio::time::timeout(Duration::from_millis(300), networks.disturbed()).await;
+        assert!(waited.is_err(), "nothing was removed");
+        host.run("nft flush ruleset");
+        tokio::time::timeout(LIMIT, networks.disturbed())
+            .await
+            .unwrap()
+            .unwrap();
+        networks.reconcile().await.unwrap();
+        filtered(&one, &two);
+    });
 }
 
 #[test]

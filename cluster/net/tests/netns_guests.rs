@@ -12,7 +12,7 @@ use aerie_cluster_node::Mac;
 use common::frames::*;
 use common::guest::{Ear, Guest, LIMIT, Machine};
 use common::namespace::Namespace;
-use common::{bridge, drive, mac, plan, tap};
+use common::{bridge, drive, mac, plan, port_id, tap};
 use dhcproto::v4::{DhcpOption, Message, MessageType, OptionCode};
 use dhcproto::{Decodable as _, Decoder, Encodable as _};
 
@@ -50,7 +50,7 @@ fn dhcp(n: u128, kind: MessageType, options: &[DhcpOption]) -> Vec<u8> {
 
 fn answer(guest: &Guest) -> Message {
     loop {
-        let frame = guest.receive(LIMIT).expect("no answer came");
+        let frame = guest.receive(LIMIT).unwrap();
         // The host may ask for somebody's Ethernet address at any time.
         if frame[12..14] == IP.to_be_bytes() && frame[34..36] == [0, 67] {
             return Message::decode(&mut Decoder::new(&frame[42..])).unwrap();
@@ -111,7 +111,7 @@ fn an_honest_guest_gets_its_lease() {
 #[test]
 fn an_honest_guest_pings_and_reads_its_own_metadata() {
     let host = Namespace::new();
-    drive(&host, plan(), async |_| {
+    drive(&host, plan(), async |networks| {
         let machines = [(1, A), (2, B)].map(|(n, addr)| {
             let machine = Machine::plug(&host, &tap(n), mac(n));
             machine.inside.run(&format!("ip addr add {addr}/24 dev eth0"));
@@ -145,6 +145,18 @@ fn an_honest_guest_pings_and_reads_its_own_metadata() {
             let endless = format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(100_000));
             let text = http(&one.inside, &endless).unwrap_or_default();
             assert!(text.is_empty() || text.starts_with("HTTP/1.1 4"), "{text}");
+            machines
+        });
+        let [one, _two] = task.await.unwrap();
+        // What a guest is told changes while it runs.
+        let mut facts = (*plan().ports[&port_id(1)].facts).clone();
+        facts.allow_v1 = true;
+        facts.user_data = None;
+        networks.tell(&port_id(1), facts).unwrap();
+        let task = tokio::task::spawn_blocking(move || {
+            let ask = |path| http(&one.inside, &format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")).unwrap();
+            assert!(ask("/latest/meta-data/hostname").ends_with("node-2"));
+            assert!(ask("/latest/user-data").starts_with("HTTP/1.1 404"));
         });
         task.await.unwrap();
     });
@@ -174,7 +186,7 @@ fn answers_with_metadata_travel_one_hop() {
         guest.send(&ethernet(to, mac(1), IP, &ip(A, METADATA, 6, &syn)));
         guest.send(&marker(1, A));
         loop {
-            let frame = guest.receive(LIMIT).expect("no answer came");
+            let frame = guest.receive(LIMIT).unwrap();
             if frame[12..14] == ARP.to_be_bytes() && frame[20..22] == [0, 1] {
                 // The host asks who the guest is.
                 let reply = arp(2, (mac(1), A), (to, METADATA));

@@ -119,11 +119,9 @@ impl Scope {
                 }
             }
             Kind::Inform => Kind::Ack,
-            Kind::Release => return Ok(Outcome::Noted("released")),
+            Kind::Release => return Ok(Outcome::Noted("an address was released")),
             Kind::Decline => {
-                return Ok(Outcome::Noted(
-                    "declined: the guest says that another has its address",
-                ));
+                return Ok(Outcome::Noted("an address was declined, as if another had it"));
             }
             Kind::Offer | Kind::Ack | Kind::Nak => return Err(Dropped::Malformed),
         };

@@ -12,7 +12,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::{Dropped, Outcome, Scope};
+use super::{Outcome, Scope};
 use crate::{Error, InterfaceName};
 
 /// The longest frame that is read in bytes: what is longer is no request that is answered, and is cut off.
@@ -37,7 +37,7 @@ pub(crate) fn serve(
     let socket = unsafe { AsyncFd::register(socket) }.map_err(|error| failed(error.into()))?;
     let bridge = bridge.clone();
     Ok(tokio::spawn(async move {
-        let mut dropped = BTreeMap::<Dropped, u64>::new();
+        let mut counts = BTreeMap::new();
         let mut buffer = [0; MAX_FRAME];
         loop {
             let Ok(mut ready) = socket.readable().await else {
@@ -54,12 +54,8 @@ pub(crate) fn serve(
                                     tracing::debug!(%bridge, %error, "a DHCP answer was not sent");
                                 }
                             }
-                            Ok(Outcome::Noted(what)) => tracing::info!(%bridge, "an address was {what}"),
-                            Err(why) => {
-                                let count = dropped.entry(why).or_default();
-                                *count += 1;
-                                tracing::debug!(%bridge, ?why, count, "a DHCP request is not answered");
-                            }
+                            Ok(Outcome::Noted(what)) => count(&mut counts, &bridge, what),
+                            Err(why) => count(&mut counts, &bridge, why.as_str()),
                         }
                     }
                     // The bridge is down or gone; if it comes back, this does.
@@ -70,6 +66,15 @@ pub(crate) fn serve(
             tokio::task::yield_now().await;
         }
     }))
+}
+
+/// Counts what is not answered, and says so ever more rarely: guests do not fill the host's log.
+fn count(counts: &mut BTreeMap<&'static str, u64>, bridge: &InterfaceName, what: &'static str) {
+    let count = counts.entry(what).or_default();
+    *count += 1;
+    if count.is_power_of_two() {
+        tracing::info!(%bridge, count, "DHCP without an answer: {what}");
+    }
 }
 
 fn open(index: u32) -> io::Result<Socket> {

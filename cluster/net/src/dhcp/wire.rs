@@ -94,6 +94,18 @@ pub(crate) enum Dropped {
     Elsewhere,
 }
 
+impl Dropped {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Malformed => "no DHCP request, or a damaged one",
+            Self::Forged => "a request in another's name",
+            Self::Relayed => "a request by a relay",
+            Self::Unknown => "a request of an unknown Ethernet address",
+            Self::Elsewhere => "a request to another server",
+        }
+    }
+}
+
 /// What a client sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Request {

@@ -3,7 +3,9 @@
 //! ```text
 //!  request ──► no guest has this address ──► 404
 //!     │
-//!     ├─ PUT /latest/api/token ──► X-Forwarded-For? 403 ──► time to live 1 s to 21,600 s? else 400 ──► token
+//!     ├─ X-Forwarded-For ──► 403
+//!     │
+//!     ├─ PUT /latest/api/token ──► time to live from 1 s to 21,600 s? else 400 ──► token
 //!     │
 //!     └─ GET ──► token: live? else 401 ─┬─► the tree of its facts ──► a text, a list of names, or 404
 //!               no token: v1 allowed? ──┘
@@ -27,6 +29,7 @@ use aerie_cluster_node::Mac;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ipnet::Ipv4Net;
+use zeroize::Zeroizing;
 
 use crate::plan::{Facts, Plan};
 use crate::{NetworkId, PortId};
@@ -92,7 +95,7 @@ pub(crate) fn guests(plan: &Plan, id: &NetworkId) -> Guests {
 }
 
 /// What is read of a request.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub(crate) struct Request<'a> {
     pub(crate) method: &'a str,
     pub(crate) path: &'a str,
@@ -104,7 +107,6 @@ pub(crate) struct Request<'a> {
 }
 
 /// An answer: HTTP's number, what the body is, and the body.
-#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Response {
     pub(crate) status: u16,
     pub(crate) kind: &'static str,
@@ -129,7 +131,7 @@ impl Response {
 pub(crate) struct Tokens(BTreeMap<PortId, VecDeque<Token>>);
 
 struct Token {
-    text: String,
+    text: Zeroizing<String>,
     /// On the caller's clock.
     until: Duration,
 }
@@ -149,7 +151,7 @@ impl Tokens {
         }
         let text = URL_SAFE_NO_PAD.encode(random);
         own.push_back(Token {
-            text: text.clone(),
+            text: Zeroizing::new(text.clone()),
             until: now + ttl,
         });
         text
@@ -159,7 +161,7 @@ impl Tokens {
         let own = self.0.get(&guest).into_iter().flatten();
         // A guest that measures how long this takes learns about its own tokens alone.
         own.filter(|token| token.until > now)
-            .any(|token| token.text == text)
+            .any(|token| *token.text == text)
     }
 
     /// Forgets the tokens of guests that are gone.
@@ -181,6 +183,10 @@ pub(crate) fn answer(
     let Some(guest) = guests.get(&from) else {
         return Response::refusal(404, "no guest is known by this address");
     };
+    // Whoever can make a proxy in the guest send requests does not get at its secrets by that.
+    if request.forwarded {
+        return Response::refusal(403, "requests that were passed on are not answered");
+    }
     if request.path.len() > MAX_PATH {
         return Response::refusal(414, "no path here is so long");
     }
@@ -218,10 +224,6 @@ fn token(
 ) -> Response {
     if request.method != "PUT" {
         return Response::refusal(405, "a token is got by PUT");
-    }
-    // Whoever can make a proxy in the guest send requests does not get at its secrets by that.
-    if request.forwarded {
-        return Response::refusal(403, "requests that were passed on get no token");
     }
     let ttl = request.ttl.and_then(|text| text.trim().parse().ok());
     let Some(seconds) = ttl.filter(|seconds| TOKEN_SECONDS.contains(seconds)) else {

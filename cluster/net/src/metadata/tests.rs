@@ -147,11 +147,13 @@ fn a_token_is_good_for_its_guest_and_its_time() {
 #[test]
 fn tokens_are_refused_to_proxies_and_to_who_says_no_time() {
     let mut world = world(|_| ());
-    let forwarded = Request {
-        forwarded: true,
-        ..put(Some("60"))
-    };
-    assert_eq!(world.ask(OWN, forwarded).0, 403);
+    for request in [put(Some("60")), get("/latest/user-data", None)] {
+        let forwarded = Request {
+            forwarded: true,
+            ..request
+        };
+        assert_eq!(world.ask(OWN, forwarded).0, 403);
+    }
     for ttl in [None, Some("0"), Some("21601"), Some("-1"), Some("x"), Some("")] {
         assert_eq!(world.ask(OWN, put(ttl)).0, 400, "{ttl:?}");
     }

@@ -122,10 +122,8 @@ impl Ear {
             addr.sll_ifindex = index;
             let size = size_of::<libc::sockaddr_ll>() as u32;
             // SAFETY: the descriptor is open, and the address has the size that is said.
-            assert_eq!(
-                unsafe { libc::bind(fd.as_raw_fd(), (&raw const addr).cast(), size) },
-                0
-            );
+            let bound = unsafe { libc::bind(fd.as_raw_fd(), (&raw const addr).cast(), size) };
+            assert_eq!(bound, 0);
             File::from(fd)
         });
         Self { file }
