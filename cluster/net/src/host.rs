@@ -192,8 +192,8 @@ impl HostNetworks {
             }
             let there = nft::tables().await?;
             let table = self.instance.table();
-            let whole = |family: &&str| there.contains(&((*family).to_owned(), table.clone()));
-            if !FAMILIES.iter().all(|family| whole(&family)) {
+            let is_there = |family: &str| there.contains(&(family.to_owned(), table.clone()));
+            if !FAMILIES.into_iter().all(is_there) {
                 return Ok(());
             }
         }
