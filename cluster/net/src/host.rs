@@ -14,8 +14,9 @@
 //!
 //! Every change of the plan walks this line, and so does the first look after a start: there is no other way to change
 //! anything, and each step does nothing where there is nothing to do. Whoever is killed between two steps leaves what
-//! the next walk goes on from; what is up has its filters, and what has no filters is cut off (`rules`). The
-//! interfaces stay when the driver ends, since guests run on without it: [`HostNetworks::clear`] removes them.
+//! the next walk goes on from; what is up has its filters, and what has no filters is cut off (`rules`). Where a walk
+//! fails and the filters are not there, ports are brought down. The interfaces stay when the driver ends, since guests
+//! run on without it: [`HostNetworks::clear`] removes them.
 //!
 //! A plan takes effect when the line was walked to its end. Where a step fails, the plan stays the old one, and the
 //! line is walked once more for it, so that a NIC that could not be attached leaves nothing.
@@ -190,13 +191,17 @@ impl HostNetworks {
             if self.plan.ports.is_empty() {
                 continue;
             }
-            let there = nft::tables().await?;
-            let table = self.instance.table();
-            let is_there = |family: &str| there.contains(&(family.to_owned(), table.clone()));
-            if !FAMILIES.into_iter().all(is_there) {
+            if !self.filtered().await? {
                 return Ok(());
             }
         }
+    }
+
+    async fn filtered(&self) -> Result<bool, Error> {
+        let there = nft::tables().await?;
+        let table = self.instance.table();
+        let is_there = |family: &str| there.contains(&(family.to_owned(), table.clone()));
+        Ok(FAMILIES.into_iter().all(is_there))
     }
 
     /// Removes everything that the instance has on this host.
@@ -224,8 +229,16 @@ impl HostNetworks {
     /// Makes the host what the plan says, whatever happened to it meanwhile.
     ///
     /// # Errors
-    /// Any [`Error`]. It may be called again.
+    /// Any [`Error`]. It may be called again. Guests whose filters are not there are cut off until it succeeds.
     pub async fn reconcile(&mut self) -> Result<(), Error> {
+        let result = self.walk().await;
+        if result.is_err() {
+            self.cut_off().await;
+        }
+        result
+    }
+
+    async fn walk(&mut self) -> Result<(), Error> {
         let links = self.netlink.links().await?;
         self.refuse_foreign(&links)?;
         self.refuse_routed(&links).await?;
@@ -306,6 +319,11 @@ impl HostNetworks {
         };
         let routes = self.netlink.routes().await?;
         for (id, network) in self.plan.used() {
+            // What came later is the host's own affair, and no reason to leave guests as they are.
+            let bridge = links.get(id.bridge(&self.instance).as_str());
+            if bridge.is_some_and(|bridge| routes.contains(&(network.subnet, bridge.index))) {
+                continue;
+            }
             let mut others = routes
                 .iter()
                 .filter(|(route, index)| route.prefix_len() > 0 && !ours(*index));
@@ -347,6 +365,31 @@ impl HostNetworks {
             }
         }
         Ok(())
+    }
+
+    /// Brings all ports down where there are no filters, or nobody knows: better no network than one without.
+    async fn cut_off(&self) {
+        if self.filtered().await.unwrap_or(false) {
+            return;
+        }
+        let links = match self.netlink.links().await {
+            Ok(links) => links,
+            Err(error) => return tracing::error!(%error, "guests without filters are not cut off"),
+        };
+        for (name, found) in &links {
+            let ours = found.kind == Kind::Tap && found.up && self.is_ours(name, found);
+            let Some(name) = InterfaceName::new(name).ok().filter(|_| ours) else {
+                continue;
+            };
+            tracing::error!(interface = %name, "a guest is cut off, since its filters cannot be loaded");
+            if let Err(error) = self
+                .netlink
+                .change("bring down", &name, found.index, Change::Down)
+                .await
+            {
+                tracing::error!(%error, "a guest is not cut off");
+            }
+        }
     }
 
     /// Makes the NIC's TAP where there is none.
@@ -426,6 +469,12 @@ impl HostNetworks {
         }
         for address in wanted.iter().filter(|wanted| !there.contains(wanted)) {
             self.netlink.add_address(&name, index, *address).await?;
+        }
+        // Those of a subnet that it had before a restart.
+        for (route, to) in self.netlink.routes().await? {
+            if to == index && route != network.subnet {
+                self.netlink.remove_route(&name, index, route).await?;
+            }
         }
         if network.host.is_none() {
             self.netlink.route(&name, index, network.subnet, METADATA).await?;

@@ -19,6 +19,9 @@
 //! Guests outlive the process that plugged them in. Everything that keeps them apart is in the kernel, carries the
 //! instance's mark, and is found again by it; only DHCP and metadata pause while no driver runs.
 //!
+//! A host's own firewall comes after these rules, and may drop more: it has to let in TCP to port 80 from the bridges,
+//! and let guests through where `br_netfilter` shows it what passes a bridge.
+//!
 //! Needs `nft` 1.0 or later, and CAP_NET_ADMIN and CAP_NET_RAW.
 
 mod dhcp;

@@ -11,7 +11,7 @@ use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{
     BridgeStpState, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteScope};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteProtocol, RouteScope};
 use rtnetlink::{Handle, LinkBridge, LinkUnspec, RouteMessageBuilder};
 use tokio::task::AbortHandle;
 
@@ -190,6 +190,24 @@ impl Netlink {
             .build();
         let request = self.handle.route().add(message).replace();
         request.execute().await.map_err(link("route to", name))
+    }
+
+    /// Removes a route to an interface.
+    pub(crate) async fn remove_route(
+        &self,
+        name: &InterfaceName,
+        index: u32,
+        route: Ipv4Net,
+    ) -> Result<(), Error> {
+        let message = RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(route.network(), route.prefix_len())
+            .output_interface(index)
+            // Whatever its scope and whoever made it.
+            .scope(RouteScope::NoWhere)
+            .protocol(RouteProtocol::Unspec)
+            .build();
+        let request = self.handle.route().del(message);
+        request.execute().await.map_err(link("remove a route to", name))
     }
 
     /// The IPv4 routes of the main table: destinations, and the interfaces that they lead to by index.

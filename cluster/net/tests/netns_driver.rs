@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::Ipv4Addr;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -241,6 +241,62 @@ fn filters_hold_while_they_are_replaced() {
         let seen = two.until(&marker());
         assert!(!seen.contains(&forged()), "of {count} some passed");
         assert!(count > 1000, "{count} frames in 20 changes");
+    });
+}
+
+#[test]
+fn a_network_takes_another_subnet_after_a_restart() {
+    let host = host();
+    drive(&host, plan(), async |_| ());
+    let mut moved = plan();
+    moved.networks.get_mut(&net("one")).unwrap().subnet = "10.5.0.0/24".parse().unwrap();
+    let two = moved.networks.get_mut(&net("two")).unwrap();
+    two.subnet = "10.1.0.0/24".parse().unwrap();
+    two.host = Some(Ipv4Addr::new(10, 1, 0, 1));
+    for (n, address) in [(1, [10, 5, 0, 2]), (2, [10, 5, 0, 3]), (3, [10, 1, 0, 2])] {
+        moved.ports.get_mut(&port_id(n)).unwrap().address = address.into();
+    }
+    drive(&host, moved, async |networks| {
+        let routes = host.run("ip -o route show");
+        let lines: Vec<_> = routes
+            .lines()
+            .map(|line| line.split(" proto").next().unwrap())
+            .collect();
+        let expected = [
+            format!("10.1.0.0/24 dev {}", bridge("two")),
+            format!("10.5.0.0/24 dev {}", bridge("one")),
+        ];
+        assert_eq!(lines, expected);
+        networks.clear().await.unwrap();
+    });
+}
+
+#[test]
+fn without_filters_guests_are_cut_off() {
+    let host = host();
+    drive(&host, plan(), async |networks| {
+        let up = |n| host.run(&format!("ip -o link show {}", tap(n))).contains(",UP");
+        assert!(up(1) && up(3));
+        // A table of the same name that belongs to a running program cannot be replaced.
+        host.run("nft flush ruleset");
+        let mut owner = host
+            .command("nft -i")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let line = b"add table inet aerie_net_lab { flags owner; }\n";
+        owner.stdin.as_mut().unwrap().write_all(line).unwrap();
+        networks.disturbed().await.unwrap();
+        let taken = || host.run("nft list tables").contains("aerie_net_lab");
+        assert!((0..500).any(|_| taken()), "the other program took no table");
+        let error = networks.reconcile().await.unwrap_err();
+        assert!(matches!(error, Error::Rules { .. }), "{error}");
+        assert!(!up(1) && !up(2) && !up(3), "no network without filters");
+        drop(owner.stdin.take());
+        owner.wait().unwrap();
+        networks.reconcile().await.unwrap();
+        assert!(up(1) && up(2) && up(3));
     });
 }
 

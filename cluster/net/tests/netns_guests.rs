@@ -6,9 +6,11 @@ mod common;
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::sync::Arc;
 
-use aerie_cluster_net::{METADATA, link_local};
+use aerie_cluster_net::{METADATA, UserData, link_local};
 use aerie_cluster_node::Mac;
+use aerie_config::{Bundle, Ec2, SourceConfig, Spec, find};
 use common::frames::*;
 use common::guest::{Ear, Guest, LIMIT, Machine};
 use common::namespace::Namespace;
@@ -157,6 +159,48 @@ fn an_honest_guest_pings_and_reads_its_own_metadata() {
             let ask = |path| http(&one.inside, &format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")).unwrap();
             assert!(ask("/latest/meta-data/hostname").ends_with("node-2"));
             assert!(ask("/latest/user-data").starts_with("HTTP/1.1 404"));
+        });
+        task.await.unwrap();
+    });
+}
+
+#[test]
+fn a_machine_of_a_grid_finds_its_blob_as_on_any_cloud() {
+    let spec = "version = 1\n[grid]\nname = \"chem\"\nrange = \"100.96.0.0/11\"\n\
+                ca_hash = \"00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff\"\n\
+                [enrol]\nurls = [\"https://portal.example.org:8443\"]\ntoken = \"aerie-token-5wq8\"\n\
+                [node]\nroles = [\"worker\"]\n";
+    let bundle = Bundle::of_spec(&Spec::parse(spec).unwrap());
+    let mut plan = plan();
+    for (n, data) in [(1, bundle.to_user_data().unwrap()), (2, spec.as_bytes().to_vec())] {
+        let facts = &mut plan.ports.get_mut(&port_id(n)).unwrap().facts;
+        Arc::make_mut(facts).user_data = Some(UserData::new(data));
+    }
+    let host = Namespace::new();
+    drive(&host, plan, async |_| {
+        let machines = [(1, A), (2, B)].map(|(n, addr)| {
+            let machine = Machine::plug(&host, &tap(n), mac(n));
+            machine.inside.run(&format!("ip addr add {addr}/24 dev eth0"));
+            machine.inside.run(&format!("ip route add {METADATA} dev eth0"));
+            machine
+        });
+        let task = tokio::task::spawn_blocking(move || {
+            for machine in &machines {
+                let config = SourceConfig {
+                    ec2: Some(Ec2::default()),
+                    network_budget: LIMIT,
+                    ..SourceConfig::nowhere()
+                };
+                let search = machine.inside.enter(|| {
+                    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                    runtime.unwrap().block_on(find(&config))
+                });
+                let found = search
+                    .outcome
+                    .unwrap()
+                    .unwrap_or_else(|| panic!("{}", search.report));
+                assert_eq!(found.spec, Spec::parse(spec).unwrap());
+            }
         });
         task.await.unwrap();
     });
