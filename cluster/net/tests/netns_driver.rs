@@ -14,7 +14,7 @@ use std::time::Duration;
 use aerie_cluster_net::{Error, HostNetworks, METADATA, Plan};
 use aerie_cluster_node::Link;
 use common::frames::*;
-use common::guest::{Guest, LIMIT};
+use common::guest::{Guest, LIMIT, passes};
 use common::namespace::Namespace;
 use common::{bridge, drive, instance, mac, net, plan, port, port_id, tap};
 
@@ -205,6 +205,9 @@ fn a_killed_driver_leaves_its_filters_and_the_next_one_goes_on() {
         expected.sort();
         assert_eq!(links, expected);
         // The guests were not unplugged.
+        for n in [1, 2] {
+            passes(&host, &tap(n));
+        }
         filtered(&guests[0], &guests[1]);
         networks.clear().await.unwrap();
     });

@@ -74,7 +74,10 @@ fn a_guest_reads_itself_with_a_token() {
         ("/latest/user-data", "hello"),
         ("/2009-04-04/user-data", "hello"),
         ("/2007-01-19/user-data", "hello"),
-        ("/latest/meta-data/instance-id", "i-00000000000000000"),
+        (
+            "/latest/meta-data/instance-id",
+            "i-00000000000000000000000000000001",
+        ),
         ("/latest/meta-data/local-ipv4", "10.1.0.2"),
         ("/latest/meta-data/mac", &mac.to_string()),
         ("/latest/meta-data/hostname", "node-1"),

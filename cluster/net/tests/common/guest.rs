@@ -27,8 +27,26 @@ pub(crate) struct Guest {
     file: File,
 }
 
+/// Waits until a port passes frames: the kernel looks after a while whether anybody has opened it.
+pub(crate) fn passes(host: &Namespace, tap: &str) {
+    let end = Instant::now() + LIMIT;
+    while !host
+        .run(&format!("ip -d -o link show {tap}"))
+        .contains("state forwarding")
+    {
+        assert!(Instant::now() < end, "{tap} passes nothing");
+    }
+}
+
 impl Guest {
+    /// Opens the TAP of a port.
     pub(crate) fn plug(host: &Namespace, tap: &str) -> Self {
+        let guest = Self::open(host, tap);
+        passes(host, tap);
+        guest
+    }
+
+    fn open(host: &Namespace, tap: &str) -> Self {
         let file = host.enter(|| {
             let file = OpenOptions::new()
                 .read(true)
@@ -145,7 +163,7 @@ impl Machine {
     pub(crate) fn plug(host: &Namespace, tap: &str, mac: Mac) -> Self {
         let inside = Namespace::new();
         let plug = Guest::plug(host, tap);
-        let nic = Guest::plug(&inside, "eth0");
+        let nic = Guest::open(&inside, "eth0");
         // Nobody has its address, and whoever asks gets an answer at once.
         inside.run("sysctl -qw net.ipv6.conf.eth0.accept_dad=0");
         inside.run(&format!("ip link set eth0 address {mac} up"));

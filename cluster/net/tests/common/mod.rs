@@ -5,6 +5,7 @@
 
 pub(crate) mod frames;
 pub(crate) mod guest;
+pub(crate) mod lies;
 pub(crate) mod namespace;
 
 use std::collections::BTreeSet;
