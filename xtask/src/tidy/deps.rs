@@ -47,6 +47,7 @@ const DIRECTIONS: &[(&str, &[&str])] = &[
     ),
     ("aerie-cluster-proto", &["aerie-context-proto", "aerie-types"]),
     ("aerie-cluster-node", &[]),
+    ("aerie-cluster-net", &["aerie-cluster-node"]),
     ("aerie-image-build", &["aerie-config", "aerie-types"]),
     (
         "aerie",
