@@ -18,7 +18,7 @@ use tokio::time::{sleep, timeout};
 use super::Shared;
 use super::arguments::{Launch, arguments};
 use super::folder::{Folder, Run};
-use crate::process::{Process, that_have_open};
+use crate::process::{Process, that_hold};
 use crate::qmp::Client;
 use crate::{Definition, Error, GuestId, QmpError, files};
 
@@ -321,7 +321,7 @@ pub(super) async fn find(id: GuestId, folder: &Folder, run: &Run) -> Result<Opti
         Err(Error::Unidentified {
             id,
             why: format!(
-                "{} is held, and no process has it open that may be looked at",
+                "{} is locked, and of no process that may be looked at it is seen that it holds the lock",
                 alive.display()
             ),
         })
@@ -333,14 +333,14 @@ pub(super) async fn find(id: GuestId, folder: &Folder, run: &Run) -> Result<Opti
     }))
 }
 
-/// The one process that has the guest's `alive` open. The recorded ones are looked at first.
+/// The one process that holds the lock on the guest's `alive`. The recorded ones are looked at first.
 fn identify(folder: &Folder, run: &Run) -> Result<Option<Process>, Error> {
     let alive = folder.alive();
     let noted = fs::read_to_string(folder.pid()).ok();
     let noted = noted.and_then(|text| text.trim().parse().ok());
     let recorded = run.process.as_ref().map(|process| process.pid);
     let likely = [recorded, noted].into_iter().flatten();
-    let all = likely.chain(that_have_open(&alive));
+    let all = likely.chain(that_hold(&alive));
     for pid in all {
         let Some(process) = Process::open(pid).map_err(Error::file("watch", &alive))? else {
             continue;
@@ -350,7 +350,7 @@ fn identify(folder: &Folder, run: &Run) -> Result<Option<Process>, Error> {
             .process
             .as_ref()
             .is_some_and(|recorded| recorded.pid == pid && recorded != process.id());
-        if !other && process.has_open(&alive) {
+        if !other && process.holds(&alive) {
             return Ok(Some(process));
         }
     }

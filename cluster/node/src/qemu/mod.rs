@@ -17,8 +17,8 @@
 //! ```
 //!
 //! QEMU is started in a session of its own and without any tie to the driver. Whether it lives is asked of the kernel
-//! by the lock on `alive`, that no other process can have; which process it is by that file among those that it has
-//! open, by when it began, and by the guest's UUID, which QEMU is asked for. A process number alone proves nothing.
+//! by the lock on `alive`, that no other process can have; which process it is by who holds that lock, by when it began,
+//! and by the guest's UUID, which QEMU is asked for. A process number alone proves nothing, nor does an open file.
 //! Under systemd the driver's unit needs `KillMode=process`, or the guests end with it.
 //!
 //! QEMU does not end when a guest switches itself off (`-no-shutdown`), but waits to be ended: a process that is gone

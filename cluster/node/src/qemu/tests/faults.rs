@@ -611,3 +611,31 @@ async fn a_long_path_is_no_obstacle() {
     counts_beyond(bench.driver(), id, 1).await;
     bench.driver().destroy(id).await.unwrap();
 }
+
+#[tokio::test]
+#[ignore = "needs QEMU"]
+async fn a_program_that_reads_the_folder_is_not_taken_for_the_guest() {
+    let mut bench = host().await;
+    let id = started(&mut bench, 1, Program::Counts).await;
+    bench.close().await;
+    // As a backup does, and with the number that is noted.
+    let mut reader = tokio::process::Command::new("sleep")
+        .arg("600")
+        .stdin(fs::File::open(bench.folder(id).alive()).unwrap())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    fs::write(bench.folder(id).pid(), reader.id().unwrap().to_string()).unwrap();
+    let run = bench.folder(id).path().join("run.json");
+    let mut noted: Value = serde_json::from_slice(&fs::read(&run).unwrap()).unwrap();
+    noted["process"] = Value::Null;
+    fs::write(&run, noted.to_string()).unwrap();
+    // QEMU cannot be asked who it is.
+    bench.hang(id);
+    bench.config.answer = Duration::from_millis(500);
+    bench.open().await;
+    assert!(matches!(state(&bench, id), State::Unresponsive { .. }));
+    bench.driver().destroy(id).await.unwrap();
+    assert!(bench.processes(id).is_empty());
+    assert!(reader.try_wait().unwrap().is_none(), "it only reads");
+}

@@ -18,7 +18,7 @@ use nix::unistd::Pid;
 use super::folder::Folder;
 use super::{Acceleration, Config, QemuDriver};
 use crate::conformance::{Bench, Program, conformance, id};
-use crate::process::that_have_open;
+use crate::process::that_hold;
 use crate::{Definition, Device, Disk, Error, Format, GuestId, Mib, NodeDriver};
 
 /// A folder with a driver and its guests. What they left behind is ended with it.
@@ -63,7 +63,7 @@ impl Host {
 
     /// The processes of a guest.
     fn processes(&self, id: GuestId) -> Vec<i32> {
-        that_have_open(&self.folder(id).alive())
+        that_hold(&self.folder(id).alive())
     }
 
     fn signal(&self, id: GuestId, signal: Signal) {
@@ -76,7 +76,7 @@ impl Host {
 impl Drop for Host {
     fn drop(&mut self) {
         for entry in fs::read_dir(&self.config.dir).into_iter().flatten().flatten() {
-            for process in that_have_open(&entry.path().join("alive")) {
+            for process in that_hold(&entry.path().join("alive")) {
                 let _ = kill(Pid::from_raw(process), Signal::SIGKILL);
             }
         }
