@@ -37,6 +37,8 @@ pub(super) struct Machine {
     kinds: Vec<String>,
     pub(super) accelerator: &'static str,
     pub(super) cpu: &'static str,
+    /// The host's processor, where guests see it as it is.
+    host_cpu: Option<String>,
 }
 
 impl Machine {
@@ -57,8 +59,48 @@ impl Machine {
 
     /// The processor and what runs it: a memory fits no other.
     pub(super) fn processor(&self) -> String {
-        format!("{} {}", self.accelerator, self.cpu)
+        match &self.host_cpu {
+            Some(host) => format!("{} {} ({host})", self.accelerator, self.cpu),
+            None => format!("{} {}", self.accelerator, self.cpu),
+        }
     }
+
+    /// Whether a memory of such a processor can be restored. An earlier release did not note which the host's was, and is
+    /// believed.
+    pub(super) fn fits(&self, processor: &str) -> bool {
+        processor == self.processor() || processor == format!("{} {}", self.accelerator, self.cpu)
+    }
+}
+
+/// Which processor a host has, from `/proc/cpuinfo`: who made it, its family, model and stepping, and a digest of its
+/// features in any order. Those that the kernel keeps from guests, or makes up, are among them: a memory is refused
+/// too often rather than run with instructions that are not there.
+fn identify(cpuinfo: &str) -> Option<String> {
+    let field = |name: &str| {
+        cpuinfo.lines().find_map(|line| {
+            let (key, value) = line.split_once(':')?;
+            (key.trim() == name).then(|| value.trim())
+        })
+    };
+    let mut flags: Vec<_> = field("flags")?.split_ascii_whitespace().collect();
+    flags.sort_unstable();
+    flags.dedup();
+    Some(format!(
+        "{} family {} model {} stepping {}, features {:016x}",
+        field("vendor_id")?,
+        field("cpu family")?,
+        field("model")?,
+        // Not known of every processor.
+        field("stepping").unwrap_or("unknown"),
+        digest(&flags.join(" "))
+    ))
+}
+
+/// FNV-1a: the same in each release and on each host. Nobody gains by a collision.
+fn digest(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 pub(super) async fn probe(config: &Config) -> Result<Machine, Error> {
@@ -80,12 +122,15 @@ pub(super) async fn probe(config: &Config) -> Result<Machine, Error> {
         accelerator: "tcg",
         // Without cmpxchg16b: QEMU 7.2 emulates it so that Linux 6.12 destroys its memory.
         cpu: "qemu64,-cx16",
+        host_cpu: None,
     };
     if config.acceleration != Acceleration::Tcg {
         match try_kvm(config, &machine.kind).await {
             Ok(()) => {
                 machine.accelerator = "kvm";
                 machine.cpu = "host";
+                let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+                machine.host_cpu = Some(identify(&cpuinfo).unwrap_or_else(|| "unknown".to_owned()));
             }
             Err(why) if config.acceleration == Acceleration::Kvm => {
                 return Err(unusable(format!(
@@ -225,6 +270,53 @@ mod tests {
         assert_eq!(kind, "pc-i440fx-7.2");
         assert_eq!(kinds, ["microvm", "pc", "pc-i440fx-7.2"]);
         assert_eq!(parse_kinds("none\n"), None);
+    }
+
+    #[test]
+    fn a_memory_of_another_host_processor_does_not_fit() {
+        let cpuinfo = |stepping: &str, flags: &str| {
+            format!(
+                "processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 26\nmodel\t\t: 2\n\
+                 model name\t: AMD EPYC\nstepping\t: {stepping}\nflags\t\t: {flags}\n\n\
+                 processor\t: 1\nvendor_id\t: x\nflags\t\t: x\n"
+            )
+        };
+        let machine = |accelerator, cpu, host_cpu| Machine {
+            version: "7.2".to_owned(),
+            kind: "pc".to_owned(),
+            kinds: Vec::new(),
+            accelerator,
+            cpu,
+            host_cpu,
+        };
+        let kvm = |stepping, flags| machine("kvm", "host", identify(&cpuinfo(stepping, flags)));
+        let here = kvm("1", "fpu sse avx2");
+        assert_eq!(
+            here.processor(),
+            format!(
+                "kvm host (AuthenticAMD family 26 model 2 stepping 1, features {:016x})",
+                digest("avx2 fpu sse")
+            )
+        );
+        assert!(
+            here.fits(&kvm("1", "avx2 sse fpu").processor()),
+            "the order is nothing"
+        );
+        for other in [
+            kvm("2", "fpu sse avx2"),
+            kvm("1", "fpu sse"),
+            machine("tcg", "qemu64,-cx16", None),
+        ] {
+            assert!(!here.fits(&other.processor()), "{}", other.processor());
+            assert!(!other.fits(&here.processor()), "{}", other.processor());
+        }
+        assert!(here.fits("kvm host"), "an earlier release said no more");
+        // Emulated, all are the same.
+        let emulated = machine("tcg", "qemu64,-cx16", None);
+        assert_eq!(emulated.processor(), "tcg qemu64,-cx16");
+        assert!(emulated.fits("tcg qemu64,-cx16"));
+        assert_eq!(identify("processor: 0\n"), None);
+        assert_eq!(digest(""), 0xcbf2_9ce4_8422_2325);
     }
 
     #[tokio::test]

@@ -155,9 +155,9 @@ impl Guest {
         let cannot = |why: String| Error::Restore { id, why };
         let manifest = self.folder.manifest()?;
         let (hardware, now) = (&manifest.hardware, &self.shared.machine);
-        if hardware.processor != now.processor() {
+        if !now.fits(&hardware.processor) {
             return Err(cannot(format!(
-                "its processor was '{}', and here is '{}'; restore it on a host like the first",
+                "its processor was '{}', and here is '{}'; restore it on a host like the first, with the same kernel",
                 hardware.processor,
                 now.processor()
             )));
