@@ -70,8 +70,12 @@ pub(super) fn arguments(definition: &Definition, folder: &Folder, launch: Launch
             "node-name": node_name(number),
             "driver": match disk.format { Format::Raw => "raw", Format::Qcow2 => "qcow2" },
             "read-only": !disk.writable(),
-            "file": {"driver": "file", "filename": path},
+            "file": {"driver": "file", "filename": path, "locking": "on"},
         });
+        if disk.format == Format::Qcow2 {
+            // Whatever its header says by the time that QEMU reads it.
+            node["backing"] = serde_json::Value::Null;
+        }
         if disk.writable() {
             node["discard"] = json!("unmap");
         }

@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -15,9 +15,9 @@ use tokio::process::Command;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-use super::Shared;
 use super::arguments::{Launch, arguments};
 use super::folder::{Folder, Run};
+use super::{Shared, off_thread};
 use crate::process::{Process, that_hold};
 use crate::qmp::Client;
 use crate::{Definition, Error, GuestId, QmpError, files};
@@ -31,9 +31,9 @@ const QUIT: Duration = Duration::from_secs(20);
 /// How long the kernel may take to end a process that was killed.
 const KILL: Duration = Duration::from_secs(20);
 
-/// How long to look for the process that holds a guest. A process between its making and its program has what others
-/// have open for some milliseconds.
-const LOOK: Duration = Duration::from_secs(2);
+/// How long to look for the process that holds a guest. A process between its making and its program has the locks that
+/// others have for some milliseconds; to look at all of a host's takes tens of them, more where it has much to do.
+const LOOK: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// A QEMU that was there.
@@ -92,15 +92,17 @@ impl Link {
 /// Starts QEMU. The guest stands still. A QEMU that does not come up is ended; one that does not end either is in `to`
 /// all the same, so that it is kept hold of.
 pub(super) async fn launch(
-    shared: &Shared,
-    definition: &Definition,
+    shared: &Arc<Shared>,
+    definition: &Arc<Definition>,
     folder: &Folder,
     kind: &str,
     incoming: bool,
     to: &mut Option<Link>,
 ) -> Result<(), Error> {
     let id = definition.id;
-    let mut child = spawn(shared, definition, folder, kind, incoming)?;
+    let (by, of, at) = (Arc::clone(shared), Arc::clone(definition), folder.clone());
+    let kind = kind.to_owned();
+    let mut child = off_thread(move || spawn(&by, &of, &at, &kind, incoming)).await?;
     crate::crash::point("launch: spawned");
     let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).unwrap_or(-1);
     let watched = match unwatchable(shared) {
@@ -302,19 +304,15 @@ pub(super) fn names_a_lock(said: &str) -> bool {
 
 /// Looks for the process that holds a guest: `None` if nobody does.
 pub(super) async fn find(id: GuestId, folder: &Folder, run: &Run) -> Result<Option<Link>, Error> {
-    let alive = folder.alive();
-    if !alive.exists() {
-        return Ok(None);
-    }
     let looked = timeout(LOOK, async {
         loop {
-            if files::lock(&alive)?.is_some() {
-                return Ok(None);
+            let (folder, run) = (folder.clone(), run.clone());
+            // All processes of the host are looked at.
+            match off_thread(move || look(&folder, &run)).await? {
+                Seen::Nobody => return Ok(None),
+                Seen::Process(process) => return Ok(Some(process)),
+                Seen::Somebody => sleep(LOOK_AGAIN).await,
             }
-            if let Some(process) = identify(folder, run)? {
-                return Ok(Some(process));
-            }
-            sleep(LOOK_AGAIN).await;
         }
     });
     let process = looked.await.unwrap_or_else(|_| {
@@ -322,7 +320,7 @@ pub(super) async fn find(id: GuestId, folder: &Folder, run: &Run) -> Result<Opti
             id,
             why: format!(
                 "{} is locked, and of no process that may be looked at it is seen that it holds the lock",
-                alive.display()
+                folder.alive().display()
             ),
         })
     })?;
@@ -333,15 +331,31 @@ pub(super) async fn find(id: GuestId, folder: &Folder, run: &Run) -> Result<Opti
     }))
 }
 
+/// Who holds a guest.
+enum Seen {
+    Nobody,
+    /// It is not seen who.
+    Somebody,
+    Process(Process),
+}
+
+fn look(folder: &Folder, run: &Run) -> Result<Seen, Error> {
+    let alive = folder.alive();
+    if !alive.exists() || files::lock(&alive)?.is_some() {
+        return Ok(Seen::Nobody);
+    }
+    Ok(identify(folder, run)?.map_or(Seen::Somebody, Seen::Process))
+}
+
 /// The one process that holds the lock on the guest's `alive`. The recorded ones are looked at first.
 fn identify(folder: &Folder, run: &Run) -> Result<Option<Process>, Error> {
     let alive = folder.alive();
     let noted = fs::read_to_string(folder.pid()).ok();
     let noted = noted.and_then(|text| text.trim().parse().ok());
     let recorded = run.process.as_ref().map(|process| process.pid);
-    let likely = [recorded, noted].into_iter().flatten();
-    let all = likely.chain(that_hold(&alive));
-    for pid in all {
+    let likely = [recorded, noted].into_iter().flatten().map(|pid| vec![pid]);
+    let all = likely.chain(std::iter::once_with(|| that_hold(&alive)));
+    for pid in all.flatten() {
         let Some(process) = Process::open(pid).map_err(Error::file("watch", &alive))? else {
             continue;
         };

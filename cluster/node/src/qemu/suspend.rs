@@ -16,7 +16,7 @@ impl Guest {
     pub(super) async fn suspend(&mut self) -> Result<(), Error> {
         let id = self.id();
         let ran = self.state() == State::Running;
-        self.write_phase(Phase::Suspending { ran })?;
+        self.write_phase(Phase::Suspending { ran }).await?;
         crate::crash::point("suspend: noted");
         let written = self.write_memory(ran).await;
         if let Err(failure) = written {
@@ -41,12 +41,17 @@ impl Guest {
 
     async fn write_memory(&mut self, ran: bool) -> Result<(), Failure> {
         let lost = || Failure::Why("there is no connection".to_owned());
+        let unknown = || {
+            Failure::Why(
+                "it is not noted any more what machine it was started as; stop it instead".to_owned(),
+            )
+        };
         let client = self
             .link
             .as_mut()
             .and_then(|link| link.client.as_mut())
             .ok_or_else(lost)?;
-        let hardware = self.run.hardware.clone().ok_or_else(lost)?;
+        let hardware = self.run.hardware.clone().ok_or_else(unknown)?;
         match client.run_state().await? {
             RunState::Running => drop(client.run("stop", None).await?),
             // Its memory has been written once and was not wanted then. QEMU has let go of the disks and refuses to do so
@@ -65,27 +70,27 @@ impl Guest {
         ) {
             return Err(Failure::Why("it has just ended".to_owned()));
         }
-        let (bytes, disks) = memory::write(
-            client,
-            &self.shared,
-            &self.definition,
-            &self.folder,
-            &mut self.abandoned,
-        )
-        .await?;
+        let bytes = memory::write(client, &self.shared, &self.folder, &mut self.abandoned).await?;
+        // QEMU writes the disks no more until it is told to go on.
+        let settled = self.looks.settle(&self.definition);
+        let disks = memory::unless_given_up(&mut self.abandoned, settled)
+            .await?
+            .map_err(|error| Failure::Why(error.to_string()))?;
         let manifest = Manifest::new(hardware, bytes, ran, disks);
-        self.folder
-            .commit_suspended(&manifest)
+        let folder = self.folder.clone();
+        off_thread(move || folder.commit_suspended(&manifest))
+            .await
             .map_err(|error| Failure::Why(error.to_string()))
     }
 
     /// Lets the guest be as it was before it was to be suspended.
     async fn give_up_suspending(&mut self, ran: bool, failure: Failure) -> Error {
         let id = self.id();
-        self.clean().await;
         if matches!(failure, Failure::Abandoned) {
+            // What was written goes with all else of it.
             return Error::Destroyed { id };
         }
+        self.clean().await;
         let connected = match &failure {
             Failure::Monitor(error) => !error.is_silence(),
             _ => true,
@@ -93,7 +98,7 @@ impl Guest {
         if !connected {
             self.lost(failure.to_string()).await;
         } else {
-            if let Err(error) = self.disown_memory() {
+            if let Err(error) = self.disown_memory().await {
                 // It must not run while there is a memory of it.
                 self.refresh().await;
                 return error;
@@ -103,7 +108,7 @@ impl Guest {
             }
             self.refresh().await;
             if self.state().is_live() {
-                self.note_phase(Phase::Live);
+                self.note_phase(Phase::Live).await;
             }
         }
         if let State::Crashed { why } = self.state() {
@@ -117,11 +122,12 @@ impl Guest {
 
     /// A guest that is to run has no memory in a file: one whose folder got its name, and could not be made durable
     /// there, is not wanted.
-    pub(super) fn disown_memory(&self) -> Result<(), Error> {
-        if self.folder.is_suspended() {
-            self.folder.use_up_suspended()?;
+    pub(super) async fn disown_memory(&self) -> Result<(), Error> {
+        if !self.folder.is_suspended() {
+            return Ok(());
         }
-        Ok(())
+        let folder = self.folder.clone();
+        off_thread(move || folder.use_up_suspended()).await
     }
 
     /// Removes what no memory is restored from.
@@ -168,9 +174,8 @@ impl Guest {
                 hardware.machine
             )));
         }
-        self.check_host()?;
-        self.shared.claims.claim(&self.definition)?;
-        let disks = images::stamps(&self.definition).map_err(|error| cannot(error.to_string()))?;
+        self.check_host().await?;
+        let disks = self.looks.stamps(&self.definition).await?;
         if let Some(path) = images::changed(&manifest.disks, &disks) {
             return Err(cannot(format!(
                 "{} was changed since it was suspended, and its memory does not fit any more; put the image of then \
@@ -202,7 +207,7 @@ impl Guest {
             self.set(State::Running);
         }
         crate::crash::point("restore: runs");
-        self.note_phase(Phase::Live);
+        self.note_phase(Phase::Live).await;
         self.tell(Kind::Restored);
         // It takes a while, for which nobody has to wait; what is not removed now is by the next driver.
         let folder = self.folder.clone();
@@ -226,7 +231,7 @@ impl Guest {
         if let Err(kept) = self.folder.give_back_used() {
             // It stands still, and can be resumed.
             tracing::error!(guest = %id, %kept, "a memory is not given back");
-            self.note_phase(Phase::Live);
+            self.note_phase(Phase::Live).await;
             return error;
         }
         let said = files::last_lines(&self.folder.log());
@@ -270,6 +275,7 @@ impl Guest {
             let _ = removing.await;
         }
         // From here on the guest may run, and this memory never again.
-        self.folder.use_up_suspended().map_err(why)
+        let folder = self.folder.clone();
+        off_thread(move || folder.use_up_suspended()).await.map_err(why)
     }
 }

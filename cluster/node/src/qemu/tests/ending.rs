@@ -3,9 +3,12 @@
 use std::fs;
 use std::time::Duration;
 
-use super::{host, image};
-use crate::conformance::{Bench, Program, next_of, started, state, until};
+use tokio::time::timeout;
+
+use super::{Host, host, image};
+use crate::conformance::{Bench, LIMIT, Program, next_of, started, state, until};
 use crate::qemu::MAX_REQUESTS;
+use crate::qemu::memory::Hang;
 use crate::{End, Error, Kind, NodeDriver, State};
 
 #[tokio::test]
@@ -152,4 +155,32 @@ async fn a_destroy_that_fails_interrupts_nothing_afterwards() {
     fs::remove_file(&in_the_way).unwrap();
     bench.driver().restore(id).await.unwrap();
     bench.driver().destroy(id).await.unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs QEMU"]
+async fn a_guest_is_destroyed_while_the_disk_hangs_that_its_memory_is_written_to() {
+    for hang in [Hang::Write, Hang::Sync] {
+        let mut bench = Host::with(|config| config.disk_hangs = Some(hang)).await;
+        let id = started(&mut bench, 1, Program::Counts).await;
+        let other = started(&mut bench, 2, Program::Counts).await;
+        let driver = bench.driver.as_ref().unwrap();
+        let both = async {
+            tokio::join!(driver.suspend(id), async {
+                while !bench.folder(id).suspending().join("memory").exists() {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                driver.pause(other).await.unwrap();
+                driver.destroy(id).await
+            })
+        };
+        let (suspended, destroyed) = timeout(LIMIT, both).await.expect("it is not waited for the disk");
+        assert!(
+            matches!(suspended, Err(Error::Destroyed { .. })),
+            "{hang:?} {suspended:?}"
+        );
+        destroyed.unwrap();
+        assert!(bench.processes(id).is_empty());
+        assert!(!bench.folder(id).path().exists());
+    }
 }

@@ -8,6 +8,7 @@ mod faults;
 mod found;
 mod guard;
 mod images;
+mod loops;
 mod program;
 mod times;
 
@@ -151,6 +152,12 @@ impl Bench for Host {
         let second = QemuDriver::open(self.config.clone()).await;
         assert!(matches!(second, Err(Error::InUse { .. })), "{second:?}");
         self.close().await;
+        self.open().await;
+    }
+
+    async fn damage(&mut self, id: GuestId) {
+        self.close().await;
+        fs::write(self.folder(id).path().join("definition.json"), "{").unwrap();
         self.open().await;
     }
 
