@@ -76,12 +76,12 @@ pub enum Kind {
         /// Whether the guest stands still.
         stopped: bool,
     },
-    /// What was told last of this happened again so often since, and was not told each time: what a guest can do in a
+    /// What was told last of this happened again at least so often since, and was not told each time: what a guest can do in a
     /// loop must not push away what others do.
     Repeated {
         /// What; [`Kind::Reset`] or [`Kind::DiskFailed`].
         kind: Box<Kind>,
-        /// How often.
+        /// How often, at least.
         times: u64,
     },
     /// Its hypervisor does not answer.

@@ -240,7 +240,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A file of the driver's own is not what it should be.
-    #[error("{} is damaged: {why}; restore it, or remove its folder if the guest is not needed", path.display())]
+    #[error("{} is damaged: {why}; put back what it was and open the driver again, or destroy the guest", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,

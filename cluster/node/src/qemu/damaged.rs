@@ -76,7 +76,9 @@ impl Damaged {
             tokio::select! {
                 ask = asked.recv() => match ask {
                     Some(Ask::Destroy(abandon, reply)) => {
+                        self.busy(Some(Operation::Destroy));
                         let destroyed = self.destroy().await;
+                        self.busy(None);
                         drop(abandon);
                         let gone = destroyed.is_ok();
                         let _ = reply.send(destroyed);
@@ -114,6 +116,10 @@ impl Damaged {
         }
         self.status
             .send_modify(|status| status.state = State::Damaged { why, live });
+    }
+
+    fn busy(&self, operation: Option<Operation>) {
+        self.status.send_modify(|status| status.busy = operation);
     }
 
     fn refuse(&self, ask: Ask) {

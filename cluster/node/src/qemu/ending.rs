@@ -198,6 +198,9 @@ impl Guest {
                 self.note_phase(Phase::Crashed { why }).await;
                 self.settle_off();
             }
+            if self.folder.is_suspended() {
+                self.set(State::Suspended);
+            }
             return Err(error);
         }
         self.answer_stop(Err(Error::Destroyed { id }));

@@ -239,7 +239,7 @@ impl Folder {
         files::write_json(&self.run(), run)
     }
 
-    /// Begins to write a memory.
+    /// Begins to write a memory. A guest that was destroyed meanwhile has no folder any more, and gets none.
     pub(super) fn begin_suspending(&self) -> Result<PathBuf, Error> {
         let path = self.suspending();
         files::remove_folder(&path)?;
@@ -373,6 +373,41 @@ fn images_in(path: &Path) -> Vec<Image> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_memory_of_a_guest_that_was_destroyed_makes_no_folder_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::new(dir.path(), GuestId(uuid::Uuid::from_u128(1)));
+        fs::create_dir(folder.path()).unwrap();
+        folder.begin_suspending().unwrap();
+        folder.remove().unwrap();
+        let error = folder.begin_suspending().unwrap_err().to_string();
+        assert!(
+            error.contains("cannot make") && error.contains("suspending"),
+            "{error}"
+        );
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        // What is gone is removed.
+        folder.remove().unwrap();
+    }
+
+    #[test]
+    fn no_definition_makes_it_panic() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("definition.json");
+        for (text, images) in [
+            ("[]", 0),
+            ("7", 0),
+            ("{\"disks\": {\"path\": 1}}", 0),
+            (
+                "{\"disks\": [[], 7, {\"path\": 7}, {\"path\": \"/a\", \"device\": []}]}",
+                1,
+            ),
+        ] {
+            fs::write(&path, text).unwrap();
+            assert_eq!(images_in(&path).len(), images, "{text}");
+        }
+    }
 
     #[test]
     fn what_can_be_read_of_a_damaged_guest_is() {

@@ -7,19 +7,20 @@
 //! An operation that changes what a restart would find writes that to `run.json` before it does it. Pausing and
 //! resuming change nothing there: QEMU itself knows.
 
+use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 use super::folder::{Folder, Hardware, Phase, Run};
 use super::images::Looks;
-use super::launch::{Link, connect, launch};
+use super::launch::{Link, With, connect, launch};
 use super::repeats::Repeats;
-use super::{CONSOLE_KEPT, Shared, off_thread};
+use super::{CONSOLE_KEPT, Shared, off_thread, probe};
 use crate::driver::{admit, check_balloon};
 use crate::qmp::{Event, RunState};
 use crate::{Definition, End, Error, GuestId, Kind, Mib, Operation, QmpError, State, Status, files};
@@ -102,6 +103,8 @@ pub(super) struct Guest {
     pub(super) stopping: Option<Stopping>,
     /// Who removes the last memory that was used up.
     pub(super) removing: Option<JoinHandle<()>>,
+    /// Had by whoever writes or removes a memory in the folder: however long a disk hangs, the next one waits.
+    pub(super) memory: Arc<Semaphore>,
     /// Whoever looks at its images.
     pub(super) looks: Looks,
     /// Whether an image's file system has not said which file it is.
@@ -129,6 +132,7 @@ impl Guest {
             busy: None,
         });
         let guest = Self {
+            memory: Arc::new(Semaphore::new(1)),
             looks: Looks::new(definition.id),
             unseen: false,
             heard_as: None,
@@ -335,10 +339,14 @@ impl Guest {
     }
 
     async fn start(&mut self) -> Result<(), Error> {
-        self.check_host().await?;
+        let images = self.check_host().await?;
         let before = self.run.clone();
-        let kind = self.shared.machine.kind.clone();
-        let started = self.come_up(Phase::Starting, &kind, false).await;
+        let with = With {
+            kind: self.shared.machine.kind.clone(),
+            images,
+            incoming: false,
+        };
+        let started = self.come_up(Phase::Starting, with).await;
         let started = match started {
             Ok(()) => {
                 crate::crash::point("start: up");
@@ -361,31 +369,31 @@ impl Guest {
         Ok(())
     }
 
-    /// Whether the host can have the guest now, which then has its images.
-    pub(super) async fn check_host(&mut self) -> Result<(), Error> {
-        let images = self.looks.check(&self.definition).await?;
+    /// Whether the host can have the guest now, which then has its images: these, opened.
+    pub(super) async fn check_host(&mut self) -> Result<Vec<File>, Error> {
+        let (images, files) = self.looks.open(&self.definition).await?;
         let need = Mib(self.definition.memory.0.saturating_add(OVERHEAD.0));
-        match available_memory() {
+        match probe::available_memory() {
             Some(available) if available < need => Err(Error::Memory {
                 id: self.id(),
                 need,
                 available,
             }),
-            _ => self.shared.claims.claim(self.id(), images),
+            _ => self.shared.claims.claim(self.id(), images).map(|()| files),
         }
     }
 
     /// Starts QEMU; the guest stands still.
-    pub(super) async fn come_up(&mut self, phase: Phase, kind: &str, incoming: bool) -> Result<(), Error> {
+    pub(super) async fn come_up(&mut self, phase: Phase, with: With) -> Result<(), Error> {
         self.run.process = None;
         self.run.hardware = Some(Hardware {
-            machine: kind.to_owned(),
+            machine: with.kind.clone(),
             processor: self.shared.machine.processor(),
         });
         self.write_phase(phase).await?;
         crate::crash::point("launch: noted");
         let (shared, definition, folder) = (&self.shared, &self.definition, &self.folder);
-        let launched = launch(shared, definition, folder, kind, incoming, &mut self.link).await;
+        let launched = launch(shared, definition, folder, with, &mut self.link).await;
         // Written with what follows; until then `alive` says it.
         self.run.process = self.link.as_ref().map(|link| link.process.id().clone());
         launched
@@ -585,12 +593,4 @@ async fn grace(stopping: &Option<Stopping>) {
         Some(stopping) => sleep_until(stopping.until).await,
         None => std::future::pending().await,
     }
-}
-
-/// How much memory programs can have without others having to give theirs up (proc(5)).
-fn available_memory() -> Option<Mib> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kilobytes: u64 = line.split_whitespace().next()?.parse().ok()?;
-    Some(Mib::from_bytes(kilobytes << 10))
 }

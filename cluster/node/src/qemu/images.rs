@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -136,15 +136,18 @@ impl Looks {
         (images, answered)
     }
 
-    /// Looks whether the images are there and may be used.
-    pub(super) async fn check(&self, definition: &Definition) -> Result<Vec<Image>, Error> {
+    /// Opens the images, in the order of the disks, and looks whether they may be used.
+    pub(super) async fn open(&self, definition: &Definition) -> Result<(Vec<Image>, Vec<File>), Error> {
         let mut images = of(definition);
+        let mut files = Vec::new();
         for (image, disk) in images.iter_mut().zip(&definition.disks) {
             let (writable, format) = (disk.writable(), disk.format);
             let open = move |path: &Path| open(path, writable, format);
-            image.file = Some(self.look(&image.path, LOOK, open).await?);
+            let (id, file) = self.look(&image.path, LOOK, open).await?;
+            image.file = Some(id);
+            files.push(file);
         }
-        Ok(images)
+        Ok((images, files))
     }
 
     /// The images that a guest writes, as they are.
@@ -215,20 +218,23 @@ fn file_id(meta: &fs::Metadata) -> FileId {
     (meta.dev(), meta.ino())
 }
 
-/// Opens an image as QEMU will.
-fn open(path: &Path, writable: bool, format: Format) -> io::Result<FileId> {
+/// Opens an image for QEMU, that is given what was looked at: the path may name something else by then.
+fn open(path: &Path, writable: bool, format: Format) -> io::Result<(FileId, File)> {
     // To open a pipe is to wait for its other end.
-    let kind = fs::metadata(path)?.file_type();
-    if !kind.is_file() && !kind.is_block_device() {
-        return Err(io::Error::other("it is neither a file nor a block device"));
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("it is no regular file"));
     }
-    let mut file = File::options().read(true).write(writable).open(path)?;
+    let file = File::options().read(true).write(writable).open(path)?;
+    let meta = file.metadata()?;
+    if !meta.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
     if format == Format::Qcow2 {
         let mut header = Vec::new();
-        (&mut file).take(QCOW2_HEADER).read_to_end(&mut header)?;
+        (&file).take(QCOW2_HEADER).read_to_end(&mut header)?;
         check_qcow2(&header).map_err(io::Error::other)?;
     }
-    Ok(file_id(&file.metadata()?))
+    Ok((file_id(&meta), file))
 }
 
 /// As much of a qcow2 image as says what it refers to (QEMU's docs/interop/qcow2.txt).
@@ -388,11 +394,8 @@ mod tests {
         let path = dir.path().join("pipe");
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
         let guest = guest(1, &[(&path, true)]);
-        let error = Looks::new(guest.id).check(&guest).await.unwrap_err().to_string();
-        assert!(
-            error.contains("pipe: it is neither a file nor a block device"),
-            "{error}"
-        );
+        let error = Looks::new(guest.id).open(&guest).await.unwrap_err().to_string();
+        assert!(error.contains("pipe: it is no regular file"), "{error}");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use tokio::process::Command;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-use super::arguments::{Launch, arguments};
+use super::arguments::{Launch, arguments, named};
 use super::folder::{Folder, Run};
 use super::{Shared, off_thread};
 use crate::process::{Process, that_hold};
@@ -89,20 +89,29 @@ impl Link {
     }
 }
 
+/// What QEMU is started with, besides what the guest is made of.
+#[derive(Debug)]
+pub(super) struct With {
+    /// The kind of machine.
+    pub(super) kind: String,
+    /// The images, opened, in the order of the disks.
+    pub(super) images: Vec<File>,
+    /// Whether a memory comes.
+    pub(super) incoming: bool,
+}
+
 /// Starts QEMU. The guest stands still. A QEMU that does not come up is ended; one that does not end either is in `to`
 /// all the same, so that it is kept hold of.
 pub(super) async fn launch(
     shared: &Arc<Shared>,
     definition: &Arc<Definition>,
     folder: &Folder,
-    kind: &str,
-    incoming: bool,
+    with: With,
     to: &mut Option<Link>,
 ) -> Result<(), Error> {
     let id = definition.id;
     let (by, of, at) = (Arc::clone(shared), Arc::clone(definition), folder.clone());
-    let kind = kind.to_owned();
-    let mut child = off_thread(move || spawn(&by, &of, &at, &kind, incoming)).await?;
+    let mut child = off_thread(move || spawn(&by, &of, &at, &with)).await?;
     crate::crash::point("launch: spawned");
     let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).unwrap_or(-1);
     let watched = match unwatchable(shared) {
@@ -121,7 +130,7 @@ pub(super) async fn launch(
                 .map_err(Error::file("end", &folder.alive()))?;
             return Err(match other {
                 Err(error) => Error::file("watch", &folder.alive())(error),
-                Ok(_) => failed_start(id, folder),
+                Ok(_) => failed_start(definition, folder),
             });
         }
     };
@@ -151,7 +160,7 @@ pub(super) async fn launch(
             // It says why it ends on its way out.
             link.kill(id).await?;
             *to = None;
-            Err(failed_start(id, folder))
+            Err(failed_start(definition, folder))
         }
     }
 }
@@ -173,8 +182,7 @@ fn spawn(
     shared: &Shared,
     definition: &Definition,
     folder: &Folder,
-    kind: &str,
-    incoming: bool,
+    with: &With,
 ) -> Result<tokio::process::Child, Error> {
     let _one = shared.launching.lock().unwrap_or_else(PoisonError::into_inner);
     let id = definition.id;
@@ -192,12 +200,15 @@ fn spawn(
     // What was said of earlier lives explains nothing.
     log.set_len(0).map_err(Error::file("empty", &folder.log()))?;
     let log_too = log.try_clone().map_err(Error::file("open", &folder.log()))?;
+    let images: Vec<_> = with.images.iter().map(|image| image.as_raw_fd()).collect();
     let launch = Launch {
-        machine: kind,
+        machine: &with.kind,
         accelerator: shared.machine.accelerator,
         cpu: shared.machine.cpu,
         socket: socket.as_raw_fd(),
-        incoming,
+        images: &images,
+        sandbox: shared.machine.sandbox,
+        incoming: with.incoming,
     };
     let mut command = Command::new(&shared.config.program);
     command
@@ -206,12 +217,15 @@ fn spawn(
         .stdin(Stdio::null())
         .stdout(log)
         .stderr(log_too);
-    let inherited = [socket.as_raw_fd(), alive.as_raw_fd()];
+    let inherited: Vec<_> = [socket.as_raw_fd(), alive.as_raw_fd()]
+        .into_iter()
+        .chain(images)
+        .collect();
     // SAFETY: between fork and exec only system calls are made, which allocate nothing and take no lock.
     unsafe {
         command.pre_exec(move || {
             nix::unistd::setsid()?;
-            inherited.into_iter().try_for_each(keep_open)
+            inherited.iter().copied().try_for_each(keep_open)
         });
     }
     command.spawn().map_err(|error| match error.kind() {
@@ -289,8 +303,9 @@ pub(super) async fn connect(
     Ok(client)
 }
 
-fn failed_start(id: GuestId, folder: &Folder) -> Error {
-    let said = files::last_lines(&folder.log());
+fn failed_start(definition: &Definition, folder: &Folder) -> Error {
+    let id = definition.id;
+    let said = named(&files::last_lines(&folder.log()), definition);
     if names_a_lock(&said) {
         return Error::ImageLocked { id, said };
     }

@@ -16,13 +16,13 @@ use serde_json::json;
 use tokio::fs::{self, File};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::unix::pipe;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::Shared;
 use super::folder::{Folder, Manifest};
-use crate::QmpError;
 use crate::qmp::{Client, Event};
+use crate::{Error, QmpError};
 
 /// How much is moved at a time in bytes, which is also the most that a pipe holds for an ordinary user.
 const PIECE: usize = 1 << 20;
@@ -66,10 +66,11 @@ pub(super) async fn write(
     client: &mut Client,
     shared: &Shared,
     folder: &Folder,
+    turn: OwnedSemaphorePermit,
     abandoned: &mut watch::Receiver<usize>,
 ) -> Result<u64, Failure> {
     let path = Folder::memory(&folder.suspending());
-    let (pieces, mut written) = begin_writing(shared, folder).map_err(at(&path))?;
+    let (pieces, mut written) = begin_writing(shared, folder, turn).map_err(at(&path))?;
     let (reader, writer) = make_pipe().map_err(at(&path))?;
     let mut pipe = pipe::Receiver::from_owned_fd(reader).map_err(at(&path))?;
     prepare(client, writer).await?;
@@ -119,10 +120,11 @@ enum Piece {
 /// Begins to write pieces to a memory's file. The receiver hears when all is on the disk, or why it is not.
 ///
 /// A disk may hang, and whoever writes to it then cannot be interrupted: that is a thread of its own, that nobody has to
-/// wait for. It ends when the disk answers again.
+/// wait for. It ends when the disk answers again, and has its turn until then.
 fn begin_writing(
     shared: &Shared,
     folder: &Folder,
+    turn: OwnedSemaphorePermit,
 ) -> io::Result<(mpsc::Sender<Piece>, oneshot::Receiver<io::Result<()>>)> {
     let (sender, pieces) = mpsc::channel(PIECES);
     let (reply, written) = oneshot::channel();
@@ -130,14 +132,19 @@ fn begin_writing(
     std::thread::Builder::new()
         .name("memory".to_owned())
         .spawn(move || {
+            let written = write_pieces(&folder, pieces, &faults);
+            drop(turn);
             // Nobody is left if the guest was destroyed.
-            let _ = reply.send(write_pieces(&folder, pieces, &faults));
+            let _ = reply.send(written);
         })?;
     Ok((sender, written))
 }
 
 fn write_pieces(folder: &Folder, mut pieces: mpsc::Receiver<Piece>, faults: &Faults) -> io::Result<()> {
-    let within = folder.begin_suspending().map_err(io::Error::other)?;
+    let within = folder.begin_suspending().map_err(|error| match error {
+        Error::File { ref source, .. } => io::Error::new(source.kind(), error),
+        error => io::Error::other(error),
+    })?;
     let mut file = OpenOptions::new()
         .write(true)
         .create_new(true)

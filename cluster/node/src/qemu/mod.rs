@@ -185,7 +185,7 @@ impl QemuDriver {
     /// # Errors
     /// [`Error::InUse`] if there is another driver, [`Error::NoHypervisor`] without QEMU.
     pub async fn open(config: Config) -> Result<Self, Error> {
-        files::private_folder(&config.dir)?;
+        files::private_folders(&config.dir)?;
         let dir = config
             .dir
             .canonicalize()

@@ -12,8 +12,9 @@ use std::time::Duration;
 use tokio::process::Command;
 use tokio::time::timeout;
 
+use super::arguments::SANDBOX;
 use super::{Acceleration, Config};
-use crate::{Error, Host};
+use crate::{Error, Host, Mib};
 
 /// The Debian package that has QEMU.
 const PACKAGE: &str = "qemu-system-x86";
@@ -37,6 +38,8 @@ pub(super) struct Machine {
     kinds: Vec<String>,
     pub(super) accelerator: &'static str,
     pub(super) cpu: &'static str,
+    /// Whether it can keep itself from what a guest has no use for; it can be built without.
+    pub(super) sandbox: bool,
     /// The host's processor, where guests see it as it is.
     host_cpu: Option<String>,
 }
@@ -108,7 +111,16 @@ pub(super) async fn probe(config: &Config) -> Result<Machine, Error> {
         program: config.program.display().to_string(),
         why,
     };
-    let version = text(&run(config, &["--version"]).await?);
+    let sandboxed = run(config, &["-sandbox", SANDBOX, "--version"]).await?;
+    let sandbox = sandboxed.status.success();
+    if !sandbox {
+        tracing::warn!("this QEMU has no sandbox: a guest that breaks out of its machine may start programs");
+    }
+    let version = match sandbox {
+        true => sandboxed,
+        false => run(config, &["--version"]).await?,
+    };
+    let version = text(&version);
     let version = parse_version(&version)
         .ok_or_else(|| unusable(format!("it says of its version: {}", version.trim())))?
         .to_owned();
@@ -122,6 +134,7 @@ pub(super) async fn probe(config: &Config) -> Result<Machine, Error> {
         accelerator: "tcg",
         // Without cmpxchg16b: QEMU 7.2 emulates it so that Linux 6.12 destroys its memory.
         cpu: "qemu64,-cx16",
+        sandbox,
         host_cpu: None,
     };
     if config.acceleration != Acceleration::Tcg {
@@ -141,6 +154,14 @@ pub(super) async fn probe(config: &Config) -> Result<Machine, Error> {
         }
     }
     Ok(machine)
+}
+
+/// How much memory programs can have without others having to give theirs up (proc(5)).
+pub(super) fn available_memory() -> Option<Mib> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kilobytes: u64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(Mib::from_bytes(kilobytes << 10))
 }
 
 async fn try_kvm(config: &Config, kind: &str) -> Result<(), String> {
@@ -287,6 +308,7 @@ mod tests {
             kinds: Vec::new(),
             accelerator,
             cpu,
+            sandbox: true,
             host_cpu,
         };
         let kvm = |stepping, flags| machine("kvm", "host", identify(&cpuinfo(stepping, flags)));

@@ -2,6 +2,7 @@
 //!
 //! | there is | and last was noted | so |
 //! |---|---|---|
+//! | anything | what cannot be read | nothing is done; damaged ([`super::damaged`]) |
 //! | `suspended/` | anything | the guest has not run since: a process of it is ended; suspended |
 //! | a process | starting | it is told to run; running |
 //! | a process | suspending | what was written is removed, it runs on if it ran |

@@ -4,13 +4,26 @@
 //! it away by one rename; only then does the guest run. So there is a `suspended/` exactly while the guest has not run
 //! since, whenever the driver is killed.
 
+use std::fs::File;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::arguments::named;
 use super::folder::{Manifest, Phase};
 use super::guest::Guest;
-use super::launch::names_a_lock;
+use super::launch::{With, names_a_lock};
 use super::memory::{self, Failure};
 use super::{images, off_thread};
 use crate::qmp::RunState;
 use crate::{Error, Kind, Operation, QmpError, State, files};
+
+/// How long a memory waits for what is still done with an earlier one.
+const TURN: Duration = Duration::from_secs(10);
+
+/// How long a part of a memory may take to be removed.
+const CLEAN: Duration = Duration::from_secs(60);
 
 impl Guest {
     pub(super) async fn suspend(&mut self) -> Result<(), Error> {
@@ -70,7 +83,13 @@ impl Guest {
         ) {
             return Err(Failure::Why("it has just ended".to_owned()));
         }
-        let bytes = memory::write(client, &self.shared, &self.folder, &mut self.abandoned).await?;
+        let turn = timeout(TURN, Arc::clone(&self.memory).acquire_owned());
+        let Ok(Ok(turn)) = memory::unless_given_up(&mut self.abandoned, turn).await? else {
+            return Err(Failure::Why(
+                "the disk still hangs that another memory was written to; look at it".to_owned(),
+            ));
+        };
+        let bytes = memory::write(client, &self.shared, &self.folder, turn, &mut self.abandoned).await?;
         // QEMU writes the disks no more until it is told to go on.
         let settled = self.looks.settle(&self.definition);
         let disks = memory::unless_given_up(&mut self.abandoned, settled)
@@ -78,6 +97,7 @@ impl Guest {
             .map_err(|error| Failure::Why(error.to_string()))?;
         let manifest = Manifest::new(hardware, bytes, ran, disks);
         let folder = self.folder.clone();
+        // Not to be given up: a memory that became the guest's later would be one of another moment.
         off_thread(move || folder.commit_suspended(&manifest))
             .await
             .map_err(|error| Failure::Why(error.to_string()))
@@ -130,11 +150,26 @@ impl Guest {
         off_thread(move || folder.use_up_suspended()).await
     }
 
-    /// Removes what no memory is restored from.
-    pub(super) async fn clean(&self) {
-        let folder = self.folder.clone();
-        if let Err(error) = off_thread(move || folder.clean()).await {
-            tracing::warn!(guest = %self.id(), %error, "a part of a memory was not removed");
+    /// Removes what no memory is restored from. Where the disk hangs that is left to later.
+    pub(super) async fn clean(&mut self) {
+        let (folder, memory) = (self.folder.clone(), Arc::clone(&self.memory));
+        let cleaned = timeout(CLEAN, async {
+            let turn = memory.acquire_owned().await;
+            off_thread(move || {
+                let cleaned = folder.clean();
+                drop(turn);
+                cleaned
+            })
+            .await
+        });
+        match memory::unless_given_up(&mut self.abandoned, cleaned).await {
+            Ok(Ok(Ok(()))) | Err(_) => {}
+            Ok(Ok(Err(error))) => {
+                tracing::warn!(guest = %self.id(), %error, "a part of a memory was not removed");
+            }
+            Ok(Err(_)) => {
+                tracing::warn!(guest = %self.id(), "a part of a memory was not removed; its disk hangs");
+            }
         }
     }
 
@@ -174,7 +209,7 @@ impl Guest {
                 hardware.machine
             )));
         }
-        self.check_host().await?;
+        let images = self.check_host().await?;
         let disks = self.looks.stamps(&self.definition).await?;
         if let Some(path) = images::changed(&manifest.disks, &disks) {
             return Err(cannot(format!(
@@ -184,10 +219,10 @@ impl Guest {
             )));
         }
         let ran = manifest.ran;
-        let restored = self.read_memory(&manifest).await;
+        let restored = self.read_memory(&manifest, images).await;
         if let Err(error) = restored {
             let said = match self.link {
-                Some(_) => files::last_lines(&self.folder.log()),
+                Some(_) => named(&files::last_lines(&self.folder.log()), &self.definition),
                 None => String::new(),
             };
             self.put_down().await?;
@@ -251,15 +286,16 @@ impl Guest {
         }
     }
 
-    async fn read_memory(&mut self, manifest: &Manifest) -> Result<(), Failure> {
+    async fn read_memory(&mut self, manifest: &Manifest, images: Vec<File>) -> Result<(), Failure> {
         let why = |error: Error| Failure::Why(error.to_string());
-        self.come_up(
-            Phase::Restoring { ran: manifest.ran },
-            &manifest.hardware.machine,
-            true,
-        )
-        .await
-        .map_err(why)?;
+        let with = With {
+            kind: manifest.hardware.machine.clone(),
+            images,
+            incoming: true,
+        };
+        self.come_up(Phase::Restoring { ran: manifest.ran }, with)
+            .await
+            .map_err(why)?;
         let client = self.link.as_mut().and_then(|link| link.client.as_mut());
         let client = client.ok_or_else(|| Failure::Why("there is no connection".to_owned()))?;
         memory::read(client, &self.folder, manifest, &mut self.abandoned).await?;
@@ -271,9 +307,10 @@ impl Guest {
             return Err(Failure::Locked);
         }
         // What an earlier memory left would be taken for this one.
-        if let Some(removing) = self.removing.take() {
-            let _ = removing.await;
+        if let Some(removing) = &mut self.removing {
+            let _ = memory::unless_given_up(&mut self.abandoned, removing).await?;
         }
+        self.removing = None;
         // From here on the guest may run, and this memory never again.
         let folder = self.folder.clone();
         off_thread(move || folder.use_up_suspended()).await.map_err(why)

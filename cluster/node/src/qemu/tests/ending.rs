@@ -154,6 +154,19 @@ async fn a_destroy_that_fails_interrupts_nothing_afterwards() {
     bench.driver().destroy(id).await.unwrap_err();
     fs::remove_file(&in_the_way).unwrap();
     bench.driver().restore(id).await.unwrap();
+    // One that ran does not any more, and is said not to.
+    fs::write(&in_the_way, "").unwrap();
+    bench.driver().destroy(id).await.unwrap_err();
+    assert!(bench.processes(id).is_empty());
+    let State::Crashed { why } = state(&bench, id) else {
+        panic!("{:?}", state(&bench, id));
+    };
+    assert!(
+        why.contains("it was ended to be destroyed, and is still known: cannot remove"),
+        "{why}"
+    );
+    fs::remove_file(&in_the_way).unwrap();
+    bench.driver().start(id).await.unwrap();
     bench.driver().destroy(id).await.unwrap();
 }
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use super::{Host, host, image};
+use super::{Host, by_script, host, image};
 use crate::conformance::{Bench, Program, counted, counts_beyond, id, started, state};
 use crate::qemu::folder::Folder;
 use crate::qemu::{Acceleration, QemuDriver};
@@ -260,4 +260,24 @@ async fn a_long_path_is_no_obstacle() {
     bench.driver().start(id).await.unwrap();
     counts_beyond(bench.driver(), id, 1).await;
     bench.driver().destroy(id).await.unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs QEMU"]
+async fn a_qemu_without_a_sandbox_runs_guests_without_one() {
+    let refuse = "case \"$*\" in *-sandbox*) echo '-sandbox support is not enabled in this QEMU binary' >&2; exit 1;; esac";
+    let mut bench = Host::with(|config| by_script(config, refuse, "")).await;
+    let id = started(&mut bench, 1, Program::Counts).await;
+    counts_beyond(bench.driver(), id, 0).await;
+    let with = host().await;
+    let line = |bench: &Host, id| {
+        let process = bench.processes(id)[0];
+        fs::read_to_string(format!("/proc/{process}/cmdline")).unwrap()
+    };
+    assert!(!line(&bench, id).contains("-sandbox"));
+    let other = with.guest(2, Program::Counts);
+    let id = other.id;
+    with.driver().define(other).await.unwrap();
+    with.driver().start(id).await.unwrap();
+    assert!(line(&with, id).contains("spawn=deny"));
 }

@@ -46,7 +46,10 @@ async fn an_image_that_is_missing_or_in_use_is_named() {
     fourth.disks[0].path = image(bench.dir.path(), 1, Program::Counts);
     other.driver().define(fourth.clone()).await.unwrap();
     let error = other.driver().start(fourth.id).await.unwrap_err();
-    assert!(matches!(error, Error::ImageLocked { .. }), "{error}");
+    assert!(
+        matches!(&error, Error::ImageLocked { said, .. } if said.contains("/disk-1.img")),
+        "{error}"
+    );
     assert_eq!(state(&other, fourth.id), State::Defined);
     other.reopen().await;
     assert_eq!(state(&other, fourth.id), State::Defined);
@@ -105,6 +108,38 @@ async fn a_memory_is_kept_while_another_program_has_the_disk() {
 #[ignore = "needs QEMU"]
 async fn a_memory_is_given_back_from_which_nothing_was_run() {
     restored_while_another_has_the_disk(false, true).await;
+}
+
+#[tokio::test]
+#[ignore = "needs QEMU"]
+async fn a_guest_has_the_image_that_was_looked_at_and_not_what_has_its_name_then() {
+    // Another file takes the image's name just before QEMU begins.
+    let mut bench = Host::with(|config| {
+        let disk = config.dir.with_file_name("disk-1.img");
+        let swap = format!(
+            "case \"$*\" in *-incoming*) mv {0} {0}.looked-at; mv {0}.other {0};; esac",
+            disk.display()
+        );
+        by_script(config, &swap, "");
+    })
+    .await;
+    let id = started(&mut bench, 1, Program::Counts).await;
+    let count = counts_beyond(bench.driver(), id, 0).await;
+    bench.driver().suspend(id).await.unwrap();
+    let disk = image(bench.dir.path(), 1, Program::Counts);
+    fs::write(disk.with_extension("img.other"), vec![0; 1 << 20]).unwrap();
+    bench.driver().restore(id).await.unwrap();
+    counts_beyond(bench.driver(), id, count).await;
+    let process = bench.processes(id)[0];
+    let open: Vec<_> = fs::read_dir(format!("/proc/{process}/fd"))
+        .unwrap()
+        .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
+        .collect();
+    assert!(
+        open.contains(&disk.with_extension("img.looked-at")) && !open.contains(&disk),
+        "{open:?}"
+    );
+    bench.driver().destroy(id).await.unwrap();
 }
 
 /// A file system whose server never says anything, for as long as this is there.
