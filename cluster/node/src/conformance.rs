@@ -28,6 +28,12 @@ pub(crate) enum Program {
     Panics,
     /// It counts to three and begins anew.
     Resets,
+    /// It begins anew at once, over and over.
+    #[allow(dead_code, reason = "a guest that runs nothing does not loop")]
+    Loops,
+    /// It counts, and writes far behind on its disk each time.
+    #[allow(dead_code, reason = "a guest that has no disk writes none")]
+    Writes,
 }
 
 /// A host with a driver.
@@ -40,6 +46,8 @@ pub(crate) trait Bench: Send {
     fn started(&self, id: GuestId, program: Program);
     /// The driver ends, and another begins.
     async fn reopen(&mut self);
+    /// The driver ends, what is kept of the guest is damaged, and another driver begins.
+    async fn damage(&mut self, id: GuestId);
     /// The guest's hypervisor dies.
     fn kill(&self, id: GuestId);
     /// The guest's hypervisor does not answer any more.
@@ -95,16 +103,30 @@ pub(crate) async fn counts_beyond(driver: &dyn NodeDriver, id: GuestId, beyond: 
     }
 }
 
-/// The number that a guest that does not run has counted to.
+/// The number that a guest that does not run has counted to. It has counted, and all that it wrote is read.
 pub(crate) async fn counted(driver: &dyn NodeDriver, id: GuestId) -> u64 {
     let (mut from, mut last) = (0, None);
     loop {
         let before = from;
         last = last_count(driver, id, &mut from).await.or(last);
         if from == before {
-            return last.unwrap_or(0);
+            return last.unwrap_or_else(|| panic!("guest {id} has not counted: {:?}", driver.status(id)));
         }
     }
+}
+
+/// The number that a guest stands still at, while another one, that runs beside, counts on: that is how time passes for
+/// guests.
+async fn stands_still(driver: &dyn NodeDriver, id: GuestId, beside: GuestId) -> u64 {
+    let stood = counted(driver, id).await;
+    let now = counts_beyond(driver, beside, 0).await;
+    counts_beyond(driver, beside, now + 3).await;
+    assert_eq!(
+        counted(driver, id).await,
+        stood,
+        "guest {id} does not stand still"
+    );
+    stood
 }
 
 /// Waits until a guest's state is such.
@@ -162,8 +184,9 @@ pub(crate) async fn a_guest_lives_and_ends(bench: &mut dyn Bench) {
         bench.driver().pause(id).await.unwrap();
     }
     assert_eq!(state(bench, id), State::Paused);
-    let stood = counted(bench.driver(), id).await;
-    assert_eq!(counted(bench.driver(), id).await, stood);
+    let beside = started(bench, 2, Program::Counts).await;
+    let stood = stands_still(bench.driver(), id, beside).await;
+    bench.driver().destroy(beside).await.unwrap();
     for _ in 0..2 {
         bench.driver().resume(id).await.unwrap();
     }
@@ -233,11 +256,13 @@ pub(crate) async fn what_the_state_does_not_allow_is_refused_and_says_so(bench: 
 }
 
 pub(crate) async fn a_guest_that_was_suspended_goes_on_where_it_was(bench: &mut dyn Bench) {
+    let mut events = bench.driver().events();
+    let beside = started(bench, 2, Program::Counts).await;
     let id = started(bench, 1, Program::Counts).await;
     let before = counts_beyond(bench.driver(), id, 3).await;
     bench.driver().suspend(id).await.unwrap();
     assert_eq!(state(bench, id), State::Suspended);
-    let then = counted(bench.driver(), id).await;
+    let then = stands_still(bench.driver(), id, beside).await;
     assert!(then >= before);
     bench.driver().restore(id).await.unwrap();
     assert_eq!(state(bench, id), State::Running);
@@ -257,10 +282,25 @@ pub(crate) async fn a_guest_that_was_suspended_goes_on_where_it_was(bench: &mut 
     bench.driver().restore(id).await.unwrap();
     assert_eq!(state(bench, id), State::Paused);
     assert!(bench.driver().restore(id).await.is_err());
-    let stood = counted(bench.driver(), id).await;
+    let stood = stands_still(bench.driver(), id, beside).await;
     bench.driver().resume(id).await.unwrap();
     counts_beyond(bench.driver(), id, stood).await;
-    bench.driver().destroy(id).await.unwrap();
+    for id in [id, beside] {
+        bench.driver().destroy(id).await.unwrap();
+    }
+    for expected in [
+        Kind::Defined,
+        Kind::Started,
+        Kind::Suspended,
+        Kind::Restored,
+        Kind::Paused,
+        Kind::Suspended,
+        Kind::Restored,
+        Kind::Resumed,
+        Kind::Destroyed,
+    ] {
+        assert_eq!(next_of(&mut events, id).await, expected);
+    }
 }
 
 pub(crate) async fn another_driver_finds_all_guests_as_they_are(bench: &mut dyn Bench) {
@@ -353,27 +393,91 @@ pub(crate) async fn what_a_guest_does_by_itself_is_told(bench: &mut dyn Bench) {
 pub(crate) async fn a_guest_that_does_not_answer_is_reported_and_the_others_go_on(bench: &mut dyn Bench) {
     let id = started(bench, 1, Program::Counts).await;
     let other = started(bench, 2, Program::Counts).await;
+    let mut events = bench.driver().events();
     bench.hang(id);
     let error = bench.driver().pause(id).await.unwrap_err().to_string();
     assert!(
         error.ends_with("which is unresponsive: wait until it answers, stop it, or destroy it"),
         "{error}"
     );
-    until(bench, id, "unresponsive", |state| {
-        matches!(state, State::Unresponsive { .. })
-    })
-    .await;
+    let State::Unresponsive { why } = state(bench, id) else {
+        panic!("{:?}", state(bench, id));
+    };
+    assert_eq!(next_of(&mut events, id).await, Kind::Unresponsive(why));
     bench.driver().pause(other).await.unwrap();
     bench.recover(id);
-    until(bench, id, "there again", |state| {
-        matches!(state, State::Running | State::Paused)
-    })
-    .await;
+    until(bench, id, "running again", |state| *state == State::Running).await;
+    bench.driver().pause(id).await.unwrap();
+    // It ran all along, and so was not resumed.
+    assert_eq!(next_of(&mut events, id).await, Kind::Responsive);
+    assert_eq!(next_of(&mut events, id).await, Kind::Paused);
     bench.hang(id);
-    let _ = bench.driver().pause(id).await;
     let _ = bench.driver().resume(id).await;
+    let _ = bench.driver().pause(id).await;
     bench.driver().destroy(id).await.unwrap();
     bench.driver().destroy(other).await.unwrap();
+}
+
+pub(crate) async fn a_damaged_guest_is_left_alone_and_keeps_no_other_from_being_found(bench: &mut dyn Bench) {
+    let runs = started(bench, 1, Program::Counts).await;
+    let suspended = started(bench, 2, Program::Counts).await;
+    let other = started(bench, 3, Program::Counts).await;
+    for id in [runs, suspended, other] {
+        counts_beyond(bench.driver(), id, 0).await;
+    }
+    bench.driver().suspend(suspended).await.unwrap();
+    for id in [runs, suspended] {
+        bench.damage(id).await;
+    }
+    assert_eq!(state(bench, other), State::Running);
+    let count = counts_beyond(bench.driver(), other, 1).await;
+    let driver = bench.driver();
+    for (id, lives) in [(runs, true), (suspended, false)] {
+        let found = state(bench, id);
+        assert!(
+            matches!(&found, State::Damaged { why, live } if !why.is_empty() && *live == lives),
+            "{found:?}"
+        );
+        assert_eq!(found.is_live(), lives);
+        for refused in [
+            driver.start(id).await,
+            driver.pause(id).await,
+            driver.resume(id).await,
+            driver.suspend(id).await,
+            driver.restore(id).await,
+            driver.stop(id, Duration::ZERO).await.map(drop),
+            driver.balloon(id, Mib(64)).await,
+            driver.memory(id).await.map(drop),
+        ] {
+            let error = refused.unwrap_err().to_string();
+            assert!(
+                error.ends_with(
+                    "which is damaged: mend the file that its state names and open the driver again, or destroy it"
+                ),
+                "{error}"
+            );
+        }
+        assert!(
+            driver
+                .console(id, 0)
+                .await
+                .unwrap()
+                .text()
+                .contains("count 00000001")
+        );
+    }
+    let mut again = bench.guest(1, Program::Counts);
+    again.cpus = 2;
+    assert!(matches!(driver.define(again).await, Err(Error::Exists(_))));
+    let mut events = driver.events();
+    for id in [runs, suspended] {
+        driver.destroy(id).await.unwrap();
+        assert_eq!(next_of(&mut events, id).await, Kind::Destroyed);
+        assert!(matches!(driver.status(id), Err(Error::UnknownGuest(_))));
+    }
+    counts_beyond(driver, other, count).await;
+    driver.destroy(other).await.unwrap();
+    assert_eq!(driver.list(), []);
 }
 
 pub(crate) async fn a_guest_that_does_not_listen_is_switched_off(bench: &mut dyn Bench) {
@@ -439,6 +543,7 @@ macro_rules! conformance {
             a_guest_that_dies_has_crashed_and_can_be_started
             what_a_guest_does_by_itself_is_told
             a_guest_that_does_not_answer_is_reported_and_the_others_go_on
+            a_damaged_guest_is_left_alone_and_keeps_no_other_from_being_found
             a_guest_that_does_not_listen_is_switched_off
             a_guest_may_have_any_time_to_stop
             a_guest_has_as_much_memory_as_it_is_told

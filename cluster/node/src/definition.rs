@@ -66,6 +66,13 @@ impl fmt::Display for GuestName {
     }
 }
 
+impl From<GuestId> for GuestName {
+    fn from(id: GuestId) -> Self {
+        // Hexadecimal digits and hyphens.
+        Self(id.to_string())
+    }
+}
+
 impl From<GuestName> for String {
     fn from(name: GuestName) -> Self {
         name.0

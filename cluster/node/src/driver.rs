@@ -29,7 +29,7 @@ pub struct Host {
 pub struct Status {
     /// Who it is.
     pub id: GuestId,
-    /// What people call it.
+    /// What people call it; its id, if that cannot be read any more.
     pub name: GuestName,
     /// Where it is.
     pub state: State,
@@ -75,6 +75,14 @@ pub enum Kind {
         path: String,
         /// Whether the guest stands still.
         stopped: bool,
+    },
+    /// What was told last of this happened again at least so often since, and was not told each time: what a guest can do in a
+    /// loop must not push away what others do.
+    Repeated {
+        /// What; [`Kind::Reset`] or [`Kind::DiskFailed`].
+        kind: Box<Kind>,
+        /// How often, at least.
+        times: u64,
     },
     /// Its hypervisor does not answer.
     Unresponsive(String),

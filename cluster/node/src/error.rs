@@ -93,6 +93,19 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// The file system that an image is on hangs.
+    #[error(
+        "guest {id} cannot have the image {}: its file system has not answered for {} s; look at the disk or server that it is on, and try again",
+        path.display(), waited.as_secs()
+    )]
+    ImageSilent {
+        /// Which guest.
+        id: GuestId,
+        /// The image.
+        path: PathBuf,
+        /// How long it was waited for.
+        waited: Duration,
+    },
     /// Another guest has the image.
     #[error(
         "guest {id} cannot have the image {}: guest {by} has it; stop or destroy that one, or give each a copy",
@@ -184,7 +197,9 @@ pub enum Error {
         waited: Duration,
     },
     /// A process that may be the guest's cannot be told apart.
-    #[error("something holds guest {id} and no process of it is found: {why}")]
+    #[error(
+        "something holds guest {id} and no process of it is found: {why}; run the driver as the user that began it, or end what holds it"
+    )]
     Unidentified {
         /// Which guest.
         id: GuestId,
@@ -225,7 +240,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A file of the driver's own is not what it should be.
-    #[error("{} is damaged: {why}; restore it, or remove its folder if the guest is not needed", path.display())]
+    #[error("{} is damaged: {why}; put back what it was and open the driver again, or destroy the guest", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,

@@ -37,6 +37,8 @@ pub enum Fault {
     Hangs,
     /// Its hypervisor answers again.
     Recovers,
+    /// What is kept of it cannot be read any more, as a driver that begins finds out.
+    Damaged,
 }
 
 #[derive(Debug)]
@@ -101,7 +103,15 @@ impl FakeHost {
                 tell(Kind::Crashed(why.to_owned()));
             };
             let live = guest.state.is_live();
+            if let State::Damaged { live, .. } = &mut guest.state {
+                *live &= !matches!(fault, Fault::Dies | Fault::SwitchesOff | Fault::Panics);
+                return Ok(());
+            }
             match fault {
+                Fault::Damaged => {
+                    let why = "it was told to be damaged".to_owned();
+                    guest.state = State::Damaged { why, live };
+                }
                 Fault::FailsToStart => guest.fails_to_start = true,
                 Fault::FailsToSuspend => guest.fails_to_suspend = true,
                 Fault::Deaf => guest.deaf = true,
@@ -391,7 +401,8 @@ mod tests {
                 Program::Deaf => Fault::Deaf,
                 Program::SwitchesOff => Fault::SwitchesOff,
                 Program::Panics => Fault::Panics,
-                Program::Resets => Fault::Resets,
+                Program::Resets | Program::Loops => Fault::Resets,
+                Program::Writes => return,
             };
             self.host.inject(id, fault).unwrap();
         }
@@ -404,6 +415,11 @@ mod tests {
 
         fn kill(&self, id: GuestId) {
             self.host.inject(id, Fault::Dies).unwrap();
+        }
+
+        async fn damage(&mut self, id: GuestId) {
+            self.host.inject(id, Fault::Damaged).unwrap();
+            self.reopen().await;
         }
 
         fn hang(&self, id: GuestId) {

@@ -61,10 +61,19 @@ pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<(), Erro
     written.map_err(Error::file("write", path))
 }
 
-/// Makes a folder that nobody else can look into.
+/// Makes a folder that nobody else can look into, with those above it if they are not there.
+pub(crate) fn private_folders(path: &Path) -> Result<(), Error> {
+    make_folder(path, true)
+}
+
+/// Makes a folder that nobody else can look into, in one that is there.
 pub(crate) fn private_folder(path: &Path) -> Result<(), Error> {
+    make_folder(path, false)
+}
+
+fn make_folder(path: &Path, above: bool) -> Result<(), Error> {
     fs::DirBuilder::new()
-        .recursive(true)
+        .recursive(above)
         .mode(0o700)
         .create(path)
         .map_err(Error::file("make", path))

@@ -2,10 +2,12 @@
 //!
 //! The number of a process is given to another one after its end. A [`Process`] is therefore held by a descriptor of
 //! the kernel's (`pidfd_open(2)`), that stays with the one process, and judged by what cannot be another's: when it
-//! began, and which file it has open.
+//! began, and which lock it holds. Many may have a file open, a program that copies the folder among them; who holds its
+//! lock is asked of the kernel (`lock:` in `/proc/PID/fdinfo`, proc(5)), which counts whoever inherited the lock, also
+//! after the process that took it has ended.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read as _};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -13,6 +15,10 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+/// How much is read of what the kernel says of an open file, in bytes. What it is and its locks come first; of what an
+/// epoll instance watches there may be any number of lines.
+const MAX_INFO: u64 = 4096;
 
 /// Which process, for as long as the machine is up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,9 +71,9 @@ impl Process {
         &self.id
     }
 
-    /// Whether it has this file open.
-    pub(crate) fn has_open(&self, file: &Path) -> bool {
-        has_open(self.id.pid, file)
+    /// Whether it holds the lock on this file.
+    pub(crate) fn holds(&self, file: &Path) -> bool {
+        Lock::on(file).is_some_and(|lock| lock.is_held_by(self.id.pid))
     }
 
     /// Ends it at once.
@@ -92,29 +98,78 @@ impl Process {
     }
 }
 
-/// The processes that have a file open, as far as one may know.
-pub(crate) fn that_have_open(file: &Path) -> Vec<i32> {
-    let Ok(entries) = fs::read_dir("/proc") else {
+/// The processes that hold the lock on a file, as far as one may know; this one is left out.
+pub(crate) fn that_hold(file: &Path) -> Vec<i32> {
+    let (Some(lock), Ok(entries)) = (Lock::on(file), fs::read_dir("/proc")) else {
         return Vec::new();
     };
     entries
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter(|pid| *pid != std::process::id().cast_signed() && has_open(*pid, file))
+        .filter(|pid| *pid != std::process::id().cast_signed() && lock.is_held_by(*pid))
         .collect()
 }
 
-fn has_open(pid: i32, file: &Path) -> bool {
-    let Ok(wanted) = fs::metadata(file) else {
-        return false;
-    };
-    let Ok(files) = fs::read_dir(format!("/proc/{pid}/fd")) else {
-        return false;
-    };
-    files
-        .flatten()
-        .filter_map(|entry| fs::metadata(entry.path()).ok())
-        .any(|meta| (meta.dev(), meta.ino()) == (wanted.dev(), wanted.ino()))
+/// A lock that somebody may hold.
+struct Lock {
+    file: (u64, u64),
+    /// The number of the file as the kernel says it of locks. Of a file in layers it is another than a program sees.
+    inode: u64,
+}
+
+impl Lock {
+    fn on(file: &Path) -> Option<Self> {
+        let opened = fs::File::open(file).ok()?;
+        let meta = opened.metadata().ok()?;
+        let said = info(&format!("/proc/self/fdinfo/{}", opened.as_raw_fd()));
+        Some(Self {
+            file: (meta.dev(), meta.ino()),
+            inode: said.as_deref().and_then(inode_in).unwrap_or_else(|| meta.ino()),
+        })
+    }
+
+    /// Files that have nothing to do with it are not looked at themselves: they may be on a server that is silent.
+    fn is_held_by(&self, pid: i32) -> bool {
+        let Ok(infos) = fs::read_dir(format!("/proc/{pid}/fdinfo")) else {
+            return false;
+        };
+        infos.flatten().any(|entry| {
+            let number = entry.file_name();
+            info(&format!("/proc/{pid}/fdinfo/{}", number.display()))
+                .is_some_and(|info| locks_whole(&info, self.inode))
+                && fs::metadata(format!("/proc/{pid}/fd/{}", number.display()))
+                    .is_ok_and(|meta| (meta.dev(), meta.ino()) == self.file)
+        })
+    }
+}
+
+/// What the kernel says of an open file.
+fn info(path: &str) -> Option<String> {
+    let mut text = Vec::new();
+    fs::File::open(path)
+        .ok()?
+        .take(MAX_INFO)
+        .read_to_end(&mut text)
+        .ok()?;
+    Some(String::from_utf8_lossy(&text).into_owned())
+}
+
+fn inode_in(info: &str) -> Option<u64> {
+    let line = info.lines().find_map(|line| line.strip_prefix("ino:"))?;
+    line.trim().parse().ok()
+}
+
+/// Whether an open file holds the lock of flock(2) on this inode, so that nobody else can:
+/// `lock: 1: FLOCK  ADVISORY  WRITE 29718 fe:00:10011352 0 EOF`.
+fn locks_whole(info: &str, inode: u64) -> bool {
+    let mut locks = info.lines().filter_map(|line| line.strip_prefix("lock:"));
+    locks.any(|lock| {
+        let words: Vec<_> = lock.split_ascii_whitespace().collect();
+        let [_, "FLOCK", _, "WRITE", _, file, ..] = words[..] else {
+            return false;
+        };
+        file.rsplit(':').next().and_then(|number| number.parse().ok()) == Some(inode)
+    })
 }
 
 /// When a process began; `None` if it has ended.
@@ -160,7 +215,7 @@ mod tests {
         let process = Process::open(pid).unwrap().unwrap();
         let again = Process::open(pid).unwrap().unwrap();
         assert_eq!(process.id(), again.id());
-        assert!(!process.has_open(Path::new("/proc/version")));
+        assert!(!process.holds(Path::new("/proc/version")));
         process.kill();
         process.ended().await;
         // It is not reaped yet, and has ended all the same.
@@ -170,23 +225,55 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_has_a_file_open_is_found() {
+    async fn who_holds_a_lock_is_told_from_who_has_its_file_open() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("alive");
-        let file = fs::File::create(&path).unwrap();
-        let mut child = std::process::Command::new("sleep")
-            .arg("60")
-            .stdout(file)
-            .spawn()
-            .unwrap();
-        let pid = i32::try_from(child.id()).unwrap();
-        assert_eq!(that_have_open(&path), [pid]);
+        let sleep = |file: fs::File| {
+            let mut command = std::process::Command::new("sleep");
+            command.arg("60").stdout(file).spawn().unwrap()
+        };
+        let mut reader = sleep(fs::File::create(&path).unwrap());
+        assert!(that_hold(&path).is_empty());
+        // Inherited, and let go by who took it.
+        let mut holder = sleep(crate::files::lock(&path).unwrap().unwrap());
+        let pid = i32::try_from(holder.id()).unwrap();
+        assert_eq!(that_hold(&path), [pid]);
         let process = Process::open(pid).unwrap().unwrap();
-        assert!(process.has_open(&path));
+        assert!(process.holds(&path));
+        let other = Process::open(i32::try_from(reader.id()).unwrap())
+            .unwrap()
+            .unwrap();
+        assert!(!other.holds(&path));
         process.kill();
         process.ended().await;
-        child.wait().unwrap();
-        assert!(that_have_open(&path).is_empty());
+        assert!(that_hold(&path).is_empty());
+        other.kill();
+        holder.wait().unwrap();
+        reader.wait().unwrap();
+    }
+
+    #[test]
+    fn a_lock_is_one_of_the_whole_file_that_nobody_else_can_have() {
+        let info = |kind: &str, way: &str| {
+            format!("pos:\t0\nino:\t77\nlock:\t1: {kind}  ADVISORY  {way} 0 fe:00:77 0 EOF\n")
+        };
+        assert!(locks_whole(&info("FLOCK", "WRITE"), 77));
+        assert!(!locks_whole(&info("FLOCK", "WRITE"), 7));
+        assert!(!locks_whole(&info("FLOCK", "READ"), 77));
+        assert!(!locks_whole(&info("POSIX", "WRITE"), 77));
+        assert!(!locks_whole("pos:\t0\nino:\t77\nlock:\t\n", 77));
+        assert_eq!(inode_in(&info("FLOCK", "READ")), Some(77));
+        assert_eq!(inode_in("pos:\t0\n"), None);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn nothing_that_the_kernel_may_say_makes_it_panic(text: String, inode: u64) {
+            let _ = (parse_stat(&text), inode_in(&text), locks_whole(&text, inode));
+            for text in [format!("lock:{text}"), format!("ino:{text}"), format!("7 (a) {text}")] {
+                let _ = (parse_stat(&text), inode_in(&text), locks_whole(&text, inode));
+            }
+        }
     }
 
     #[test]

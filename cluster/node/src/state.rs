@@ -12,6 +12,7 @@
 //!                           crashed ◄────────────┴── died, or panicked ─────┘
 //!
 //!    running, paused ◄── it answers again, or does not ──► unresponsive
+//!    found with notes that cannot be read ──► damaged
 //!    and from every state: destroy ─► (none)
 //! ```
 //!
@@ -20,7 +21,9 @@
 //! as they are. Restoring uses it up before the guest runs on: a memory that does not fit the disks any more is
 //! never run, since a file system that finds other blocks below itself than it left destroys them. A guest that is
 //! given time to stop is not suspended meanwhile: it would be both. *Unresponsive* is
-//! a guest that lives, and whose hypervisor says nothing: it may only be stopped by force or destroyed.
+//! a guest that lives, and whose hypervisor says nothing: it may only be stopped by force or destroyed. *Damaged* is a
+//! guest of which a driver that begins cannot read what it has to know: it is left as it is, whether it runs or not, and
+//! keeps its images, until somebody mends the file and opens the driver again, or destroys it.
 //!
 //! The host may end at any time too; whatever ran is then found crashed, and what was suspended is still suspended.
 
@@ -63,13 +66,23 @@ pub enum State {
         /// What was asked.
         why: String,
     },
+    /// What is kept of it cannot be read.
+    Damaged {
+        /// What is wrong, and where.
+        why: String,
+        /// Whether its hypervisor is there all the same.
+        live: bool,
+    },
 }
 
 impl State {
     /// Whether it takes memory of the host.
     #[must_use]
     pub fn is_live(&self) -> bool {
-        matches!(self, Self::Running | Self::Paused | Self::Unresponsive { .. })
+        matches!(
+            self,
+            Self::Running | Self::Paused | Self::Unresponsive { .. } | Self::Damaged { live: true, .. }
+        )
     }
 }
 
@@ -83,6 +96,7 @@ impl fmt::Display for State {
             Self::Stopped(_) => "stopped",
             Self::Crashed { .. } => "crashed",
             Self::Unresponsive { .. } => "unresponsive",
+            Self::Damaged { .. } => "damaged",
         })
     }
 }
@@ -144,6 +158,9 @@ pub fn judge(state: &State, operation: Operation) -> Verdict {
     const OFF: Verdict = Refuse("start it first");
     match (operation, state) {
         (O::Destroy, _) => Do,
+        (_, S::Damaged { .. }) => {
+            Refuse("mend the file that its state names and open the driver again, or destroy it")
+        }
         (O::Stop, S::Unresponsive { .. }) => Do,
         (_, S::Unresponsive { .. }) => SILENT,
 
@@ -205,6 +222,20 @@ mod tests {
             ),
             (State::Suspended, (vec![Restore, Destroy], vec![Suspend])),
             (State::Unresponsive { why: why() }, (vec![Stop, Destroy], vec![])),
+            (
+                State::Damaged {
+                    why: why(),
+                    live: true,
+                },
+                (vec![Destroy], vec![]),
+            ),
+            (
+                State::Damaged {
+                    why: why(),
+                    live: false,
+                },
+                (vec![Destroy], vec![]),
+            ),
         ] {
             assert_eq!(allowed(&state), expected, "{state}");
         }

@@ -9,6 +9,9 @@ use serde_json::json;
 use super::folder::Folder;
 use crate::{Definition, Device, Format, Link};
 
+/// What QEMU may not do: a guest that breaks out of its machine starts no program.
+pub(super) const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
+
 /// What a guest is started with besides its definition.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Launch<'a> {
@@ -19,6 +22,10 @@ pub(super) struct Launch<'a> {
     pub(super) cpu: &'a str,
     /// The socket on which QEMU listens.
     pub(super) socket: RawFd,
+    /// The images, opened, in the order of the disks.
+    pub(super) images: &'a [RawFd],
+    /// Whether QEMU can keep itself from starting programs.
+    pub(super) sandbox: bool,
     /// Whether a memory comes.
     pub(super) incoming: bool,
 }
@@ -46,11 +53,9 @@ pub(super) fn arguments(definition: &Definition, folder: &Folder, launch: Launch
     add("-action", "panic=pause".to_owned());
     add("-rtc", "base=utc".to_owned());
     add("-msg", "timestamp=on".to_owned());
-    // A guest that breaks out of its machine starts no program.
-    add(
-        "-sandbox",
-        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned(),
-    );
+    if launch.sandbox {
+        add("-sandbox", SANDBOX.to_owned());
+    }
     add("-pidfile", folder.pid().display().to_string());
     add(
         "-chardev",
@@ -64,14 +69,19 @@ pub(super) fn arguments(definition: &Definition, folder: &Folder, launch: Launch
     add("-device", "virtio-rng-pci,id=rng".to_owned());
     add("-device", "pvpanic".to_owned());
 
-    for (number, disk) in definition.disks.iter().enumerate() {
-        let path = disk.path.to_str().unwrap_or_default();
+    for (number, (disk, image)) in definition.disks.iter().zip(launch.images).enumerate() {
+        // QEMU is given the file that was looked at, not its name.
+        add("-add-fd", format!("fd={image},set={number}"));
         let mut node = json!({
             "node-name": node_name(number),
             "driver": match disk.format { Format::Raw => "raw", Format::Qcow2 => "qcow2" },
             "read-only": !disk.writable(),
-            "file": {"driver": "file", "filename": path},
+            "file": {"driver": "file", "filename": file_name(number), "locking": "on"},
         });
+        if disk.format == Format::Qcow2 {
+            // Whatever its header says by the time that QEMU reads it.
+            node["backing"] = serde_json::Value::Null;
+        }
         if disk.writable() {
             node["discard"] = json!("unmap");
         }
@@ -119,6 +129,21 @@ pub(super) fn node_name(number: usize) -> String {
     format!("node{number}")
 }
 
+/// The name under which QEMU has the file of a disk's image.
+fn file_name(number: usize) -> String {
+    format!("/dev/fdset/{number}")
+}
+
+/// What QEMU says, with the images by their own names.
+pub(super) fn named(said: &str, definition: &Definition) -> String {
+    let mut said = said.to_owned();
+    // The tenth begins as the first does.
+    for (number, disk) in definition.disks.iter().enumerate().rev() {
+        said = said.replace(&file_name(number), &disk.path.display().to_string());
+    }
+    said
+}
+
 fn rank(device: Device) -> u8 {
     match device {
         Device::Disk => 0,
@@ -136,6 +161,38 @@ fn escaped(path: &Path) -> String {
 mod tests {
     use super::*;
     use crate::{Disk, GuestId, Mac, Mib, Nic};
+
+    #[test]
+    fn a_qcow2_image_names_no_other_file_whatever_becomes_of_its_header() {
+        let definition = Definition {
+            id: GuestId(uuid::Uuid::from_u128(1)),
+            name: "node-1".parse().unwrap(),
+            memory: Mib(192),
+            cpus: 1,
+            disks: vec![Disk {
+                path: "/a".into(),
+                format: Format::Qcow2,
+                device: Device::Disk,
+                read_only: false,
+            }],
+            nics: Vec::new(),
+        };
+        let launch = Launch {
+            machine: "pc-i440fx-7.2",
+            accelerator: "tcg",
+            cpu: "qemu64,-cx16",
+            socket: 7,
+            images: &[8],
+            sandbox: false,
+            incoming: false,
+        };
+        let arguments = arguments(&definition, &Folder::new(Path::new("/x"), definition.id), launch);
+        let text: Vec<_> = arguments.iter().map(|word| word.to_str().unwrap()).collect();
+        assert!(!text.contains(&"-sandbox"));
+        let node = text.iter().find(|word| word.starts_with('{')).unwrap();
+        let node: serde_json::Map<_, _> = serde_json::from_str(node).unwrap();
+        assert_eq!(node.get("backing"), Some(&serde_json::Value::Null));
+    }
 
     #[test]
     fn what_a_definition_says_cannot_become_another_option() {
@@ -172,6 +229,8 @@ mod tests {
             accelerator: "tcg",
             cpu: "qemu64,-cx16",
             socket: 7,
+            images: &[8, 9, 10],
+            sandbox: true,
             incoming: true,
         };
         let arguments = arguments(&definition, &folder, launch);
@@ -198,7 +257,12 @@ mod tests {
             .filter_map(|word| serde_json::from_str(word).ok())
             .filter(serde_json::Value::is_object)
             .collect();
-        assert_eq!(nodes[0]["file"]["filename"], "/a,b\"c");
+        assert!(
+            has(["-add-fd", "fd=8,set=0"]) && has(["-add-fd", "fd=10,set=2"]) && has(["-sandbox", SANDBOX])
+        );
+        assert_eq!(nodes[0]["file"]["filename"], "/dev/fdset/0");
+        assert_eq!(nodes[2]["file"]["filename"], "/dev/fdset/2");
+        assert_eq!(named("[/dev/fdset/2]?", &definition), "[/hd]?");
         assert_eq!(nodes[1]["read-only"], true);
     }
 }

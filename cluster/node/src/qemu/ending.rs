@@ -1,10 +1,11 @@
 //! The ways in which a guest ends.
 
+use std::io::ErrorKind;
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
-use super::folder::Phase;
+use super::folder::{Folder, Phase};
 use super::guest::{Guest, Reply, Stopping};
 use super::launch::find;
 use super::off_thread;
@@ -13,6 +14,9 @@ use crate::{End, Error, Kind, Operation, State};
 
 /// The longest that a guest is waited for: a clock does not reach as far as a [`Duration`].
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// How long a guest's folder may take to be removed: a large memory is given back piece by piece.
+const REMOVE: Duration = Duration::from_secs(60);
 
 impl Guest {
     pub(super) async fn stop(&mut self, grace: Duration, reply: Reply<End>) {
@@ -75,7 +79,7 @@ impl Guest {
         if self.folder.is_suspended() {
             return self.end_suspended().await;
         }
-        self.note_phase(Phase::Ended(end));
+        self.note_phase(Phase::Ended(end)).await;
         crate::crash::point("stop: noted");
         let id = self.id();
         if let Err(error) = self.end().await {
@@ -109,7 +113,7 @@ impl Guest {
         if self.folder.is_suspended() {
             return self.end_suspended().await;
         }
-        self.note_phase(Phase::Crashed { why: why.clone() });
+        self.note_phase(Phase::Crashed { why: why.clone() }).await;
         if let Err(error) = self.put_down().await {
             self.answer_stop(Err(error));
             return;
@@ -139,7 +143,7 @@ impl Guest {
             return;
         }
         self.clean().await;
-        self.claim();
+        self.claim().await;
         self.set(State::Suspended);
         self.tell(Kind::Suspended);
         let refused = admit(self.id(), &State::Suspended, Operation::Stop);
@@ -188,12 +192,28 @@ impl Guest {
         }
         self.put_down().await?;
         crate::crash::point("destroy: ended");
-        let folder = self.folder.clone();
-        off_thread(move || folder.remove()).await?;
-        self.shared.claims.release(id);
-        self.shared.guests().remove(&id);
+        if let Err(error) = remove(&self.folder).await {
+            if self.state().is_live() {
+                let why = format!("it was ended to be destroyed, and is still known: {error}");
+                self.note_phase(Phase::Crashed { why }).await;
+                self.settle_off();
+            }
+            if self.folder.is_suspended() {
+                self.set(State::Suspended);
+            }
+            return Err(error);
+        }
         self.answer_stop(Err(Error::Destroyed { id }));
+        self.shared.forget(id);
         self.tell(Kind::Destroyed);
         Ok(())
     }
+}
+
+/// Removes a guest's folder.
+pub(super) async fn remove(folder: &Folder) -> Result<(), Error> {
+    let (folder, path) = (folder.clone(), folder.path().to_owned());
+    timeout(REMOVE, off_thread(move || folder.remove()))
+        .await
+        .unwrap_or_else(|_| Err(Error::file("remove", &path)(ErrorKind::TimedOut.into())))
 }

@@ -4,8 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use super::images::Stamp;
+use super::images::{Image, Stamp};
 use crate::process::ProcessId;
 use crate::{Definition, End, Error, GuestId, files};
 
@@ -150,6 +151,10 @@ impl Folder {
         self.path.join("used")
     }
 
+    fn definition(&self) -> PathBuf {
+        self.path.join("definition.json")
+    }
+
     fn run(&self) -> PathBuf {
         self.path.join("run.json")
     }
@@ -169,7 +174,10 @@ impl Folder {
     pub(super) fn remove(&self) -> Result<(), Error> {
         let gone = self.passing();
         files::remove_folder(&gone)?;
-        files::rename(&self.path, &gone)?;
+        // One that was tried before, and took too long, may have come so far.
+        if self.path.exists() {
+            files::rename(&self.path, &gone)?;
+        }
         crate::crash::point("destroy: renamed");
         files::remove_folder(&gone)
     }
@@ -179,17 +187,59 @@ impl Folder {
         self.path.with_file_name(format!("{PASSING}{name}"))
     }
 
-    pub(super) fn read_run(&self) -> Result<Run, Error> {
-        let run: Run = files::read_json(&self.run())?.unwrap_or_default();
-        check_version(run.version, &self.run())?;
-        Ok(run)
+    /// What is kept of a guest, or what of that can be read.
+    fn read(&self, id: GuestId) -> Result<(Definition, Run), Box<Damage>> {
+        match (self.read_definition(id), self.read_run()) {
+            (Ok(definition), Ok(run)) => Ok((definition, run)),
+            (definition, run) => {
+                let why = [definition.as_ref().err(), run.as_ref().err()];
+                let why: Vec<_> = why.into_iter().flatten().map(Error::to_string).collect();
+                let mut images = images_in(&self.definition());
+                if let Ok(manifest) = self.manifest() {
+                    images.extend(manifest.disks.iter().map(Stamp::image));
+                }
+                Err(Box::new(Damage {
+                    why: why.join("; "),
+                    definition: definition.ok(),
+                    run: run.unwrap_or_default(),
+                    images,
+                }))
+            }
+        }
+    }
+
+    fn read_definition(&self, id: GuestId) -> Result<Definition, Error> {
+        let file = self.definition();
+        let damaged = |why: String| Error::Damaged {
+            path: file.clone(),
+            why,
+        };
+        let definition: Option<Definition> = files::read_json(&file)?;
+        let definition = definition.ok_or_else(|| damaged("it is missing".to_owned()))?;
+        if definition.id != id {
+            return Err(damaged(format!("it is of guest {}", definition.id)));
+        }
+        definition.check().map_err(|error| damaged(error.to_string()))?;
+        Ok(definition)
+    }
+
+    fn read_run(&self) -> Result<Run, Error> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u32,
+        }
+        // Another version may have any form.
+        if let Ok(Some(Versioned { version })) = files::read_json(&self.run()) {
+            check_version(version, &self.run())?;
+        }
+        Ok(files::read_json(&self.run())?.unwrap_or_default())
     }
 
     pub(super) fn write_run(&self, run: &Run) -> Result<(), Error> {
         files::write_json(&self.run(), run)
     }
 
-    /// Begins to write a memory.
+    /// Begins to write a memory. A guest that was destroyed meanwhile has no folder any more, and gets none.
     pub(super) fn begin_suspending(&self) -> Result<PathBuf, Error> {
         let path = self.suspending();
         files::remove_folder(&path)?;
@@ -255,34 +305,157 @@ fn check_version(version: u32, path: &Path) -> Result<(), Error> {
     })
 }
 
+/// A guest that a folder has.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) id: GuestId,
+    pub(super) folder: Folder,
+    /// What it is made of, and what was being done to it; or what of that can be read.
+    pub(super) kept: Result<(Definition, Run), Box<Damage>>,
+}
+
+/// What can be read of a guest whose files are damaged.
+#[derive(Debug)]
+pub(super) struct Damage {
+    /// What is wrong, and where.
+    pub(super) why: String,
+    pub(super) definition: Option<Definition>,
+    pub(super) run: Run,
+    /// The images that it may have.
+    pub(super) images: Vec<Image>,
+}
+
 /// All guests of a folder. What was being made or removed when a driver was killed is removed.
-pub(super) fn find(dir: &Path) -> Result<Vec<(Folder, Definition)>, Error> {
+pub(super) fn find(dir: &Path) -> Result<Vec<Found>, Error> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).map_err(Error::file("read", dir))? {
         let path = entry.map_err(Error::file("read", dir))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if name.starts_with(PASSING) {
-            files::remove_folder(&path)?;
+            if let Err(error) = files::remove_folder(&path) {
+                tracing::warn!(%error, "what was being made or removed is left");
+            }
             continue;
         }
         // Whatever else somebody put here is not ours.
         let Ok(id) = name.parse::<GuestId>() else {
             continue;
         };
-        let file = path.join("definition.json");
-        let definition: Definition = files::read_json(&file)?.ok_or_else(|| Error::Damaged {
-            path: file.clone(),
-            why: "it is missing".to_owned(),
-        })?;
-        if definition.id != id {
-            return Err(Error::Damaged {
-                path: file,
-                why: format!("it is of guest {}", definition.id),
-            });
+        if id.to_string() != name || !path.is_dir() {
+            continue;
         }
-        definition.check()?;
-        found.push((Folder { path }, definition));
+        let folder = Folder { path };
+        let kept = folder.read(id);
+        found.push(Found { id, folder, kept });
     }
-    found.sort_by_key(|(_, definition)| definition.id);
+    found.sort_by_key(|found| found.id);
     Ok(found)
+}
+
+/// The images in what may have been a definition.
+fn images_in(path: &Path) -> Vec<Image> {
+    let Ok(Some(value)) = files::read_json::<Value>(path) else {
+        return Vec::new();
+    };
+    let disks = value["disks"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let image = |disk: &Value| {
+        let read_only = disk["read_only"] == true || disk["device"] == "cdrom";
+        Some(Image {
+            path: disk["path"].as_str()?.into(),
+            file: None,
+            writable: !read_only,
+        })
+    };
+    disks.iter().filter_map(image).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_memory_of_a_guest_that_was_destroyed_makes_no_folder_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::new(dir.path(), GuestId(uuid::Uuid::from_u128(1)));
+        fs::create_dir(folder.path()).unwrap();
+        folder.begin_suspending().unwrap();
+        folder.remove().unwrap();
+        let error = folder.begin_suspending().unwrap_err().to_string();
+        assert!(
+            error.contains("cannot make") && error.contains("suspending"),
+            "{error}"
+        );
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        // What is gone is removed.
+        folder.remove().unwrap();
+    }
+
+    #[test]
+    fn no_definition_makes_it_panic() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("definition.json");
+        for (text, images) in [
+            ("[]", 0),
+            ("7", 0),
+            ("{\"disks\": {\"path\": 1}}", 0),
+            (
+                "{\"disks\": [[], 7, {\"path\": 7}, {\"path\": \"/a\", \"device\": []}]}",
+                1,
+            ),
+        ] {
+            fs::write(&path, text).unwrap();
+            assert_eq!(images_in(&path).len(), images, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_can_be_read_of_a_damaged_guest_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let id = GuestId(uuid::Uuid::from_u128(1));
+        let folder = Folder::new(dir.path(), id);
+        fs::create_dir(folder.path()).unwrap();
+        fs::write(dir.path().join("00000000000000000000000000000002"), "").unwrap();
+        fs::write(dir.path().join(id.to_string().replace('1', "2")), "").unwrap();
+        fs::write(dir.path().join(format!("{PASSING}{id}")), "").unwrap();
+        let found = || {
+            let mut found = find(dir.path()).unwrap();
+            assert_eq!((found.len(), found[0].id), (1, id));
+            found.remove(0).kept
+        };
+        let damaged = |expected: &str, images: usize| {
+            let damage = found().unwrap_err();
+            assert!(damage.why.contains(expected), "{}", damage.why);
+            assert_eq!(damage.images.len(), images, "{expected}");
+            damage
+        };
+        damaged("definition.json is damaged: it is missing", 0);
+        let definition = folder.path().join("definition.json");
+        let whole = json!({
+            "id": id, "name": "a", "memory": 16, "cpus": 1,
+            "disks": [{"path": "/d", "format": "raw"}, {"path": "/c", "format": "raw", "device": "cdrom"}],
+        });
+        let changed = |key: &str, value: Value| {
+            let mut changed = whole.clone();
+            changed[key] = value;
+            fs::write(&definition, changed.to_string()).unwrap();
+        };
+        changed("colour", json!(1));
+        let damage = damaged("unknown field `colour`", 2);
+        assert!(damage.images[0].writable && !damage.images[1].writable);
+        changed("memory", json!(0));
+        damaged("without memory cannot run", 2);
+        changed("id", json!(uuid::Uuid::from_u128(2)));
+        damaged("it is of guest 00000000-0000-0000-0000-000000000002", 2);
+        fs::write(&definition, "{\"disks\"").unwrap();
+        damaged("EOF", 0);
+        changed("cpus", json!(1));
+        assert!(found().is_ok());
+        fs::write(folder.run(), "").unwrap();
+        let damage = damaged("run.json is damaged: EOF", 2);
+        assert_eq!(damage.definition.unwrap().name.as_str(), "a");
+        let later = json!({"version": VERSION + 1, "phase": "sleeping"});
+        fs::write(folder.run(), later.to_string()).unwrap();
+        damaged("it is of version 2, and this release knows 1", 2);
+    }
 }

@@ -7,17 +7,20 @@
 //! An operation that changes what a restart would find writes that to `run.json` before it does it. Pausing and
 //! resuming change nothing there: QEMU itself knows.
 
+use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 use super::folder::{Folder, Hardware, Phase, Run};
-use super::launch::{Link, connect, launch};
-use super::{CONSOLE_KEPT, Shared, images};
+use super::images::Looks;
+use super::launch::{Link, With, connect, launch};
+use super::repeats::Repeats;
+use super::{CONSOLE_KEPT, Shared, off_thread, probe};
 use crate::driver::{admit, check_balloon};
 use crate::qmp::{Event, RunState};
 use crate::{Definition, End, Error, GuestId, Kind, Mib, Operation, QmpError, State, Status, files};
@@ -100,6 +103,15 @@ pub(super) struct Guest {
     pub(super) stopping: Option<Stopping>,
     /// Who removes the last memory that was used up.
     pub(super) removing: Option<JoinHandle<()>>,
+    /// Had by whoever writes or removes a memory in the folder: however long a disk hangs, the next one waits.
+    pub(super) memory: Arc<Semaphore>,
+    /// Whoever looks at its images.
+    pub(super) looks: Looks,
+    /// Whether an image's file system has not said which file it is.
+    pub(super) unseen: bool,
+    /// Whether it ran or stood still when it was heard last.
+    pub(super) heard_as: Option<State>,
+    repeats: Repeats,
     status: watch::Sender<Status>,
     /// How many want it destroyed.
     pub(super) abandoned: watch::Receiver<usize>,
@@ -110,16 +122,21 @@ impl Guest {
         shared: Arc<Shared>,
         definition: Arc<Definition>,
         folder: Folder,
+        run: Run,
         abandoned: watch::Receiver<usize>,
-    ) -> Result<(Self, watch::Receiver<Status>), Error> {
+    ) -> (Self, watch::Receiver<Status>) {
         let (status, watched) = watch::channel(Status {
             id: definition.id,
             name: definition.name.clone(),
             state: State::Defined,
             busy: None,
         });
-        let run = folder.read_run()?;
         let guest = Self {
+            memory: Arc::new(Semaphore::new(1)),
+            looks: Looks::new(definition.id),
+            unseen: false,
+            heard_as: None,
+            repeats: Repeats::default(),
             shared,
             definition,
             folder,
@@ -130,7 +147,7 @@ impl Guest {
             status,
             abandoned,
         };
-        Ok((guest, watched))
+        (guest, watched)
     }
 
     /// Does what it is asked until nobody is left to ask.
@@ -162,7 +179,13 @@ impl Guest {
         self.status.borrow().state.clone()
     }
 
-    pub(super) fn set(&self, state: State) {
+    pub(super) fn set(&mut self, state: State) {
+        match state {
+            State::Running | State::Paused => self.heard_as = Some(state.clone()),
+            // It may be as it was.
+            State::Unresponsive { .. } => {}
+            _ => self.heard_as = None,
+        }
         self.status.send_modify(|status| status.state = state);
     }
 
@@ -170,13 +193,33 @@ impl Guest {
         self.status.send_modify(|status| status.busy = operation);
     }
 
-    pub(super) fn tell(&self, kind: Kind) {
-        self.shared.tell(self.id(), kind);
+    pub(super) fn tell(&mut self, kind: Kind) {
+        let left_out = match kind {
+            // From here on it is another time.
+            Kind::Started
+            | Kind::Resumed
+            | Kind::Stopped(_)
+            | Kind::Crashed(_)
+            | Kind::Suspended
+            | Kind::Destroyed => self.repeats.all(),
+            _ => Vec::new(),
+        };
+        for kind in left_out.into_iter().chain([kind]) {
+            self.shared.tell(self.id(), kind);
+        }
     }
 
-    pub(super) fn write_phase(&mut self, phase: Phase) -> Result<(), Error> {
+    /// Tells what may happen in a loop: each time if it is seldom, and how often otherwise.
+    fn tell_seldom(&mut self, kind: Kind) {
+        if self.repeats.admit(&kind, Instant::now()) {
+            self.tell(kind);
+        }
+    }
+
+    pub(super) async fn write_phase(&mut self, phase: Phase) -> Result<(), Error> {
         let before = std::mem::replace(&mut self.run.phase, phase);
-        let written = self.folder.write_run(&self.run);
+        let (folder, run) = (self.folder.clone(), self.run.clone());
+        let written = off_thread(move || folder.write_run(&run)).await;
         if written.is_err() {
             self.run.phase = before;
         }
@@ -184,8 +227,8 @@ impl Guest {
     }
 
     /// As [`Guest::write_phase`], of what has happened already: nobody is served by not going on.
-    pub(super) fn note_phase(&mut self, phase: Phase) {
-        if let Err(error) = self.write_phase(phase.clone()) {
+    pub(super) async fn note_phase(&mut self, phase: Phase) {
+        if let Err(error) = self.write_phase(phase.clone()).await {
             self.run.phase = phase;
             tracing::error!(guest = %self.id(), %error, "a restart of the driver will not know how the guest is");
         }
@@ -226,7 +269,7 @@ impl Guest {
         self.refresh().await;
         if operation == Operation::Start && self.link.is_none() && self.folder.is_suspended() {
             // Whatever came in between: it must not run beside a memory that belongs to its disks as they are.
-            self.claim();
+            self.claim().await;
             self.set(State::Suspended);
         }
         if !admit(self.id(), &self.state(), operation)? {
@@ -289,18 +332,21 @@ impl Guest {
     }
 
     pub(super) async fn go_on(&mut self) -> Result<(), Error> {
-        self.disown_memory()?;
+        self.disown_memory().await?;
         self.command(Operation::Resume, "cont", None).await?;
         self.saw(RunState::Running).await;
         Ok(())
     }
 
     async fn start(&mut self) -> Result<(), Error> {
-        self.check_host()?;
-        self.shared.claims.claim(&self.definition)?;
+        let images = self.check_host().await?;
         let before = self.run.clone();
-        let kind = self.shared.machine.kind.clone();
-        let started = self.come_up(Phase::Starting, &kind, false).await;
+        let with = With {
+            kind: self.shared.machine.kind.clone(),
+            images,
+            incoming: false,
+        };
+        let started = self.come_up(Phase::Starting, with).await;
         let started = match started {
             Ok(()) => {
                 crate::crash::point("start: up");
@@ -311,43 +357,43 @@ impl Guest {
         if let Err(error) = started {
             self.put_down().await?;
             self.run = before;
-            self.note_phase(self.run.phase.clone());
+            self.note_phase(self.run.phase.clone()).await;
             self.settle_off();
             self.shared.claims.release(self.id());
             return Err(error);
         }
         crate::crash::point("start: runs");
-        self.note_phase(Phase::Live);
+        self.note_phase(Phase::Live).await;
         self.set(State::Running);
         self.tell(Kind::Started);
         Ok(())
     }
 
-    /// Whether the host can have the guest now.
-    pub(super) fn check_host(&self) -> Result<(), Error> {
-        images::check(&self.definition)?;
+    /// Whether the host can have the guest now, which then has its images: these, opened.
+    pub(super) async fn check_host(&mut self) -> Result<Vec<File>, Error> {
+        let (images, files) = self.looks.open(&self.definition).await?;
         let need = Mib(self.definition.memory.0.saturating_add(OVERHEAD.0));
-        match available_memory() {
+        match probe::available_memory() {
             Some(available) if available < need => Err(Error::Memory {
                 id: self.id(),
                 need,
                 available,
             }),
-            _ => Ok(()),
+            _ => self.shared.claims.claim(self.id(), images).map(|()| files),
         }
     }
 
     /// Starts QEMU; the guest stands still.
-    pub(super) async fn come_up(&mut self, phase: Phase, kind: &str, incoming: bool) -> Result<(), Error> {
+    pub(super) async fn come_up(&mut self, phase: Phase, with: With) -> Result<(), Error> {
         self.run.process = None;
         self.run.hardware = Some(Hardware {
-            machine: kind.to_owned(),
+            machine: with.kind.clone(),
             processor: self.shared.machine.processor(),
         });
-        self.write_phase(phase)?;
+        self.write_phase(phase).await?;
         crate::crash::point("launch: noted");
         let (shared, definition, folder) = (&self.shared, &self.definition, &self.folder);
-        let launched = launch(shared, definition, folder, kind, incoming, &mut self.link).await;
+        let launched = launch(shared, definition, folder, with, &mut self.link).await;
         // Written with what follows; until then `alive` says it.
         self.run.process = self.link.as_ref().map(|link| link.process.id().clone());
         launched
@@ -373,10 +419,10 @@ impl Guest {
         match heard {
             Heard::Event(event) => {
                 match event {
-                    Event::Reset { by_guest: true } => self.tell(Kind::Reset),
+                    Event::Reset { by_guest: true } => self.tell_seldom(Kind::Reset),
                     Event::DiskError { device, stopped } => {
                         let path = self.image(&device);
-                        self.tell(Kind::DiskFailed { path, stopped });
+                        self.tell_seldom(Kind::DiskFailed { path, stopped });
                     }
                     _ => {}
                 }
@@ -408,11 +454,11 @@ impl Guest {
     }
 
     async fn saw(&mut self, seen: RunState) {
-        let before = self.state();
+        let before = self.heard_as.clone();
         match seen {
             RunState::Running => {
                 self.set(State::Running);
-                if before == State::Paused {
+                if before == Some(State::Paused) {
                     self.tell(Kind::Resumed);
                 }
             }
@@ -438,7 +484,7 @@ impl Guest {
             | RunState::Postmigrate
             | RunState::IoError => {
                 self.set(State::Paused);
-                if before == State::Running {
+                if before == Some(State::Running) {
                     self.tell(Kind::Paused);
                 }
             }
@@ -459,7 +505,7 @@ impl Guest {
         self.unresponsive(why);
     }
 
-    pub(super) fn unresponsive(&self, why: String) {
+    pub(super) fn unresponsive(&mut self, why: String) {
         if !matches!(self.state(), State::Unresponsive { .. }) {
             self.tell(Kind::Unresponsive(why.clone()));
         }
@@ -476,13 +522,22 @@ impl Guest {
     }
 
     async fn look(&mut self) {
-        for (log, kept) in [
+        for kind in self.repeats.due(Instant::now()) {
+            self.tell(kind);
+        }
+        let logs = [
             (self.folder.console(), CONSOLE_KEPT),
             (self.folder.log(), LOG_KEPT),
-        ] {
-            if let Err(error) = files::trim(&log, kept) {
-                tracing::warn!(log = %log.display(), %error, "a log is not kept short");
-            }
+        ];
+        let trim = move || {
+            logs.iter()
+                .try_for_each(|(log, kept)| files::trim(log, *kept).map_err(Error::file("shorten", log)))
+        };
+        if let Err(error) = off_thread(trim).await {
+            tracing::warn!(guest = %self.id(), %error, "a log is not kept short");
+        }
+        if self.unseen && (self.state().is_live() || self.state() == State::Suspended) {
+            self.claim().await;
         }
         if self.stopping.is_some() && self.state() == State::Running {
             let _ = self.press().await;
@@ -504,12 +559,11 @@ impl Guest {
         if let Some(link) = &mut self.link {
             link.client = Some(client);
         }
-        self.tell(Kind::Responsive);
         self.settle_live().await;
     }
 
     /// The state of a guest that has no process, from what was noted.
-    pub(super) fn settle_off(&self) {
+    pub(super) fn settle_off(&mut self) {
         self.set(match &self.run.phase {
             Phase::Ended(end) => State::Stopped(*end),
             Phase::Crashed { why } => State::Crashed { why: why.clone() },
@@ -539,12 +593,4 @@ async fn grace(stopping: &Option<Stopping>) {
         Some(stopping) => sleep_until(stopping.until).await,
         None => std::future::pending().await,
     }
-}
-
-/// How much memory programs can have without others having to give theirs up (proc(5)).
-fn available_memory() -> Option<Mib> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kilobytes: u64 = line.split_whitespace().next()?.parse().ok()?;
-    Some(Mib::from_bytes(kilobytes << 10))
 }

@@ -2,55 +2,82 @@
 //!
 //! QEMU locks the images that it has open. That does not do for a guest that is suspended, whose disks nobody may
 //! write either, and its words name no guest; so the driver keeps its own list.
+//!
+//! An image may be on a server that does not answer, and whoever asks for it then waits without end. So each guest's
+//! images are looked at by a thread beside ([`Looks`]), one after the other and for so long only, and never while
+//! somebody has the list.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
-use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::timeout;
 
-use crate::{Definition, Error, Format, GuestId};
+use crate::{Definition, Disk, Error, Format, GuestId};
+
+/// How long an image's file system may take to say something. A server that was restarted answers again by then.
+pub(super) const LOOK: Duration = Duration::from_secs(10);
+
+/// How long an image may take to reach the disk: QEMU has flushed it before.
+const SETTLE: Duration = Duration::from_secs(60);
 
 /// A file, by whatever name.
 type FileId = (u64, u64);
 
+/// An image that a guest has, or wants.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Image {
+    pub(super) path: PathBuf,
+    /// Which file it is. `None` if that could not be seen.
+    pub(super) file: Option<FileId>,
+    pub(super) writable: bool,
+}
+
+impl Image {
+    fn unseen(disk: &Disk) -> Self {
+        Self {
+            path: disk.path.clone(),
+            file: None,
+            writable: disk.writable(),
+        }
+    }
+
+    fn excludes(&self, other: &Self) -> bool {
+        let same = self.path == other.path || (self.file.is_some() && self.file == other.file);
+        same && (self.writable || other.writable)
+    }
+}
+
+/// The images of a definition, by their paths alone.
+pub(super) fn of(definition: &Definition) -> Vec<Image> {
+    definition.disks.iter().map(Image::unseen).collect()
+}
+
 /// Who has which image. Some may read the same one; who writes has it alone.
 #[derive(Debug, Default)]
-pub(super) struct Claims(Mutex<BTreeMap<GuestId, Vec<(FileId, bool)>>>);
+pub(super) struct Claims(Mutex<BTreeMap<GuestId, Vec<Image>>>);
 
 impl Claims {
     /// Lets a guest have its images, all or none.
-    pub(super) fn claim(&self, definition: &Definition) -> Result<(), Error> {
-        let id = definition.id;
+    pub(super) fn claim(&self, id: GuestId, images: Vec<Image>) -> Result<(), Error> {
         let mut claims = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut wanted = Vec::new();
-        for disk in &definition.disks {
-            let Ok(meta) = fs::metadata(&disk.path) else {
-                // Said by whoever opens it.
-                continue;
-            };
-            let file = (meta.dev(), meta.ino());
-            let writable = disk.writable();
-            let other = claims.iter().find(|(other, files)| {
-                **other != id
-                    && files
-                        .iter()
-                        .any(|(had, written)| *had == file && (*written || writable))
-            });
-            if let Some((by, _)) = other {
-                return Err(Error::ImageInUse {
-                    id,
-                    path: disk.path.clone(),
-                    by: *by,
-                });
-            }
-            wanted.push((file, writable));
-        }
-        claims.insert(id, wanted);
+        refuse_second(&claims, id, &images)?;
+        claims.insert(id, images);
         Ok(())
+    }
+
+    /// Notes that a guest has its images, as it has whether or not another one has them too; which is the error.
+    pub(super) fn note(&self, id: GuestId, images: Vec<Image>) -> Result<(), Error> {
+        let mut claims = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let alone = refuse_second(&claims, id, &images);
+        claims.insert(id, images);
+        alone
     }
 
     /// A guest does not need its images any more.
@@ -60,28 +87,154 @@ impl Claims {
     }
 }
 
-/// Looks whether the images are there and may be used.
-pub(super) fn check(definition: &Definition) -> Result<(), Error> {
-    for disk in &definition.disks {
-        let checked = File::options()
-            .read(true)
-            .write(disk.writable())
-            .open(&disk.path)
-            .and_then(|mut file| match disk.format {
-                Format::Raw => Ok(()),
-                Format::Qcow2 => {
-                    let mut header = Vec::new();
-                    (&mut file).take(QCOW2_HEADER).read_to_end(&mut header)?;
-                    check_qcow2(&header).map_err(io::Error::other)
-                }
+fn refuse_second(claims: &BTreeMap<GuestId, Vec<Image>>, id: GuestId, wanted: &[Image]) -> Result<(), Error> {
+    for image in wanted {
+        let other = claims
+            .iter()
+            .find(|(other, had)| **other != id && had.iter().any(|had| had.excludes(image)));
+        if let Some((by, _)) = other {
+            return Err(Error::ImageInUse {
+                id,
+                path: image.path.clone(),
+                by: *by,
             });
-        checked.map_err(|source| Error::Image {
-            id: definition.id,
-            path: disk.path.clone(),
-            source,
-        })?;
+        }
     }
     Ok(())
+}
+
+/// Looks at one guest's images, each within a time. A look that does not come back keeps its thread until it does;
+/// there is no second one of the guest meanwhile, so that a file system that hangs costs a thread for each guest at most.
+#[derive(Debug, Clone)]
+pub(super) struct Looks {
+    id: GuestId,
+    one: Arc<Semaphore>,
+}
+
+impl Looks {
+    pub(super) fn new(id: GuestId) -> Self {
+        Self {
+            id,
+            one: Arc::new(Semaphore::new(1)),
+        }
+    }
+
+    /// Which files a guest's images are, as far as that can be seen; and whether all file systems have answered.
+    pub(super) async fn identify(&self, mut images: Vec<Image>) -> (Vec<Image>, bool) {
+        let mut answered = true;
+        for image in &mut images {
+            let seen = self
+                .look(&image.path, LOOK, |path| Ok(file_id(&fs::metadata(path)?)))
+                .await;
+            match seen {
+                Ok(file) => image.file = Some(file),
+                Err(Error::ImageSilent { .. }) => answered = false,
+                // Said by whoever opens it.
+                Err(_) => {}
+            }
+        }
+        (images, answered)
+    }
+
+    /// Opens the images, in the order of the disks, and looks whether they may be used.
+    pub(super) async fn open(&self, definition: &Definition) -> Result<(Vec<Image>, Vec<File>), Error> {
+        let mut images = of(definition);
+        let mut files = Vec::new();
+        for (image, disk) in images.iter_mut().zip(&definition.disks) {
+            let (writable, format) = (disk.writable(), disk.format);
+            let open = move |path: &Path| open(path, writable, format);
+            let (id, file) = self.look(&image.path, LOOK, open).await?;
+            image.file = Some(id);
+            files.push(file);
+        }
+        Ok((images, files))
+    }
+
+    /// The images that a guest writes, as they are.
+    pub(super) async fn stamps(&self, definition: &Definition) -> Result<Vec<Stamp>, Error> {
+        self.written(definition, LOOK, Stamp::of).await
+    }
+
+    /// As [`Looks::stamps`], once the images have reached the disk with the times at which they were changed: QEMU
+    /// flushes what is in them, and a power cut could take those times back.
+    pub(super) async fn settle(&self, definition: &Definition) -> Result<Vec<Stamp>, Error> {
+        self.written(definition, SETTLE, |path| {
+            File::open(path)?.sync_all()?;
+            Stamp::of(path)
+        })
+        .await
+    }
+
+    async fn written(
+        &self,
+        definition: &Definition,
+        limit: Duration,
+        look: fn(&Path) -> io::Result<Stamp>,
+    ) -> Result<Vec<Stamp>, Error> {
+        let mut stamps = Vec::new();
+        for disk in definition.disks.iter().filter(|disk| disk.writable()) {
+            stamps.push(self.look(&disk.path, limit, look).await?);
+        }
+        Ok(stamps)
+    }
+
+    async fn look<T: Send + 'static>(
+        &self,
+        path: &Path,
+        limit: Duration,
+        work: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (id, path) = (self.id, path.to_owned());
+        let silent = |path| Error::ImageSilent {
+            id,
+            path,
+            waited: limit,
+        };
+        let Ok(one) = Arc::clone(&self.one).try_acquire_owned() else {
+            return Err(silent(path));
+        };
+        let (reply, answer) = oneshot::channel();
+        let at = path.clone();
+        // A thread of its own: those of the runtime are for what ends.
+        let begun = std::thread::Builder::new()
+            .name("image".to_owned())
+            .spawn(move || {
+                let seen = work(&at);
+                drop(one);
+                let _ = reply.send(seen);
+            });
+        let seen = match begun {
+            Ok(_) => match timeout(limit, answer).await {
+                Ok(seen) => seen.unwrap_or_else(|_| Err(io::Error::other("it was not looked at to the end"))),
+                Err(_) => return Err(silent(path)),
+            },
+            Err(error) => Err(error),
+        };
+        seen.map_err(|source| Error::Image { id, path, source })
+    }
+}
+
+fn file_id(meta: &fs::Metadata) -> FileId {
+    (meta.dev(), meta.ino())
+}
+
+/// Opens an image for QEMU, that is given what was looked at: the path may name something else by then.
+fn open(path: &Path, writable: bool, format: Format) -> io::Result<(FileId, File)> {
+    // To open a pipe is to wait for its other end.
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    let file = File::options().read(true).write(writable).open(path)?;
+    let meta = file.metadata()?;
+    if !meta.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    if format == Format::Qcow2 {
+        let mut header = Vec::new();
+        (&file).take(QCOW2_HEADER).read_to_end(&mut header)?;
+        check_qcow2(&header).map_err(io::Error::other)?;
+    }
+    Ok((file_id(&meta), file))
 }
 
 /// As much of a qcow2 image as says what it refers to (QEMU's docs/interop/qcow2.txt).
@@ -122,28 +275,26 @@ pub(super) struct Stamp {
     changed_nanos: i64,
 }
 
-/// Has the images that a guest writes reach the disk, with the times at which they were changed: QEMU flushes what is
-/// in them, and a power cut could take those times back.
-pub(super) fn settle(definition: &Definition) -> io::Result<()> {
-    let mut written = definition.disks.iter().filter(|disk| disk.writable());
-    written.try_for_each(|disk| File::open(&disk.path)?.sync_all())
-}
-
-/// The images that a guest writes, as they are.
-pub(super) fn stamps(definition: &Definition) -> io::Result<Vec<Stamp>> {
-    let written = definition.disks.iter().filter(|disk| disk.writable());
-    written
-        .map(|disk| {
-            let meta = fs::metadata(&disk.path)?;
-            Ok(Stamp {
-                path: disk.path.clone(),
-                inode: meta.ino(),
-                bytes: meta.len(),
-                changed_secs: meta.mtime(),
-                changed_nanos: meta.mtime_nsec(),
-            })
+impl Stamp {
+    fn of(path: &Path) -> io::Result<Self> {
+        let meta = fs::metadata(path)?;
+        Ok(Self {
+            path: path.to_owned(),
+            inode: meta.ino(),
+            bytes: meta.len(),
+            changed_secs: meta.mtime(),
+            changed_nanos: meta.mtime_nsec(),
         })
-        .collect()
+    }
+
+    /// The image, which its guest writes.
+    pub(super) fn image(&self) -> Image {
+        Image {
+            path: self.path.clone(),
+            file: None,
+            writable: true,
+        }
+    }
 }
 
 /// The first image that is not as it was.
@@ -178,26 +329,73 @@ mod tests {
         }
     }
 
-    #[test]
-    fn an_image_has_one_writer_or_many_readers_under_all_of_its_names() {
+    async fn seen(guest: &Definition) -> Vec<Image> {
+        Looks::new(guest.id).identify(of(guest)).await.0
+    }
+
+    #[tokio::test]
+    async fn an_image_has_one_writer_or_many_readers_under_all_of_its_names() {
         let dir = tempfile::tempdir().unwrap();
         let (path, link) = (dir.path().join("disk"), dir.path().join("link"));
         fs::write(&path, "x").unwrap();
         fs::hard_link(&path, &link).unwrap();
         let claims = Claims::default();
-        claims.claim(&guest(1, &[(&path, true)])).unwrap();
-        claims.claim(&guest(2, &[(&link, true)])).unwrap();
+        for (number, name) in [(1, &path), (2, &link)] {
+            let reader = guest(number, &[(name, true)]);
+            claims.claim(reader.id, seen(&reader).await).unwrap();
+        }
         let writer = guest(3, &[(&link, false)]);
-        let error = claims.claim(&writer).unwrap_err().to_string();
+        let images = seen(&writer).await;
+        let error = claims.claim(writer.id, images.clone()).unwrap_err().to_string();
         assert!(
             error.contains(&format!("link: guest {} has it", guest(1, &[]).id)),
             "{error}"
         );
         claims.release(guest(1, &[]).id);
         claims.release(guest(2, &[]).id);
-        claims.claim(&writer).unwrap();
-        claims.claim(&writer).unwrap();
-        assert!(claims.claim(&guest(1, &[(&path, true)])).is_err());
+        for _ in 0..2 {
+            claims.claim(writer.id, images.clone()).unwrap();
+        }
+        let reader = guest(1, &[(&path, true)]);
+        assert!(claims.claim(reader.id, seen(&reader).await).is_err());
+        // One that cannot be seen is had by its name, and what is had is noted even if it is had twice.
+        claims.release(writer.id);
+        claims.note(writer.id, of(&writer)).unwrap();
+        assert!(claims.claim(guest(4, &[]).id, images.clone()).is_err());
+        assert!(claims.note(guest(4, &[]).id, images.clone()).is_err());
+        claims.release(writer.id);
+        assert!(claims.claim(writer.id, images).is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_image_whose_file_system_hangs_is_named_and_holds_one_thread() {
+        let path = Path::new("/srv/disk.img");
+        let looks = Looks::new(GuestId(uuid::Uuid::from_u128(1)));
+        let (answer, server) = std::sync::mpsc::channel::<()>();
+        let began = tokio::time::Instant::now();
+        let hangs = looks.look(path, LOOK, move |_| Ok(server.recv()));
+        let error = hangs.await.unwrap_err().to_string();
+        assert!(
+            error.contains("/srv/disk.img: its file system has not answered for 10 s"),
+            "{error}"
+        );
+        assert_eq!(began.elapsed(), LOOK);
+        let again = looks.look(path, LOOK, |_| Ok(()));
+        assert!(matches!(again.await, Err(Error::ImageSilent { .. })));
+        assert_eq!(began.elapsed(), LOOK, "there is nothing to wait for");
+        // It answers again.
+        answer.send(()).unwrap();
+        drop(looks.one.acquire().await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_pipe_is_no_image_and_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pipe");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let guest = guest(1, &[(&path, true)]);
+        let error = Looks::new(guest.id).open(&guest).await.unwrap_err().to_string();
+        assert!(error.contains("pipe: it is no regular file"), "{error}");
     }
 
     #[test]
@@ -218,15 +416,16 @@ mod tests {
         check_qcow2(&header[..72]).unwrap();
     }
 
-    #[test]
-    fn an_image_that_was_written_is_told_from_one_that_was_not() {
+    #[tokio::test]
+    async fn an_image_that_was_written_is_told_from_one_that_was_not() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk");
         fs::write(&path, "x").unwrap();
         let guest = guest(1, &[(&path, false)]);
-        let before = stamps(&guest).unwrap();
-        assert_eq!(changed(&before, &stamps(&guest).unwrap()), None);
+        let looks = Looks::new(guest.id);
+        let before = looks.settle(&guest).await.unwrap();
+        assert_eq!(changed(&before, &looks.stamps(&guest).await.unwrap()), None);
         fs::write(&path, "xy").unwrap();
-        assert_eq!(changed(&before, &stamps(&guest).unwrap()), Some(path));
+        assert_eq!(changed(&before, &looks.stamps(&guest).await.unwrap()), Some(path));
     }
 }

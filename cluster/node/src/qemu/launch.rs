@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -15,10 +15,10 @@ use tokio::process::Command;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-use super::Shared;
-use super::arguments::{Launch, arguments};
+use super::arguments::{Launch, arguments, named};
 use super::folder::{Folder, Run};
-use crate::process::{Process, that_have_open};
+use super::{Shared, off_thread};
+use crate::process::{Process, that_hold};
 use crate::qmp::Client;
 use crate::{Definition, Error, GuestId, QmpError, files};
 
@@ -31,9 +31,9 @@ const QUIT: Duration = Duration::from_secs(20);
 /// How long the kernel may take to end a process that was killed.
 const KILL: Duration = Duration::from_secs(20);
 
-/// How long to look for the process that holds a guest. A process between its making and its program has what others
-/// have open for some milliseconds.
-const LOOK: Duration = Duration::from_secs(2);
+/// How long to look for the process that holds a guest. A process between its making and its program has the locks that
+/// others have for some milliseconds; to look at all of a host's takes tens of them, more where it has much to do.
+const LOOK: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// A QEMU that was there.
@@ -89,18 +89,29 @@ impl Link {
     }
 }
 
+/// What QEMU is started with, besides what the guest is made of.
+#[derive(Debug)]
+pub(super) struct With {
+    /// The kind of machine.
+    pub(super) kind: String,
+    /// The images, opened, in the order of the disks.
+    pub(super) images: Vec<File>,
+    /// Whether a memory comes.
+    pub(super) incoming: bool,
+}
+
 /// Starts QEMU. The guest stands still. A QEMU that does not come up is ended; one that does not end either is in `to`
 /// all the same, so that it is kept hold of.
 pub(super) async fn launch(
-    shared: &Shared,
-    definition: &Definition,
+    shared: &Arc<Shared>,
+    definition: &Arc<Definition>,
     folder: &Folder,
-    kind: &str,
-    incoming: bool,
+    with: With,
     to: &mut Option<Link>,
 ) -> Result<(), Error> {
     let id = definition.id;
-    let mut child = spawn(shared, definition, folder, kind, incoming)?;
+    let (by, of, at) = (Arc::clone(shared), Arc::clone(definition), folder.clone());
+    let mut child = off_thread(move || spawn(&by, &of, &at, &with)).await?;
     crate::crash::point("launch: spawned");
     let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).unwrap_or(-1);
     let watched = match unwatchable(shared) {
@@ -119,7 +130,7 @@ pub(super) async fn launch(
                 .map_err(Error::file("end", &folder.alive()))?;
             return Err(match other {
                 Err(error) => Error::file("watch", &folder.alive())(error),
-                Ok(_) => failed_start(id, folder),
+                Ok(_) => failed_start(definition, folder),
             });
         }
     };
@@ -149,7 +160,7 @@ pub(super) async fn launch(
             // It says why it ends on its way out.
             link.kill(id).await?;
             *to = None;
-            Err(failed_start(id, folder))
+            Err(failed_start(definition, folder))
         }
     }
 }
@@ -171,8 +182,7 @@ fn spawn(
     shared: &Shared,
     definition: &Definition,
     folder: &Folder,
-    kind: &str,
-    incoming: bool,
+    with: &With,
 ) -> Result<tokio::process::Child, Error> {
     let _one = shared.launching.lock().unwrap_or_else(PoisonError::into_inner);
     let id = definition.id;
@@ -190,12 +200,15 @@ fn spawn(
     // What was said of earlier lives explains nothing.
     log.set_len(0).map_err(Error::file("empty", &folder.log()))?;
     let log_too = log.try_clone().map_err(Error::file("open", &folder.log()))?;
+    let images: Vec<_> = with.images.iter().map(|image| image.as_raw_fd()).collect();
     let launch = Launch {
-        machine: kind,
+        machine: &with.kind,
         accelerator: shared.machine.accelerator,
         cpu: shared.machine.cpu,
         socket: socket.as_raw_fd(),
-        incoming,
+        images: &images,
+        sandbox: shared.machine.sandbox,
+        incoming: with.incoming,
     };
     let mut command = Command::new(&shared.config.program);
     command
@@ -204,12 +217,15 @@ fn spawn(
         .stdin(Stdio::null())
         .stdout(log)
         .stderr(log_too);
-    let inherited = [socket.as_raw_fd(), alive.as_raw_fd()];
+    let inherited: Vec<_> = [socket.as_raw_fd(), alive.as_raw_fd()]
+        .into_iter()
+        .chain(images)
+        .collect();
     // SAFETY: between fork and exec only system calls are made, which allocate nothing and take no lock.
     unsafe {
         command.pre_exec(move || {
             nix::unistd::setsid()?;
-            inherited.into_iter().try_for_each(keep_open)
+            inherited.iter().copied().try_for_each(keep_open)
         });
     }
     command.spawn().map_err(|error| match error.kind() {
@@ -287,8 +303,9 @@ pub(super) async fn connect(
     Ok(client)
 }
 
-fn failed_start(id: GuestId, folder: &Folder) -> Error {
-    let said = files::last_lines(&folder.log());
+fn failed_start(definition: &Definition, folder: &Folder) -> Error {
+    let id = definition.id;
+    let said = named(&files::last_lines(&folder.log()), definition);
     if names_a_lock(&said) {
         return Error::ImageLocked { id, said };
     }
@@ -302,27 +319,23 @@ pub(super) fn names_a_lock(said: &str) -> bool {
 
 /// Looks for the process that holds a guest: `None` if nobody does.
 pub(super) async fn find(id: GuestId, folder: &Folder, run: &Run) -> Result<Option<Link>, Error> {
-    let alive = folder.alive();
-    if !alive.exists() {
-        return Ok(None);
-    }
     let looked = timeout(LOOK, async {
         loop {
-            if files::lock(&alive)?.is_some() {
-                return Ok(None);
+            let (folder, run) = (folder.clone(), run.clone());
+            // All processes of the host are looked at.
+            match off_thread(move || look(&folder, &run)).await? {
+                Seen::Nobody => return Ok(None),
+                Seen::Process(process) => return Ok(Some(process)),
+                Seen::Somebody => sleep(LOOK_AGAIN).await,
             }
-            if let Some(process) = identify(folder, run)? {
-                return Ok(Some(process));
-            }
-            sleep(LOOK_AGAIN).await;
         }
     });
     let process = looked.await.unwrap_or_else(|_| {
         Err(Error::Unidentified {
             id,
             why: format!(
-                "{} is held, and no process has it open that may be looked at",
-                alive.display()
+                "{} is locked, and of no process that may be looked at it is seen that it holds the lock",
+                folder.alive().display()
             ),
         })
     })?;
@@ -333,15 +346,31 @@ pub(super) async fn find(id: GuestId, folder: &Folder, run: &Run) -> Result<Opti
     }))
 }
 
-/// The one process that has the guest's `alive` open. The recorded ones are looked at first.
+/// Who holds a guest.
+enum Seen {
+    Nobody,
+    /// It is not seen who.
+    Somebody,
+    Process(Process),
+}
+
+fn look(folder: &Folder, run: &Run) -> Result<Seen, Error> {
+    let alive = folder.alive();
+    if !alive.exists() || files::lock(&alive)?.is_some() {
+        return Ok(Seen::Nobody);
+    }
+    Ok(identify(folder, run)?.map_or(Seen::Somebody, Seen::Process))
+}
+
+/// The one process that holds the lock on the guest's `alive`. The recorded ones are looked at first.
 fn identify(folder: &Folder, run: &Run) -> Result<Option<Process>, Error> {
     let alive = folder.alive();
     let noted = fs::read_to_string(folder.pid()).ok();
     let noted = noted.and_then(|text| text.trim().parse().ok());
     let recorded = run.process.as_ref().map(|process| process.pid);
-    let likely = [recorded, noted].into_iter().flatten();
-    let all = likely.chain(that_have_open(&alive));
-    for pid in all {
+    let likely = [recorded, noted].into_iter().flatten().map(|pid| vec![pid]);
+    let all = likely.chain(std::iter::once_with(|| that_hold(&alive)));
+    for pid in all.flatten() {
         let Some(process) = Process::open(pid).map_err(Error::file("watch", &alive))? else {
             continue;
         };
@@ -350,7 +379,7 @@ fn identify(folder: &Folder, run: &Run) -> Result<Option<Process>, Error> {
             .process
             .as_ref()
             .is_some_and(|recorded| recorded.pid == pid && recorded != process.id());
-        if !other && process.has_open(&alive) {
+        if !other && process.holds(&alive) {
             return Ok(Some(process));
         }
     }

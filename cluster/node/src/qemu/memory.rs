@@ -4,33 +4,37 @@
 //! error of the disk itself and in time, QEMU is given nothing of the host's file system, and all its versions do it
 //! alike. If the driver is killed, the pipe breaks, and QEMU goes on.
 
-use std::fs::{self, OpenOptions};
-use std::io;
+use std::fs::OpenOptions;
+use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde_json::json;
-use tokio::fs::File;
+use tokio::fs::{self, File};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::unix::pipe;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
+use super::Shared;
 use super::folder::{Folder, Manifest};
-use super::images::Stamp;
-use super::{Shared, images};
 use crate::qmp::{Client, Event};
-use crate::{Definition, QmpError};
+use crate::{Error, QmpError};
 
 /// How much is moved at a time in bytes, which is also the most that a pipe holds for an ordinary user.
 const PIECE: usize = 1 << 20;
 
+/// Most pieces that wait for the disk.
+const PIECES: usize = 2;
+
 /// How long nothing may come or go.
 const STALLED: Duration = Duration::from_secs(60);
+
+/// How long a memory may take to reach the disk once it is written: as much of it as the host has memory free for.
+const SYNC: Duration = Duration::from_secs(600);
 
 /// QEMU throttles a migration unless it is told how much the line can take: in bytes a second, more than any disk.
 const BANDWIDTH: u64 = 1 << 40;
@@ -57,26 +61,16 @@ pub(super) enum Failure {
     Abandoned,
 }
 
-/// Writes a guest's memory to a folder; the guest stands still. Returns how many bytes are on the
-/// disk, and the disks that belong to them.
+/// Writes a guest's memory to a folder; the guest stands still. Returns how many bytes are on the disk.
 pub(super) async fn write(
     client: &mut Client,
     shared: &Shared,
-    definition: &Arc<Definition>,
     folder: &Folder,
+    turn: OwnedSemaphorePermit,
     abandoned: &mut watch::Receiver<usize>,
-) -> Result<(u64, Vec<Stamp>), Failure> {
-    let within = folder
-        .begin_suspending()
-        .map_err(|error| Failure::Why(error.to_string()))?;
-    let path = Folder::memory(&within);
-    let file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&path)
-        .map_err(at(&path))?;
-    let mut file = File::from_std(file);
+) -> Result<u64, Failure> {
+    let path = Folder::memory(&folder.suspending());
+    let (pieces, mut written) = begin_writing(shared, folder, turn).map_err(at(&path))?;
     let (reader, writer) = make_pipe().map_err(at(&path))?;
     let mut pipe = pipe::Receiver::from_owned_fd(reader).map_err(at(&path))?;
     prepare(client, writer).await?;
@@ -85,35 +79,92 @@ pub(super) async fn write(
         .await?;
     crate::crash::point("suspend: begun");
 
-    let mut piece = vec![0; PIECE];
+    let mut piece = Vec::with_capacity(PIECE);
     let mut bytes = 0;
-    let (mut all, mut done) = (false, false);
-    while !(all && done) {
+    // Whether all has come out of QEMU, QEMU says so, and the writer knows.
+    let (mut all, mut done, mut told) = (false, false, false);
+    loop {
+        let limit = if told { SYNC } else { STALLED };
         tokio::select! {
-            read = pipe.read(&mut piece), if !all => match read.map_err(at(&path))? {
+            read = pipe.read_buf(&mut piece), if !all && piece.is_empty() => match read.map_err(at(&path))? {
                 0 => all = true,
-                read => {
-                    bytes += read as u64;
-                    full(shared, bytes).map_err(at(&path))?;
-                    file.write_all(&piece[..read]).await.map_err(at(&path))?;
-                }
+                read => bytes += read as u64,
             },
+            // One that is gone has said why.
+            Ok(room) = pieces.reserve(), if !piece.is_empty() => {
+                room.send(Piece::Bytes(std::mem::replace(&mut piece, Vec::with_capacity(PIECE))));
+            }
+            Ok(room) = pieces.reserve(), if all && done && piece.is_empty() && !told => {
+                crate::crash::point("suspend: all read");
+                room.send(Piece::End);
+                told = true;
+            }
+            ended = &mut written => {
+                let ended = ended.unwrap_or_else(|_| Err(io::Error::other("it was not written to the end")));
+                return ended.map(|()| bytes).map_err(at(&path));
+            }
             event = client.event() => done |= arrived(client, event?).await?,
             () = given_up(abandoned) => return Err(Failure::Abandoned),
-            () = sleep_until(Instant::now() + STALLED) => return Err(stalled()),
+            () = sleep_until(Instant::now() + limit) => return Err(stalled(limit)),
         }
     }
-    file.flush().await.map_err(at(&path))?;
-    crate::crash::point("suspend: all read");
-    file.sync_all().await.map_err(at(&path))?;
-    // QEMU writes the disks no more until it is told to go on.
-    let definition = Arc::clone(definition);
-    let stamps = move || images::settle(&definition).and_then(|()| images::stamps(&definition));
-    let disks = tokio::task::spawn_blocking(stamps)
-        .await
-        .unwrap_or_else(|error| Err(error.into()))
-        .map_err(|error| Failure::Why(format!("a disk's image: {error}")))?;
-    Ok((bytes, disks))
+}
+
+/// What is to be written to the disk.
+enum Piece {
+    Bytes(Vec<u8>),
+    /// That was all; it is to be made durable.
+    End,
+}
+
+/// Begins to write pieces to a memory's file. The receiver hears when all is on the disk, or why it is not.
+///
+/// A disk may hang, and whoever writes to it then cannot be interrupted: that is a thread of its own, that nobody has to
+/// wait for. It ends when the disk answers again, and has its turn until then.
+fn begin_writing(
+    shared: &Shared,
+    folder: &Folder,
+    turn: OwnedSemaphorePermit,
+) -> io::Result<(mpsc::Sender<Piece>, oneshot::Receiver<io::Result<()>>)> {
+    let (sender, pieces) = mpsc::channel(PIECES);
+    let (reply, written) = oneshot::channel();
+    let (folder, faults) = (folder.clone(), Faults::of(shared));
+    std::thread::Builder::new()
+        .name("memory".to_owned())
+        .spawn(move || {
+            let written = write_pieces(&folder, pieces, &faults);
+            drop(turn);
+            // Nobody is left if the guest was destroyed.
+            let _ = reply.send(written);
+        })?;
+    Ok((sender, written))
+}
+
+fn write_pieces(folder: &Folder, mut pieces: mpsc::Receiver<Piece>, faults: &Faults) -> io::Result<()> {
+    let within = folder.begin_suspending().map_err(|error| match error {
+        Error::File { ref source, .. } => io::Error::new(source.kind(), error),
+        error => io::Error::other(error),
+    })?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(Folder::memory(&within))?;
+    let mut bytes = 0;
+    while let Some(piece) = pieces.blocking_recv() {
+        match piece {
+            Piece::Bytes(piece) => {
+                bytes += piece.len() as u64;
+                faults.write(bytes)?;
+                file.write_all(&piece)?;
+            }
+            Piece::End => {
+                faults.sync();
+                return file.sync_all();
+            }
+        }
+    }
+    Err(io::Error::other("it was given up"))
 }
 
 /// Gives a memory to a QEMU that waits for it. The guest stands still afterwards.
@@ -124,7 +175,7 @@ pub(super) async fn read(
     abandoned: &mut watch::Receiver<usize>,
 ) -> Result<(), Failure> {
     let path = Folder::memory(&folder.suspended());
-    let length = fs::metadata(&path).map_err(at(&path))?.len();
+    let length = fs::metadata(&path).await.map_err(at(&path))?.len();
     if length != manifest.bytes {
         return Err(Failure::Why(format!(
             "{} has {length} bytes and should have {}; it was changed, destroy the guest or restore the file",
@@ -147,7 +198,11 @@ pub(super) async fn read(
     let mut done = false;
     while !done {
         if rest.is_empty() && pipe.is_some() {
-            let read = file.read(&mut piece).await.map_err(at(&path))?;
+            let read = tokio::select! {
+                read = file.read(&mut piece) => read.map_err(at(&path))?,
+                () = given_up(abandoned) => return Err(Failure::Abandoned),
+                () = sleep_until(Instant::now() + STALLED) => return Err(stalled(STALLED)),
+            };
             rest = 0..read;
             if read == 0 {
                 pipe = None;
@@ -161,7 +216,7 @@ pub(super) async fn read(
             },
             event = client.event() => done = arrived(client, event?).await?,
             () = given_up(abandoned) => return Err(Failure::Abandoned),
-            () = sleep_until(Instant::now() + STALLED) => return Err(stalled()),
+            () = sleep_until(Instant::now() + STALLED) => return Err(stalled(STALLED)),
         }
     }
     Ok(())
@@ -234,6 +289,17 @@ async fn given_up(abandoned: &mut watch::Receiver<usize>) {
     }
 }
 
+/// Waits for something until the guest is to be destroyed.
+pub(super) async fn unless_given_up<T>(
+    abandoned: &mut watch::Receiver<usize>,
+    work: impl Future<Output = T>,
+) -> Result<T, Failure> {
+    tokio::select! {
+        done = work => Ok(done),
+        () = given_up(abandoned) => Err(Failure::Abandoned),
+    }
+}
+
 async fn give(pipe: &mut Option<pipe::Sender>, bytes: &[u8]) -> io::Result<usize> {
     match pipe {
         Some(pipe) => pipe.write(bytes).await,
@@ -261,22 +327,68 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> Failure {
     }
 }
 
-fn stalled() -> Failure {
+fn stalled(limit: Duration) -> Failure {
     Failure::Why(format!(
         "nothing moved for {} s; look whether the disk hangs",
-        STALLED.as_secs()
+        limit.as_secs()
     ))
 }
 
+/// What is to go wrong with the disk.
 #[cfg(test)]
-fn full(shared: &Shared, bytes: u64) -> io::Result<()> {
-    match shared.config.disk_full_after {
-        Some(limit) if bytes > limit => Err(nix::errno::Errno::ENOSPC.into()),
-        _ => Ok(()),
+struct Faults {
+    full_after: Option<u64>,
+    hangs: Option<Hang>,
+}
+
+/// Where a disk hangs.
+#[cfg(test)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hang {
+    Write,
+    Sync,
+}
+
+#[cfg(test)]
+impl Faults {
+    fn of(shared: &Shared) -> Self {
+        Self {
+            full_after: shared.config.disk_full_after,
+            hangs: shared.config.disk_hangs,
+        }
+    }
+
+    fn write(&self, bytes: u64) -> io::Result<()> {
+        self.hang(Hang::Write);
+        match self.full_after {
+            Some(limit) if bytes > limit => Err(nix::errno::Errno::ENOSPC.into()),
+            _ => Ok(()),
+        }
+    }
+
+    fn sync(&self) {
+        self.hang(Hang::Sync);
+    }
+
+    fn hang(&self, at: Hang) {
+        while self.hangs == Some(at) {
+            std::thread::park();
+        }
     }
 }
 
 #[cfg(not(test))]
-fn full(_shared: &Shared, _bytes: u64) -> io::Result<()> {
-    Ok(())
+struct Faults;
+
+#[cfg(not(test))]
+impl Faults {
+    fn of(_shared: &Shared) -> Self {
+        Self
+    }
+
+    fn write(&self, _bytes: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn sync(&self) {}
 }

@@ -17,14 +17,18 @@
 //! ```
 //!
 //! QEMU is started in a session of its own and without any tie to the driver. Whether it lives is asked of the kernel
-//! by the lock on `alive`, that no other process can have; which process it is by that file among those that it has
-//! open, by when it began, and by the guest's UUID, which QEMU is asked for. A process number alone proves nothing.
+//! by the lock on `alive`, that no other process can have; which process it is by who holds that lock, by when it began,
+//! and by the guest's UUID, which QEMU is asked for. A process number alone proves nothing, nor does an open file.
 //! Under systemd the driver's unit needs `KillMode=process`, or the guests end with it.
 //!
 //! QEMU does not end when a guest switches itself off (`-no-shutdown`), but waits to be ended: a process that is gone
 //! has crashed, one that waits has not, whether or not a driver was there to see it.
+//!
+//! The folder is the driver's own, on a disk of this host. The guests' images may be anywhere: whoever looks at one does
+//! it beside and for a time ([`images`]). A guest whose files here cannot be read is left as it is ([`damaged`]).
 
 mod arguments;
+mod damaged;
 mod ending;
 mod folder;
 mod guest;
@@ -33,6 +37,7 @@ mod launch;
 mod memory;
 mod probe;
 mod recover;
+mod repeats;
 mod suspend;
 
 #[cfg(test)]
@@ -48,7 +53,8 @@ use async_trait::async_trait;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
-use self::folder::Folder;
+use self::damaged::Damaged;
+use self::folder::{Folder, Found, Run};
 use self::guest::{Abandon, Ask, Guest};
 use self::images::Claims;
 use self::probe::Machine;
@@ -95,6 +101,9 @@ pub struct Config {
     /// Tests: a process that was started cannot be watched.
     #[cfg(test)]
     unwatchable: bool,
+    /// Tests: the disk hangs while a memory is written to it, or made durable there.
+    #[cfg(test)]
+    disk_hangs: Option<memory::Hang>,
 }
 
 impl Config {
@@ -110,6 +119,8 @@ impl Config {
             disk_full_after: None,
             #[cfg(test)]
             unwatchable: false,
+            #[cfg(test)]
+            disk_hangs: None,
         }
     }
 }
@@ -140,6 +151,12 @@ impl Shared {
         // Nobody has to listen.
         let _ = self.events.send(Event { guest, kind });
     }
+
+    /// A guest is no more.
+    fn forget(&self, guest: GuestId) {
+        self.claims.release(guest);
+        self.guests().remove(&guest);
+    }
 }
 
 /// A guest's task, from outside.
@@ -149,7 +166,8 @@ struct Handle {
     status: watch::Receiver<Status>,
     /// Says that the guest is to be destroyed, to whatever is being done to it.
     abandon: watch::Sender<usize>,
-    definition: Arc<Definition>,
+    /// `None` if it cannot be read.
+    definition: Option<Arc<Definition>>,
     task: JoinHandle<()>,
 }
 
@@ -161,13 +179,13 @@ pub struct QemuDriver {
 
 impl QemuDriver {
     /// Takes the folder, looks what QEMU can do here, and finds again what runs. What does not answer is reported as
-    /// [`crate::State::Unresponsive`]; it keeps nobody from being found.
+    /// [`crate::State::Unresponsive`], and a guest whose files cannot be read as [`crate::State::Damaged`]; neither keeps
+    /// another from being found.
     ///
     /// # Errors
-    /// [`Error::InUse`] if there is another driver, [`Error::NoHypervisor`] without QEMU, [`Error::Damaged`] if a
-    /// guest's definition cannot be read.
+    /// [`Error::InUse`] if there is another driver, [`Error::NoHypervisor`] without QEMU.
     pub async fn open(config: Config) -> Result<Self, Error> {
-        files::private_folder(&config.dir)?;
+        files::private_folders(&config.dir)?;
         let dir = config
             .dir
             .canonicalize()
@@ -194,8 +212,9 @@ impl QemuDriver {
         });
         let driver = Self { shared };
         let mut found = Vec::new();
-        for (folder, definition) in folder::find(&driver.shared.config.dir)? {
-            found.push(begin(&driver.shared, folder, definition)?);
+        let dir = driver.shared.config.dir.clone();
+        for guest in off_thread(move || folder::find(&dir)).await? {
+            found.push(begin(&driver.shared, guest));
         }
         for ready in found {
             // Each is looked for within its own limits.
@@ -281,7 +300,7 @@ impl NodeDriver for QemuDriver {
             {
                 let guests = shared.guests();
                 match guests.get(&id) {
-                    Some(handle) if *handle.definition == definition => return Ok(None),
+                    Some(handle) if handle.definition.as_deref() == Some(&definition) => return Ok(None),
                     Some(_) => return Err(Error::Exists(id)),
                     None if guests.len() >= MAX_GUESTS => {
                         return Err(Error::TooManyGuests { limit: MAX_GUESTS });
@@ -291,7 +310,8 @@ impl NodeDriver for QemuDriver {
             }
             let folder = Folder::new(&shared.config.dir, id);
             folder.create(&definition)?;
-            Ok(Some(begin(&shared, folder, definition)?))
+            let kept = Ok((definition, Run::default()));
+            Ok(Some(begin(&shared, Found { id, folder, kept })))
         });
         if let Some(ready) = defined.await? {
             let _ = ready.await;
@@ -356,20 +376,26 @@ impl NodeDriver for QemuDriver {
 }
 
 /// Begins a guest's task. The receiver hears when the guest's state is known.
-fn begin(
-    shared: &Arc<Shared>,
-    folder: Folder,
-    definition: Definition,
-) -> Result<oneshot::Receiver<()>, Error> {
-    let definition = Arc::new(definition);
+fn begin(shared: &Arc<Shared>, found: Found) -> oneshot::Receiver<()> {
+    let Found { id, folder, kept } = found;
     let (requests, asked) = mpsc::channel(MAX_REQUESTS);
     let (abandon, abandoned) = watch::channel(0);
-    let (guest, status) = Guest::new(Arc::clone(shared), Arc::clone(&definition), folder, abandoned)?;
     let (ready, is_ready) = oneshot::channel();
-    let id = definition.id;
     // Held so that the task finds itself among the guests.
     let mut guests = shared.guests();
-    let task = tokio::spawn(guest.serve(asked, ready));
+    let ours = Arc::clone(shared);
+    let (definition, status, task) = match kept {
+        Ok((definition, run)) => {
+            let definition = Arc::new(definition);
+            let (guest, status) = Guest::new(ours, Arc::clone(&definition), folder, run, abandoned);
+            (Some(definition), status, tokio::spawn(guest.serve(asked, ready)))
+        }
+        Err(damage) => {
+            let definition = damage.definition.clone().map(Arc::new);
+            let (guest, status) = Damaged::new(ours, id, folder, damage);
+            (definition, status, tokio::spawn(guest.serve(asked, ready)))
+        }
+    };
     let handle = Handle {
         requests,
         status,
@@ -378,7 +404,7 @@ fn begin(
         task,
     };
     guests.insert(id, handle);
-    Ok(is_ready)
+    is_ready
 }
 
 /// Does what blocks where it may.

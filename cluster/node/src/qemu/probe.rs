@@ -12,8 +12,9 @@ use std::time::Duration;
 use tokio::process::Command;
 use tokio::time::timeout;
 
+use super::arguments::SANDBOX;
 use super::{Acceleration, Config};
-use crate::{Error, Host};
+use crate::{Error, Host, Mib};
 
 /// The Debian package that has QEMU.
 const PACKAGE: &str = "qemu-system-x86";
@@ -37,6 +38,10 @@ pub(super) struct Machine {
     kinds: Vec<String>,
     pub(super) accelerator: &'static str,
     pub(super) cpu: &'static str,
+    /// Whether it can keep itself from what a guest has no use for; it can be built without.
+    pub(super) sandbox: bool,
+    /// The host's processor, where guests see it as it is.
+    host_cpu: Option<String>,
 }
 
 impl Machine {
@@ -57,8 +62,48 @@ impl Machine {
 
     /// The processor and what runs it: a memory fits no other.
     pub(super) fn processor(&self) -> String {
-        format!("{} {}", self.accelerator, self.cpu)
+        match &self.host_cpu {
+            Some(host) => format!("{} {} ({host})", self.accelerator, self.cpu),
+            None => format!("{} {}", self.accelerator, self.cpu),
+        }
     }
+
+    /// Whether a memory of such a processor can be restored. An earlier release did not note which the host's was, and is
+    /// believed.
+    pub(super) fn fits(&self, processor: &str) -> bool {
+        processor == self.processor() || processor == format!("{} {}", self.accelerator, self.cpu)
+    }
+}
+
+/// Which processor a host has, from `/proc/cpuinfo`: who made it, its family, model and stepping, and a digest of its
+/// features in any order. Those that the kernel keeps from guests, or makes up, are among them: a memory is refused
+/// too often rather than run with instructions that are not there.
+fn identify(cpuinfo: &str) -> Option<String> {
+    let field = |name: &str| {
+        cpuinfo.lines().find_map(|line| {
+            let (key, value) = line.split_once(':')?;
+            (key.trim() == name).then(|| value.trim())
+        })
+    };
+    let mut flags: Vec<_> = field("flags")?.split_ascii_whitespace().collect();
+    flags.sort_unstable();
+    flags.dedup();
+    Some(format!(
+        "{} family {} model {} stepping {}, features {:016x}",
+        field("vendor_id")?,
+        field("cpu family")?,
+        field("model")?,
+        // Not known of every processor.
+        field("stepping").unwrap_or("unknown"),
+        digest(&flags.join(" "))
+    ))
+}
+
+/// FNV-1a: the same in each release and on each host. Nobody gains by a collision.
+fn digest(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 pub(super) async fn probe(config: &Config) -> Result<Machine, Error> {
@@ -66,7 +111,16 @@ pub(super) async fn probe(config: &Config) -> Result<Machine, Error> {
         program: config.program.display().to_string(),
         why,
     };
-    let version = text(&run(config, &["--version"]).await?);
+    let sandboxed = run(config, &["-sandbox", SANDBOX, "--version"]).await?;
+    let sandbox = sandboxed.status.success();
+    if !sandbox {
+        tracing::warn!("this QEMU has no sandbox: a guest that breaks out of its machine may start programs");
+    }
+    let version = match sandbox {
+        true => sandboxed,
+        false => run(config, &["--version"]).await?,
+    };
+    let version = text(&version);
     let version = parse_version(&version)
         .ok_or_else(|| unusable(format!("it says of its version: {}", version.trim())))?
         .to_owned();
@@ -80,12 +134,16 @@ pub(super) async fn probe(config: &Config) -> Result<Machine, Error> {
         accelerator: "tcg",
         // Without cmpxchg16b: QEMU 7.2 emulates it so that Linux 6.12 destroys its memory.
         cpu: "qemu64,-cx16",
+        sandbox,
+        host_cpu: None,
     };
     if config.acceleration != Acceleration::Tcg {
         match try_kvm(config, &machine.kind).await {
             Ok(()) => {
                 machine.accelerator = "kvm";
                 machine.cpu = "host";
+                let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+                machine.host_cpu = Some(identify(&cpuinfo).unwrap_or_else(|| "unknown".to_owned()));
             }
             Err(why) if config.acceleration == Acceleration::Kvm => {
                 return Err(unusable(format!(
@@ -96,6 +154,14 @@ pub(super) async fn probe(config: &Config) -> Result<Machine, Error> {
         }
     }
     Ok(machine)
+}
+
+/// How much memory programs can have without others having to give theirs up (proc(5)).
+pub(super) fn available_memory() -> Option<Mib> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kilobytes: u64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(Mib::from_bytes(kilobytes << 10))
 }
 
 async fn try_kvm(config: &Config, kind: &str) -> Result<(), String> {
@@ -225,6 +291,54 @@ mod tests {
         assert_eq!(kind, "pc-i440fx-7.2");
         assert_eq!(kinds, ["microvm", "pc", "pc-i440fx-7.2"]);
         assert_eq!(parse_kinds("none\n"), None);
+    }
+
+    #[test]
+    fn a_memory_of_another_host_processor_does_not_fit() {
+        let cpuinfo = |stepping: &str, flags: &str| {
+            format!(
+                "processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 26\nmodel\t\t: 2\n\
+                 model name\t: AMD EPYC\nstepping\t: {stepping}\nflags\t\t: {flags}\n\n\
+                 processor\t: 1\nvendor_id\t: x\nflags\t\t: x\n"
+            )
+        };
+        let machine = |accelerator, cpu, host_cpu| Machine {
+            version: "7.2".to_owned(),
+            kind: "pc".to_owned(),
+            kinds: Vec::new(),
+            accelerator,
+            cpu,
+            sandbox: true,
+            host_cpu,
+        };
+        let kvm = |stepping, flags| machine("kvm", "host", identify(&cpuinfo(stepping, flags)));
+        let here = kvm("1", "fpu sse avx2");
+        assert_eq!(
+            here.processor(),
+            format!(
+                "kvm host (AuthenticAMD family 26 model 2 stepping 1, features {:016x})",
+                digest("avx2 fpu sse")
+            )
+        );
+        assert!(
+            here.fits(&kvm("1", "avx2 sse fpu").processor()),
+            "the order is nothing"
+        );
+        for other in [
+            kvm("2", "fpu sse avx2"),
+            kvm("1", "fpu sse"),
+            machine("tcg", "qemu64,-cx16", None),
+        ] {
+            assert!(!here.fits(&other.processor()), "{}", other.processor());
+            assert!(!other.fits(&here.processor()), "{}", other.processor());
+        }
+        assert!(here.fits("kvm host"), "an earlier release said no more");
+        // Emulated, all are the same.
+        let emulated = machine("tcg", "qemu64,-cx16", None);
+        assert_eq!(emulated.processor(), "tcg qemu64,-cx16");
+        assert!(emulated.fits("tcg qemu64,-cx16"));
+        assert_eq!(identify("processor: 0\n"), None);
+        assert_eq!(digest(""), 0xcbf2_9ce4_8422_2325);
     }
 
     #[tokio::test]

@@ -4,19 +4,32 @@
 //! it away by one rename; only then does the guest run. So there is a `suspended/` exactly while the guest has not run
 //! since, whenever the driver is killed.
 
+use std::fs::File;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::arguments::named;
 use super::folder::{Manifest, Phase};
 use super::guest::Guest;
-use super::launch::names_a_lock;
+use super::launch::{With, names_a_lock};
 use super::memory::{self, Failure};
 use super::{images, off_thread};
 use crate::qmp::RunState;
 use crate::{Error, Kind, Operation, QmpError, State, files};
 
+/// How long a memory waits for what is still done with an earlier one.
+const TURN: Duration = Duration::from_secs(10);
+
+/// How long a part of a memory may take to be removed.
+const CLEAN: Duration = Duration::from_secs(60);
+
 impl Guest {
     pub(super) async fn suspend(&mut self) -> Result<(), Error> {
         let id = self.id();
         let ran = self.state() == State::Running;
-        self.write_phase(Phase::Suspending { ran })?;
+        self.write_phase(Phase::Suspending { ran }).await?;
         crate::crash::point("suspend: noted");
         let written = self.write_memory(ran).await;
         if let Err(failure) = written {
@@ -41,12 +54,17 @@ impl Guest {
 
     async fn write_memory(&mut self, ran: bool) -> Result<(), Failure> {
         let lost = || Failure::Why("there is no connection".to_owned());
+        let unknown = || {
+            Failure::Why(
+                "it is not noted any more what machine it was started as; stop it instead".to_owned(),
+            )
+        };
         let client = self
             .link
             .as_mut()
             .and_then(|link| link.client.as_mut())
             .ok_or_else(lost)?;
-        let hardware = self.run.hardware.clone().ok_or_else(lost)?;
+        let hardware = self.run.hardware.clone().ok_or_else(unknown)?;
         match client.run_state().await? {
             RunState::Running => drop(client.run("stop", None).await?),
             // Its memory has been written once and was not wanted then. QEMU has let go of the disks and refuses to do so
@@ -65,27 +83,34 @@ impl Guest {
         ) {
             return Err(Failure::Why("it has just ended".to_owned()));
         }
-        let (bytes, disks) = memory::write(
-            client,
-            &self.shared,
-            &self.definition,
-            &self.folder,
-            &mut self.abandoned,
-        )
-        .await?;
+        let turn = timeout(TURN, Arc::clone(&self.memory).acquire_owned());
+        let Ok(Ok(turn)) = memory::unless_given_up(&mut self.abandoned, turn).await? else {
+            return Err(Failure::Why(
+                "the disk still hangs that another memory was written to; look at it".to_owned(),
+            ));
+        };
+        let bytes = memory::write(client, &self.shared, &self.folder, turn, &mut self.abandoned).await?;
+        // QEMU writes the disks no more until it is told to go on.
+        let settled = self.looks.settle(&self.definition);
+        let disks = memory::unless_given_up(&mut self.abandoned, settled)
+            .await?
+            .map_err(|error| Failure::Why(error.to_string()))?;
         let manifest = Manifest::new(hardware, bytes, ran, disks);
-        self.folder
-            .commit_suspended(&manifest)
+        let folder = self.folder.clone();
+        // Not to be given up: a memory that became the guest's later would be one of another moment.
+        off_thread(move || folder.commit_suspended(&manifest))
+            .await
             .map_err(|error| Failure::Why(error.to_string()))
     }
 
     /// Lets the guest be as it was before it was to be suspended.
     async fn give_up_suspending(&mut self, ran: bool, failure: Failure) -> Error {
         let id = self.id();
-        self.clean().await;
         if matches!(failure, Failure::Abandoned) {
+            // What was written goes with all else of it.
             return Error::Destroyed { id };
         }
+        self.clean().await;
         let connected = match &failure {
             Failure::Monitor(error) => !error.is_silence(),
             _ => true,
@@ -93,7 +118,7 @@ impl Guest {
         if !connected {
             self.lost(failure.to_string()).await;
         } else {
-            if let Err(error) = self.disown_memory() {
+            if let Err(error) = self.disown_memory().await {
                 // It must not run while there is a memory of it.
                 self.refresh().await;
                 return error;
@@ -103,7 +128,7 @@ impl Guest {
             }
             self.refresh().await;
             if self.state().is_live() {
-                self.note_phase(Phase::Live);
+                self.note_phase(Phase::Live).await;
             }
         }
         if let State::Crashed { why } = self.state() {
@@ -117,18 +142,34 @@ impl Guest {
 
     /// A guest that is to run has no memory in a file: one whose folder got its name, and could not be made durable
     /// there, is not wanted.
-    pub(super) fn disown_memory(&self) -> Result<(), Error> {
-        if self.folder.is_suspended() {
-            self.folder.use_up_suspended()?;
+    pub(super) async fn disown_memory(&self) -> Result<(), Error> {
+        if !self.folder.is_suspended() {
+            return Ok(());
         }
-        Ok(())
+        let folder = self.folder.clone();
+        off_thread(move || folder.use_up_suspended()).await
     }
 
-    /// Removes what no memory is restored from.
-    pub(super) async fn clean(&self) {
-        let folder = self.folder.clone();
-        if let Err(error) = off_thread(move || folder.clean()).await {
-            tracing::warn!(guest = %self.id(), %error, "a part of a memory was not removed");
+    /// Removes what no memory is restored from. Where the disk hangs that is left to later.
+    pub(super) async fn clean(&mut self) {
+        let (folder, memory) = (self.folder.clone(), Arc::clone(&self.memory));
+        let cleaned = timeout(CLEAN, async {
+            let turn = memory.acquire_owned().await;
+            off_thread(move || {
+                let cleaned = folder.clean();
+                drop(turn);
+                cleaned
+            })
+            .await
+        });
+        match memory::unless_given_up(&mut self.abandoned, cleaned).await {
+            Ok(Ok(Ok(()))) | Err(_) => {}
+            Ok(Ok(Err(error))) => {
+                tracing::warn!(guest = %self.id(), %error, "a part of a memory was not removed");
+            }
+            Ok(Err(_)) => {
+                tracing::warn!(guest = %self.id(), "a part of a memory was not removed; its disk hangs");
+            }
         }
     }
 
@@ -155,9 +196,9 @@ impl Guest {
         let cannot = |why: String| Error::Restore { id, why };
         let manifest = self.folder.manifest()?;
         let (hardware, now) = (&manifest.hardware, &self.shared.machine);
-        if hardware.processor != now.processor() {
+        if !now.fits(&hardware.processor) {
             return Err(cannot(format!(
-                "its processor was '{}', and here is '{}'; restore it on a host like the first",
+                "its processor was '{}', and here is '{}'; restore it on a host like the first, with the same kernel",
                 hardware.processor,
                 now.processor()
             )));
@@ -168,9 +209,8 @@ impl Guest {
                 hardware.machine
             )));
         }
-        self.check_host()?;
-        self.shared.claims.claim(&self.definition)?;
-        let disks = images::stamps(&self.definition).map_err(|error| cannot(error.to_string()))?;
+        let images = self.check_host().await?;
+        let disks = self.looks.stamps(&self.definition).await?;
         if let Some(path) = images::changed(&manifest.disks, &disks) {
             return Err(cannot(format!(
                 "{} was changed since it was suspended, and its memory does not fit any more; put the image of then \
@@ -179,10 +219,10 @@ impl Guest {
             )));
         }
         let ran = manifest.ran;
-        let restored = self.read_memory(&manifest).await;
+        let restored = self.read_memory(&manifest, images).await;
         if let Err(error) = restored {
             let said = match self.link {
-                Some(_) => files::last_lines(&self.folder.log()),
+                Some(_) => named(&files::last_lines(&self.folder.log()), &self.definition),
                 None => String::new(),
             };
             self.put_down().await?;
@@ -202,7 +242,7 @@ impl Guest {
             self.set(State::Running);
         }
         crate::crash::point("restore: runs");
-        self.note_phase(Phase::Live);
+        self.note_phase(Phase::Live).await;
         self.tell(Kind::Restored);
         // It takes a while, for which nobody has to wait; what is not removed now is by the next driver.
         let folder = self.folder.clone();
@@ -226,7 +266,7 @@ impl Guest {
         if let Err(kept) = self.folder.give_back_used() {
             // It stands still, and can be resumed.
             tracing::error!(guest = %id, %kept, "a memory is not given back");
-            self.note_phase(Phase::Live);
+            self.note_phase(Phase::Live).await;
             return error;
         }
         let said = files::last_lines(&self.folder.log());
@@ -246,15 +286,16 @@ impl Guest {
         }
     }
 
-    async fn read_memory(&mut self, manifest: &Manifest) -> Result<(), Failure> {
+    async fn read_memory(&mut self, manifest: &Manifest, images: Vec<File>) -> Result<(), Failure> {
         let why = |error: Error| Failure::Why(error.to_string());
-        self.come_up(
-            Phase::Restoring { ran: manifest.ran },
-            &manifest.hardware.machine,
-            true,
-        )
-        .await
-        .map_err(why)?;
+        let with = With {
+            kind: manifest.hardware.machine.clone(),
+            images,
+            incoming: true,
+        };
+        self.come_up(Phase::Restoring { ran: manifest.ran }, with)
+            .await
+            .map_err(why)?;
         let client = self.link.as_mut().and_then(|link| link.client.as_mut());
         let client = client.ok_or_else(|| Failure::Why("there is no connection".to_owned()))?;
         memory::read(client, &self.folder, manifest, &mut self.abandoned).await?;
@@ -266,10 +307,12 @@ impl Guest {
             return Err(Failure::Locked);
         }
         // What an earlier memory left would be taken for this one.
-        if let Some(removing) = self.removing.take() {
-            let _ = removing.await;
+        if let Some(removing) = &mut self.removing {
+            let _ = memory::unless_given_up(&mut self.abandoned, removing).await?;
         }
+        self.removing = None;
         // From here on the guest may run, and this memory never again.
-        self.folder.use_up_suspended().map_err(why)
+        let folder = self.folder.clone();
+        off_thread(move || folder.use_up_suspended()).await.map_err(why)
     }
 }

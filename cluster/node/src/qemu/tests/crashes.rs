@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
+use super::guard::die_with_parent;
 use super::{Host, config, definition};
 use crate::conformance::{Bench, LIMIT, Program, counted, counts_beyond, id, state};
 use crate::qemu::QemuDriver;
-use crate::{NodeDriver, State};
+use crate::{NodeDriver, State, crash};
 
 /// Whose guests the driver to be killed has.
 const DIR: &str = "AERIE_NODE_DIR";
@@ -20,6 +21,10 @@ const DIR: &str = "AERIE_NODE_DIR";
 const OPERATION: &str = "AERIE_NODE_OPERATION";
 /// Where it is killed ([`crate::crash::point`]).
 const PLACE: &str = "AERIE_NODE_CRASH";
+/// The operation of one that is to be killed while it is opened.
+const OPEN: &str = "open";
+/// What one says that has been.
+const OPENED: &str = "the driver is open";
 
 #[tokio::test]
 #[ignore = "is run by other tests"]
@@ -27,8 +32,14 @@ async fn the_driver_that_is_killed() {
     let (Ok(dir), Ok(operation)) = (std::env::var(DIR), std::env::var(OPERATION)) else {
         return;
     };
+    die_with_parent();
     let dir = Path::new(&dir);
+    if operation == OPEN {
+        crash::arm();
+    }
     let driver = QemuDriver::open(config(dir)).await.unwrap();
+    println!("{OPENED}");
+    crash::arm();
     let id = id(1);
     let done = match operation.as_str() {
         "define" => driver.define(definition(dir, 1, Program::Counts)).await,
@@ -61,6 +72,8 @@ async fn killed(bench: &mut Host, operation: &str, place: &str) {
         "{operation} was not killed at '{place}': {}",
         String::from_utf8_lossy(&output.stderr)
     );
+    let opened = String::from_utf8_lossy(&output.stdout).contains(OPENED);
+    assert_eq!(opened, operation != OPEN, "'{place}' is not where it was killed");
     bench.open().await;
 }
 
@@ -122,6 +135,14 @@ async fn killed_while_it_defines_it_knows_no_half_guest() {
             .await
             .unwrap();
     }
+}
+
+#[tokio::test]
+#[ignore = "needs QEMU"]
+async fn killed_while_it_finds_a_guest_the_next_one_finds_it_too() {
+    let (mut bench, count) = running().await;
+    killed(&mut bench, OPEN, "file written").await;
+    runs_on(&bench, count).await;
 }
 
 #[tokio::test]

@@ -3,11 +3,17 @@
 //! They are emulated: hardware virtualization of a test machine may be there and not work.
 
 mod crashes;
+mod ending;
 mod faults;
+mod found;
+mod guard;
+mod images;
+mod loops;
 mod program;
 mod times;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,17 +21,36 @@ use async_trait::async_trait;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use self::guard::Guard;
 use super::folder::Folder;
 use super::{Acceleration, Config, QemuDriver};
 use crate::conformance::{Bench, Program, conformance, id};
-use crate::process::that_have_open;
+use crate::process::that_hold;
 use crate::{Definition, Device, Disk, Error, Format, GuestId, Mib, NodeDriver};
 
-/// A folder with a driver and its guests. What they left behind is ended with it.
+/// A folder with a driver and its guests. What they left behind is ended with it, and with the test.
 struct Host {
     dir: tempfile::TempDir,
     config: Config,
     driver: Option<QemuDriver>,
+    _guard: Guard,
+}
+
+async fn host() -> Host {
+    Host::with(|_| {}).await
+}
+
+/// Has guests run by a QEMU that is started by this script, whose last command runs it.
+fn by_script(config: &mut Config, before: &str, after: &str) {
+    let program = config.dir.with_file_name("qemu");
+    let qemu = config.program.display();
+    fs::write(
+        &program,
+        format!("#!/bin/sh\n{before}\nexec {qemu} \"$@\" {after}\n"),
+    )
+    .unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
+    config.program = program;
 }
 
 fn config(dir: &Path) -> Config {
@@ -41,6 +66,7 @@ impl Host {
         let mut config = config(dir.path());
         change(&mut config);
         let mut host = Self {
+            _guard: Guard::over(&config.dir),
             dir,
             config,
             driver: None,
@@ -63,7 +89,7 @@ impl Host {
 
     /// The processes of a guest.
     fn processes(&self, id: GuestId) -> Vec<i32> {
-        that_have_open(&self.folder(id).alive())
+        that_hold(&self.folder(id).alive())
     }
 
     fn signal(&self, id: GuestId, signal: Signal) {
@@ -76,7 +102,7 @@ impl Host {
 impl Drop for Host {
     fn drop(&mut self) {
         for entry in fs::read_dir(&self.config.dir).into_iter().flatten().flatten() {
-            for process in that_have_open(&entry.path().join("alive")) {
+            for process in that_hold(&entry.path().join("alive")) {
                 let _ = kill(Pid::from_raw(process), Signal::SIGKILL);
             }
         }
@@ -126,6 +152,12 @@ impl Bench for Host {
         let second = QemuDriver::open(self.config.clone()).await;
         assert!(matches!(second, Err(Error::InUse { .. })), "{second:?}");
         self.close().await;
+        self.open().await;
+    }
+
+    async fn damage(&mut self, id: GuestId) {
+        self.close().await;
+        fs::write(self.folder(id).path().join("definition.json"), "{").unwrap();
         self.open().await;
     }
 

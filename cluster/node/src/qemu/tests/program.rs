@@ -94,6 +94,10 @@ pub(super) fn boot_sector(program: Program) -> Vec<u8> {
         .code(&[0xbc, 0x00, 0x7c]) // mov sp, 7c00h
         .code(&[0xba, 0x02, 0x06, 0xb8, 0x00, 0x01, 0xef]) // mov dx, 602h; mov ax, 100h; out dx, ax: the power button counts
         .code(&[0x66, 0xc7, 0x06, low, high, 0, 0, 0, 0]); // mov dword [COUNT], 0
+    if program == Program::Loops {
+        // An interrupt without a table of them, and none for that fault nor for the next: lidt [descriptors]; int3.
+        a.code(&[0x0f, 0x01, 0x1e]).address("descriptors").code(&[0xcc]);
+    }
     if program == Program::Fills {
         // A data segment of 4 GiB, and back: lgdt [table]; mov eax, cr0; inc ax; mov cr0, eax; mov bx, 8; mov es, bx;
         // dec ax; mov cr0, eax.
@@ -112,8 +116,16 @@ pub(super) fn boot_sector(program: Program) -> Vec<u8> {
             .code(&FILLED.end.to_le_bytes()) // cmp edi, end
             .jump(0x72, "fill"); // jb
     }
-    a.label("count")
-        .code(&[0x66, 0xff, 0x06, low, high]) // inc dword [COUNT]
+    a.label("count");
+    if program == Program::Writes {
+        // xor ax, ax; mov es, ax; mov ax, 301h; mov bx, 7c00h; mov cx, 1; mov dx, 880h; int 13h: the first sector under
+        // the ninth head, which is the 505th of the disk.
+        a.code(&[
+            0x31, 0xc0, 0x8e, 0xc0, 0xb8, 0x01, 0x03, 0xbb, 0x00, 0x7c, 0xb9, 0x01, 0x00, 0xba, 0x80, 0x08,
+            0xcd, 0x13,
+        ]);
+    }
+    a.code(&[0x66, 0xff, 0x06, low, high]) // inc dword [COUNT]
         .source("text")
         .label("text loop")
         .code(&[0xac, 0x84, 0xc0]) // lodsb; test al, al
@@ -139,7 +151,7 @@ pub(super) fn boot_sector(program: Program) -> Vec<u8> {
         .jump(JNZ, "wait");
     match program {
         // jmp count
-        Program::Deaf => a.jump(JMP, "count"),
+        Program::Deaf | Program::Writes | Program::Loops => a.jump(JMP, "count"),
         Program::Counts | Program::Fills => a
             .code(&[0xba, 0x00, 0x06, 0xed, 0xf6, 0xc4, 0x01]) // mov dx, 600h; in ax, dx; test ah, 1
             .jump(JZ, "count"),

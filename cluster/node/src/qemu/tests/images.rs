@@ -1,0 +1,249 @@
+//! Images that somebody else has, or that are not there.
+
+use std::fs::{self, File};
+use std::os::fd::AsRawFd as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use super::{Host, by_script, host, image};
+use crate::conformance::{Bench, Program, counts_beyond, started, state};
+use crate::qemu::images::LOOK;
+use crate::{Error, State};
+
+#[tokio::test]
+#[ignore = "needs QEMU"]
+async fn an_image_that_is_missing_or_in_use_is_named() {
+    let mut bench = host().await;
+    let first = started(&mut bench, 1, Program::Counts).await;
+    let mut second = bench.guest(2, Program::Counts);
+    second.disks[0].path = image(bench.dir.path(), 1, Program::Counts);
+    bench.driver().define(second.clone()).await.unwrap();
+    let error = bench.driver().start(second.id).await.unwrap_err().to_string();
+    assert!(
+        error.contains("disk-1.img") && error.contains(&format!("guest {first} has it")),
+        "{error}"
+    );
+    assert_eq!(state(&bench, second.id), State::Defined);
+    // A suspended guest's disk is in use too, also after a restart.
+    bench.driver().suspend(first).await.unwrap();
+    bench.reopen().await;
+    let error = bench.driver().start(second.id).await.unwrap_err();
+    assert!(matches!(error, Error::ImageInUse { .. }), "{error}");
+    bench.driver().destroy(first).await.unwrap();
+    bench.driver().start(second.id).await.unwrap();
+
+    let mut third = bench.guest(3, Program::Counts);
+    third.disks[0].path = bench.dir.path().join("nowhere.img");
+    bench.driver().define(third.clone()).await.unwrap();
+    let error = bench.driver().start(third.id).await.unwrap_err().to_string();
+    assert!(error.contains("nowhere.img: No such file"), "{error}");
+
+    // By a program that is not a guest of this driver.
+    let mut other = host().await;
+    let mut fourth = other.guest(4, Program::Counts);
+    fourth.disks[0].path = image(bench.dir.path(), 1, Program::Counts);
+    other.driver().define(fourth.clone()).await.unwrap();
+    let error = other.driver().start(fourth.id).await.unwrap_err();
+    assert!(
+        matches!(&error, Error::ImageLocked { said, .. } if said.contains("/disk-1.img")),
+        "{error}"
+    );
+    assert_eq!(state(&other, fourth.id), State::Defined);
+    other.reopen().await;
+    assert_eq!(state(&other, fourth.id), State::Defined);
+}
+
+/// A guest is suspended, another program takes its disk, and lets it go again; `blind` if QEMU writes no log, so that
+/// its answer alone says it.
+async fn restored_while_another_has_the_disk(paused: bool, blind: bool) {
+    let mut bench = Host::with(|config| {
+        if blind {
+            by_script(config, "", "2>/dev/null");
+        }
+    })
+    .await;
+    let id = started(&mut bench, 1, Program::Counts).await;
+    let count = counts_beyond(bench.driver(), id, 1).await;
+    if paused {
+        bench.driver().pause(id).await.unwrap();
+    }
+    bench.driver().suspend(id).await.unwrap();
+    let other = host().await;
+    let mut has_it = other.guest(2, Program::Deaf);
+    has_it.disks[0].path = image(bench.dir.path(), 1, Program::Counts);
+    other.driver().define(has_it.clone()).await.unwrap();
+    other.driver().start(has_it.id).await.unwrap();
+    for _ in 0..2 {
+        let error = bench.driver().restore(id).await.unwrap_err();
+        assert!(matches!(error, Error::ImageLocked { .. }), "{error}");
+        assert_eq!(state(&bench, id), State::Suspended);
+        assert!(bench.folder(id).suspended().exists());
+        assert!(bench.processes(id).is_empty());
+    }
+    bench.reopen().await;
+    assert_eq!(state(&bench, id), State::Suspended);
+    other.driver().destroy(has_it.id).await.unwrap();
+    bench.driver().restore(id).await.unwrap();
+    if paused {
+        assert_eq!(state(&bench, id), State::Paused);
+        bench.driver().resume(id).await.unwrap();
+    }
+    counts_beyond(bench.driver(), id, count).await;
+    let text = bench.driver().console(id, 0).await.unwrap().text();
+    assert_eq!(text.matches("count 00000001").count(), 1, "{text}");
+    bench.driver().destroy(id).await.unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs QEMU"]
+async fn a_memory_is_kept_while_another_program_has_the_disk() {
+    for paused in [false, true] {
+        restored_while_another_has_the_disk(paused, false).await;
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs QEMU"]
+async fn a_memory_is_given_back_from_which_nothing_was_run() {
+    restored_while_another_has_the_disk(false, true).await;
+}
+
+#[tokio::test]
+#[ignore = "needs QEMU"]
+async fn a_guest_has_the_image_that_was_looked_at_and_not_what_has_its_name_then() {
+    // Another file takes the image's name just before QEMU begins.
+    let mut bench = Host::with(|config| {
+        let disk = config.dir.with_file_name("disk-1.img");
+        let swap = format!(
+            "case \"$*\" in *-incoming*) mv {0} {0}.looked-at; mv {0}.other {0};; esac",
+            disk.display()
+        );
+        by_script(config, &swap, "");
+    })
+    .await;
+    let id = started(&mut bench, 1, Program::Counts).await;
+    let count = counts_beyond(bench.driver(), id, 0).await;
+    bench.driver().suspend(id).await.unwrap();
+    let disk = image(bench.dir.path(), 1, Program::Counts);
+    fs::write(disk.with_extension("img.other"), vec![0; 1 << 20]).unwrap();
+    bench.driver().restore(id).await.unwrap();
+    counts_beyond(bench.driver(), id, count).await;
+    let process = bench.processes(id)[0];
+    let open: Vec<_> = fs::read_dir(format!("/proc/{process}/fd"))
+        .unwrap()
+        .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
+        .collect();
+    assert!(
+        open.contains(&disk.with_extension("img.looked-at")) && !open.contains(&disk),
+        "{open:?}"
+    );
+    bench.driver().destroy(id).await.unwrap();
+}
+
+/// A file system whose server never says anything, for as long as this is there.
+struct Silent {
+    at: PathBuf,
+    _server: File,
+}
+
+impl Silent {
+    /// `None` for one who may not mount.
+    fn over(at: &Path) -> Option<Self> {
+        let server = File::options().read(true).write(true).open("/dev/fuse").ok()?;
+        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", server.as_raw_fd());
+        let none = None::<&str>;
+        let mounted = mount(none, at, Some("fuse"), MsFlags::empty(), Some(options.as_str()));
+        if let Err(error) = mounted {
+            println!("nothing is shown, since one may not mount here: {error}");
+            return None;
+        }
+        let at = at.to_owned();
+        Some(Self { at, _server: server })
+    }
+}
+
+impl Drop for Silent {
+    fn drop(&mut self) {
+        // Whoever waits is let go when the server is.
+        let _ = umount2(&self.at, MntFlags::MNT_DETACH);
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs QEMU and root"]
+async fn an_image_on_a_server_that_hangs_is_named_and_stops_no_other_guest() {
+    let mut bench = host().await;
+    let srv = bench.dir.path().join("srv");
+    fs::create_dir(&srv).unwrap();
+    let Some(_silent) = Silent::over(&srv) else {
+        return;
+    };
+    let other = started(&mut bench, 1, Program::Counts).await;
+    let mut definition = bench.guest(2, Program::Counts);
+    definition.disks[0].path = srv.join("disk.img");
+    let id = definition.id;
+    bench.driver().define(definition).await.unwrap();
+    let began = Instant::now();
+    let (driver, beside) = (bench.driver(), bench.guest(3, Program::Counts));
+    let (refused, ()) = tokio::join!(driver.start(id), async {
+        for _ in 0..3 {
+            driver.pause(other).await.unwrap();
+            driver.resume(other).await.unwrap();
+        }
+        // One that wants images too.
+        let id = beside.id;
+        driver.define(beside).await.unwrap();
+        driver.start(id).await.unwrap();
+        assert!(began.elapsed() < LOOK, "nobody waits for another's image");
+    });
+    let error = refused.unwrap_err().to_string();
+    assert!(
+        error.contains("srv/disk.img: its file system has not answered for 10 s"),
+        "{error}"
+    );
+    assert_eq!(state(&bench, id), State::Defined);
+    let again = Instant::now();
+    assert!(matches!(driver.start(id).await, Err(Error::ImageSilent { .. })));
+    assert!(again.elapsed() < LOOK, "the first look has not come back");
+    driver.destroy(id).await.unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs QEMU and root"]
+async fn a_guest_whose_server_hangs_is_found_and_keeps_its_images() {
+    let mut bench = host().await;
+    let srv = bench.dir.path().join("srv");
+    fs::create_dir(&srv).unwrap();
+    let mut definition = bench.guest(1, Program::Counts);
+    definition.disks[0].path = image(&srv, 1, Program::Counts);
+    let id = definition.id;
+    bench.driver().define(definition.clone()).await.unwrap();
+    bench.driver().start(id).await.unwrap();
+    let other = started(&mut bench, 2, Program::Counts).await;
+    let count = counts_beyond(bench.driver(), id, 0).await;
+    bench.close().await;
+    let Some(silent) = Silent::over(&srv) else {
+        return;
+    };
+    bench.open().await;
+    assert_eq!(state(&bench, id), State::Running);
+    assert_eq!(state(&bench, other), State::Running);
+    counts_beyond(bench.driver(), id, count).await;
+    drop(silent);
+    // Under another name it is known once the server has answered.
+    let link = bench.dir.path().join("link.img");
+    fs::hard_link(&definition.disks[0].path, &link).unwrap();
+    let mut second = bench.guest(3, Program::Counts);
+    second.disks[0].path = link;
+    bench.driver().define(second.clone()).await.unwrap();
+    loop {
+        match bench.driver().start(second.id).await.unwrap_err() {
+            Error::ImageInUse { by, .. } => break assert_eq!(by, id),
+            // By its QEMU alone.
+            Error::ImageLocked { .. } => tokio::time::sleep(Duration::from_millis(100)).await,
+            error => panic!("{error}"),
+        }
+    }
+}
