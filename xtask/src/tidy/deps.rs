@@ -48,6 +48,10 @@ const DIRECTIONS: &[(&str, &[&str])] = &[
     ("aerie-cluster-proto", &["aerie-context-proto", "aerie-types"]),
     ("aerie-cluster-node", &[]),
     ("aerie-cluster-net", &["aerie-cluster-node"]),
+    (
+        "aerie-cluster-repository",
+        &["aerie-cluster-proto", "aerie-types"],
+    ),
     ("aerie-image-build", &["aerie-config", "aerie-types"]),
     (
         "aerie",

@@ -1,0 +1,196 @@
+//! The files of a cache, and what is known of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use nix::fcntl::Flock;
+
+use crate::limits::{MAX_CACHED, MAX_MANIFEST};
+use crate::manifest::{Manifest, ManifestId};
+use crate::{Digest, Error, files};
+
+const IMAGES: &str = "images";
+const PARTIAL: &str = "partial";
+const MANIFESTS: &str = "manifests";
+const PINS: &str = "pins";
+
+/// The length of a digest in a file's name.
+const DIGITS: usize = 64;
+
+/// A cache's folder, which one process has.
+#[derive(Debug)]
+pub(super) struct Folder {
+    dir: PathBuf,
+    _lock: Flock<File>,
+}
+
+/// An image in the cache.
+#[derive(Debug, Clone)]
+pub(super) struct Entry {
+    pub(super) manifest: ManifestId,
+    pub(super) size: u64,
+    pub(super) whole: bool,
+    pub(super) used: SystemTime,
+}
+
+/// What a folder was found to have.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    pub(super) entries: BTreeMap<Digest, Entry>,
+    pub(super) pins: BTreeMap<Digest, BTreeSet<String>>,
+}
+
+impl Folder {
+    pub(super) fn open(dir: &Path) -> Result<(Self, Found), Error> {
+        for part in ["", IMAGES, PARTIAL, MANIFESTS, PINS] {
+            files::private_folder(&dir.join(part))?;
+        }
+        let path = dir.join("lock");
+        let file = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .map_err(Error::file("open", &path))?;
+        let lock = files::lock(file, &path)?.ok_or_else(|| Error::InUse { dir: dir.to_owned() })?;
+        let folder = Self {
+            dir: dir.to_owned(),
+            _lock: lock,
+        };
+        let found = folder.look()?;
+        Ok((folder, found))
+    }
+
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(super) fn image(&self, digest: Digest) -> PathBuf {
+        self.dir.join(IMAGES).join(digest.to_string())
+    }
+
+    pub(super) fn partial(&self, digest: Digest) -> PathBuf {
+        self.dir.join(PARTIAL).join(digest.to_string())
+    }
+
+    fn manifest_path(&self, digest: Digest) -> PathBuf {
+        self.dir.join(MANIFESTS).join(digest.to_string())
+    }
+
+    fn pin_path(&self, digest: Digest, holder: &str) -> PathBuf {
+        self.dir.join(PINS).join(format!("{digest}.{holder}"))
+    }
+
+    pub(super) fn read_manifest(&self, digest: Digest) -> Result<Option<Manifest>, Error> {
+        let path = self.manifest_path(digest);
+        let Ok(length) = fs::metadata(&path).map(|meta| meta.len()) else {
+            return Ok(None);
+        };
+        let length = usize::try_from(length).unwrap_or(usize::MAX).min(MAX_MANIFEST);
+        let bytes = files::read_part(&path, 0, length)?.unwrap_or_default();
+        let manifest = Manifest::decode(&bytes).map_err(|why| Error::Damaged {
+            path,
+            why: why.to_string(),
+        })?;
+        Ok(Some(manifest))
+    }
+
+    pub(super) fn write_manifest(&self, manifest: &Manifest) -> Result<(), Error> {
+        files::replace(&self.manifest_path(manifest.digest()), &manifest.encode())
+    }
+
+    /// Notes that an image is used now.
+    pub(super) fn touch(&self, digest: Digest, now: SystemTime) -> Result<(), Error> {
+        let path = self.manifest_path(digest);
+        File::options()
+            .write(true)
+            .open(&path)
+            .and_then(|file| file.set_modified(now))
+            .map_err(Error::file("touch", &path))
+    }
+
+    pub(super) fn pin(&self, digest: Digest, holder: &str) -> Result<(), Error> {
+        let path = self.pin_path(digest, holder);
+        files::new(&path)?;
+        files::sync_parent(&path)
+    }
+
+    pub(super) fn unpin(&self, digest: Digest, holder: &str) -> Result<(), Error> {
+        let path = self.pin_path(digest, holder);
+        files::remove(&path)?;
+        files::sync_parent(&path)
+    }
+
+    /// Removes an image: what says that it is whole, then the rest.
+    pub(super) fn remove(&self, digest: Digest) -> Result<(), Error> {
+        files::remove(&self.image(digest))?;
+        files::remove(&self.partial(digest))?;
+        files::remove(&self.manifest_path(digest))
+    }
+
+    /// Reads the folder, and removes what nobody can use.
+    fn look(&self) -> Result<Found, Error> {
+        let mut found = Found::default();
+        for name in self.names(PINS)? {
+            let pin = name.split_at_checked(DIGITS);
+            let pin =
+                pin.and_then(|(digest, holder)| Some((digest.parse().ok()?, holder.strip_prefix('.')?)));
+            if let Some((digest, holder)) = pin {
+                found.pins.entry(digest).or_default().insert(holder.to_owned());
+            }
+        }
+        for name in self.names(MANIFESTS)? {
+            let path = self.dir.join(MANIFESTS).join(&name);
+            let entry = name.parse().ok().and_then(|digest| self.entry(digest));
+            match entry {
+                Some((digest, entry)) if found.entries.len() < MAX_CACHED => {
+                    found.entries.insert(digest, entry);
+                }
+                _ => files::remove(&path)?,
+            }
+        }
+        for folder in [IMAGES, PARTIAL] {
+            for name in self.names(folder)? {
+                let whole = name
+                    .parse::<Digest>()
+                    .ok()
+                    .and_then(|digest| found.entries.get(&digest))
+                    .map(|entry| entry.whole);
+                if whole != Some(folder == IMAGES) {
+                    files::remove(&self.dir.join(folder).join(&name))?;
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    fn entry(&self, digest: Digest) -> Option<(Digest, Entry)> {
+        let manifest = self
+            .read_manifest(digest)
+            .ok()?
+            .filter(|manifest| manifest.digest() == digest)?;
+        let length = |path| fs::metadata(path).ok().map(|meta| meta.len());
+        let whole = length(self.image(digest)) == Some(manifest.size());
+        if !whole && length(self.partial(digest)).is_none() {
+            return None;
+        }
+        let used = fs::metadata(self.manifest_path(digest)).and_then(|meta| meta.modified());
+        let entry = Entry {
+            manifest: manifest.id(),
+            size: manifest.size(),
+            whole,
+            used: used.unwrap_or(SystemTime::UNIX_EPOCH),
+        };
+        Some((digest, entry))
+    }
+
+    fn names(&self, folder: &str) -> Result<Vec<String>, Error> {
+        let path = self.dir.join(folder);
+        let entries = fs::read_dir(&path).map_err(Error::file("list", &path))?;
+        entries
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect::<Result<_, std::io::Error>>()
+            .map_err(Error::file("list", &path))
+    }
+}
