@@ -32,7 +32,7 @@ mod state;
 mod view;
 mod world;
 
-pub use crate::core::{Answer, Core, DryRun, Effect, Now, Settings};
+pub use crate::core::{Answer, Core, DryRun, Effect, Hearing, Now, Outcome, Settings};
 pub use error::{Corrupt, Refusal};
 pub use events::{Event, EventsPage, What};
 pub use host::{Facts, Failure, FailureKind, Found, GuestState, Inventory, Spec, Work};
