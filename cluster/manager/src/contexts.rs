@@ -7,9 +7,7 @@ use std::time::SystemTime;
 
 use aerie_cluster_manager_proto::{ContextReport, Failure};
 use aerie_context::{Broker, Denied};
-use aerie_context_proto::{
-    Cluster, Command, ContextId, MemberName, Phase, Refusal, SetName, Settings,
-};
+use aerie_context_proto::{Cluster, Command, ContextId, MemberName, Phase, Refusal, SetName, Settings};
 use aerie_types::WallMillis;
 use async_trait::async_trait;
 
@@ -94,7 +92,9 @@ impl ContextService for EmbeddedContexts {
     }
 
     async fn user_data(&self, id: ContextId, set: SetName, member: MemberName) -> Result<Vec<u8>, Failure> {
-        let data = self.run(move |broker, _| broker.user_data(id, &set, Some(member))).await?;
+        let data = self
+            .run(move |broker, _| broker.user_data(id, &set, Some(member)))
+            .await?;
         serde_json::to_vec(&data).map_err(Failure::refused)
     }
 

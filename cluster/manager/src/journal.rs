@@ -118,7 +118,8 @@ impl Journal {
                 return Err(damaged(number, format!("it has {length} bytes")));
             }
             let text: String = row.get(2).map_err(|error| damaged(number, error.to_string()))?;
-            let entry: Entry = serde_json::from_str(&text).map_err(|error| damaged(number, error.to_string()))?;
+            let entry: Entry =
+                serde_json::from_str(&text).map_err(|error| damaged(number, error.to_string()))?;
             world
                 .apply(&entry)
                 .map_err(|corrupt| damaged(number, corrupt.to_string()))?;
@@ -168,7 +169,10 @@ impl Journal {
         Ok(())
     }
 
-    fn write(&mut self, f: impl FnOnce(&rusqlite::Transaction<'_>) -> rusqlite::Result<()>) -> Result<(), Error> {
+    fn write(
+        &mut self,
+        f: impl FnOnce(&rusqlite::Transaction<'_>) -> rusqlite::Result<()>,
+    ) -> Result<(), Error> {
         crate::crash::point("before a write");
         let tx = self
             .conn

@@ -29,6 +29,9 @@ mod local;
 mod manager;
 mod task;
 
+#[cfg(test)]
+mod tests;
+
 pub use aerie_cluster_manager_proto as proto;
 pub use contexts::{ContextService, EmbeddedContexts};
 pub use error::Error;

@@ -7,8 +7,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use aerie_cluster_manager_proto::{
-    Answer, Caller, ClusterStatus, Command, Core, DryRun, EventsPage, HostStatus, ManagerId, Now, Refusal, Request,
-    Settings,
+    Answer, Caller, ClusterStatus, Command, Core, DryRun, EventsPage, HostStatus, ManagerId, Now, Refusal,
+    Request, Settings,
 };
 use aerie_cluster_proto::ledger::{Quota, RequestId, Subject};
 use aerie_context_proto::{HostName, MemberName};
@@ -165,7 +165,8 @@ impl Manager {
     pub async fn command(&self, caller: &Caller, command: Command) -> Result<Answer, Error> {
         let (reply, answer) = oneshot::channel();
         let caller = caller.clone();
-        self.send(Input::Command(Box::new((caller, command)), reply)).await?;
+        self.send(Input::Command(Box::new((caller, command)), reply))
+            .await?;
         answer.await.map_err(|_| Error::Closed)?
     }
 
@@ -276,7 +277,12 @@ impl Manager {
             member: member.clone(),
         };
         let found = found.ok_or_else(unknown)?;
-        let link = self.links.read().unwrap_or_else(PoisonError::into_inner).get(&found.host).cloned();
+        let link = self
+            .links
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&found.host)
+            .cloned();
         let link = link.ok_or_else(|| Error::NotConnected(found.host.clone()))?;
         Ok(link.console(found.guest, from).await?)
     }

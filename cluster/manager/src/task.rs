@@ -89,7 +89,8 @@ impl Task {
             for input in &turn {
                 match input {
                     Input::Connected(host, link) => {
-                        let watcher = tokio::spawn(watch_host(host.clone(), Arc::clone(link), self.outcomes.clone()));
+                        let watcher =
+                            tokio::spawn(watch_host(host.clone(), Arc::clone(link), self.outcomes.clone()));
                         if let Some(before) = watchers.insert(host.clone(), watcher) {
                             before.abort();
                         }
@@ -186,7 +187,11 @@ impl Task {
     }
 
     fn link(&self, host: &HostName) -> Option<Arc<dyn HostLink>> {
-        self.links.read().unwrap_or_else(PoisonError::into_inner).get(host).cloned()
+        self.links
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(host)
+            .cloned()
     }
 
     /// Carries an effect out, beside everything else. The core bounds how many there are.
@@ -312,7 +317,10 @@ fn write(mut next: Core, journal: &mut Journal, inputs: Vec<Input>, clock: Clock
     }
     next.tick(now);
     next.settle(now);
-    let written = next.take_records().map_err(Error::from).and_then(|records| journal.append(&records));
+    let written = next
+        .take_records()
+        .map_err(Error::from)
+        .and_then(|records| journal.append(&records));
     if let Err(error) = written {
         // Those that were refused stay refused by their own reason.
         for (reply, answer) in replies {

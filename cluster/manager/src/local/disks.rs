@@ -87,7 +87,12 @@ impl Disks for FolderDisks {
         let blank: Vec<_> = spec
             .partitions
             .iter()
-            .map(|partition| (folder.join(format!("part-{}.raw", partition.name)), partition.size.0))
+            .map(|partition| {
+                (
+                    folder.join(format!("part-{}.raw", partition.name)),
+                    partition.size.0,
+                )
+            })
             .collect();
         blocking(move || {
             fs::create_dir_all(&folder).map_err(|error| file("make", &folder, &error))?;
@@ -109,7 +114,11 @@ impl Disks for FolderDisks {
 
     async fn disks(&self, spec: &Spec) -> Result<Vec<Disk>, Failure> {
         let folder = self.folder(spec.guest);
-        let names: Vec<_> = spec.partitions.iter().map(|partition| format!("part-{}.raw", partition.name)).collect();
+        let names: Vec<_> = spec
+            .partitions
+            .iter()
+            .map(|partition| format!("part-{}.raw", partition.name))
+            .collect();
         blocking(move || {
             let root = disk(&folder).ok_or_else(|| none(&folder))?;
             let writable = |path, format| Disk {
@@ -144,7 +153,12 @@ impl Disks for FolderDisks {
             let (path, beside) = (folder.join(USER_DATA), folder.join(".user-data.new"));
             let write = || -> std::io::Result<()> {
                 let mut options = fs::OpenOptions::new();
-                let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+                let mut file = options
+                    .write(true)
+                    .create(true)
+                    .truncate(true)
+                    .mode(0o600)
+                    .open(&beside)?;
                 file.write_all(&user_data)?;
                 file.sync_all()?;
                 fs::rename(&beside, &path)
@@ -195,11 +209,16 @@ fn disk(folder: &Path) -> Option<Staged> {
 }
 
 fn none(folder: &Path) -> Failure {
-    Failure::refused(format!("there is no disk in {}; deploy the member anew", folder.display()))
+    Failure::refused(format!(
+        "there is no disk in {}; deploy the member anew",
+        folder.display()
+    ))
 }
 
 fn check_size(image: &Staged, size: u64) -> Result<(), Failure> {
-    let length = fs::metadata(&image.path).map_err(|error| file("read", &image.path, &error))?.len();
+    let length = fs::metadata(&image.path)
+        .map_err(|error| file("read", &image.path, &error))?
+        .len();
     if length > size {
         return Err(Failure::refused(format!(
             "the image has {length} bytes and the member a disk of {size}; ask for a larger disk"
@@ -211,7 +230,12 @@ fn check_size(image: &Staged, size: u64) -> Result<(), Failure> {
 /// Makes a file so long, with holes; one that is longer stays.
 fn resize(path: &Path, size: u64) -> Result<(), Failure> {
     let mut options = fs::OpenOptions::new();
-    let opened = options.write(true).create(true).truncate(false).mode(0o600).open(path);
+    let opened = options
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path);
     let resized = opened.and_then(|file| {
         if file.metadata()?.len() < size {
             file.set_len(size)?;

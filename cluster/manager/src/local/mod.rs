@@ -74,10 +74,7 @@ impl LocalHost {
     }
 
     /// Does something that goes on if nobody waits for it any more.
-    async fn run<T: Send + 'static>(
-        &self,
-        work: impl AsyncWork<T>,
-    ) -> Result<T, Failure> {
+    async fn run<T: Send + 'static>(&self, work: impl AsyncWork<T>) -> Result<T, Failure> {
         let parts = Arc::clone(&self.parts);
         let done = tokio::spawn(work.run(parts)).await;
         done.map_err(Failure::failed)?
@@ -106,7 +103,8 @@ impl HostLink for LocalHost {
     }
 
     async fn perform(&self, work: Work) -> Result<Option<GuestState>, Failure> {
-        self.run(async move |parts: Arc<Parts>| parts.perform(work).await).await
+        self.run(async move |parts: Arc<Parts>| parts.perform(work).await)
+            .await
     }
 
     async fn deliver(&self, guest: GuestId, user_data: &[u8]) -> Result<(), Failure> {
@@ -149,7 +147,9 @@ impl Parts {
     /// Nothing is done for a guest that was destroyed.
     fn admit(&self, guest: GuestId) -> Result<(), Failure> {
         if self.guests().destroyed.contains(&guest) {
-            return Err(Failure::refused(format!("guest {guest} was destroyed; make a new one")));
+            return Err(Failure::refused(format!(
+                "guest {guest} was destroyed; make a new one"
+            )));
         }
         Ok(())
     }
@@ -158,8 +158,10 @@ impl Parts {
         let images = self.local.images.present().await?;
         // Disks first: a guest that is defined meanwhile is then found as such, and not as one without disks.
         let prepared = self.local.disks.list().await?;
-        let mut found: BTreeMap<GuestId, GuestState> =
-            prepared.into_iter().map(|guest| (guest, GuestState::Prepared)).collect();
+        let mut found: BTreeMap<GuestId, GuestState> = prepared
+            .into_iter()
+            .map(|guest| (guest, GuestState::Prepared))
+            .collect();
         for status in self.local.driver.list() {
             found.insert(GuestId(*status.id.0.as_bytes()), state_of(status.state));
         }
@@ -287,9 +289,11 @@ fn state_of(state: State) -> GuestState {
 fn failure(error: node::Error) -> Failure {
     use node::Error as E;
     match error {
-        E::Definition(_) | E::Exists(_) | E::NoHypervisor { .. } | E::Hypervisor { .. } | E::Destroyed { .. } => {
-            Failure::refused(error)
-        }
+        E::Definition(_)
+        | E::Exists(_)
+        | E::NoHypervisor { .. }
+        | E::Hypervisor { .. }
+        | E::Destroyed { .. } => Failure::refused(error),
         _ => Failure::failed(error),
     }
 }

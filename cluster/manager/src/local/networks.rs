@@ -35,7 +35,9 @@ pub struct NoNetworks;
 impl Networks for NoNetworks {
     async fn attach(&self, spec: &Spec) -> Result<Vec<Nic>, Failure> {
         let nic = |(index, nic): (usize, &aerie_cluster_proto::description::Nic)| Nic {
-            mac: Mac(nic.mac.map_or_else(|| address(spec.guest, index), |mac| mac.octets())),
+            mac: Mac(nic
+                .mac
+                .map_or_else(|| address(spec.guest, index), |mac| mac.octets())),
             link: Link::None,
         };
         Ok(spec.nics.iter().enumerate().map(nic).collect())

@@ -255,7 +255,9 @@ fn next(member: &Member, cluster: &Cluster, contexts: bool) -> Option<Step> {
         (_, R::Disks) => Some(Step::Attach),
         (_, R::Attached) if contexts => Some(Step::Deliver),
         (_, R::Attached | R::Delivered) => Some(Step::Define),
-        (Goal::Started | Goal::Paused | Goal::Suspended, R::Defined | R::Stopped | R::Crashed) => Some(Step::Start),
+        (Goal::Started | Goal::Paused | Goal::Suspended, R::Defined | R::Stopped | R::Crashed) => {
+            Some(Step::Start)
+        }
         (Goal::Started, R::Paused) => Some(Step::Resume),
         (Goal::Started | Goal::Paused | Goal::Stopped, R::Suspended) => Some(Step::Restore),
         (Goal::Paused, R::Running) => Some(Step::Pause),

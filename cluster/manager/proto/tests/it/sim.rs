@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use aerie_cluster_manager_proto::{
     Answer, Caller, Command, ContextReport, Core, Effect, Entry, Facts, Failure, Found, GuestId, GuestState,
-    Inventory, ManagerId, Now, Operation, Outcome, Reached, Refusal, Request, Scope, Settings, Spec, Work, World,
+    Inventory, ManagerId, Now, Operation, Outcome, Reached, Refusal, Request, Scope, Settings, Spec, Work,
+    World,
 };
 use aerie_cluster_proto::amount::{Bytes, Resources};
 use aerie_cluster_proto::description::{Description, Document, Image};
@@ -97,7 +98,10 @@ pub(crate) struct Sim {
     pub(crate) works: Vec<String>,
     pub(crate) answers: Vec<Result<Answer, Refusal>>,
     pub(crate) forgotten: BTreeSet<u64>,
-    pub(crate) silent: bool,
+    /// The steps that hosts do are written down.
+    pub(crate) noted: bool,
+    /// Invariants are not looked at.
+    pub(crate) unchecked: bool,
 }
 
 pub(crate) fn caller(user: &str) -> Caller {
@@ -122,7 +126,8 @@ pub(crate) fn amounts(cpus: u32, memory_gib: u64, disk_gib: u64) -> Resources {
 
 /// A description of sets: name, how many, image.
 pub(crate) fn description(target: &str, all: bool, sets: &[(&str, u32, &str)]) -> Description {
-    let mut text = format!("version = 1\nname = \"c\"\ntarget = \"{target}\"\nall_or_none = {all}\nlifetime = \"2h\"\n");
+    let mut text =
+        format!("version = 1\nname = \"c\"\ntarget = \"{target}\"\nall_or_none = {all}\nlifetime = \"2h\"\n");
     for (name, count, image) in sets {
         text += &format!(
             "[[workspace]]\nname = \"{name}\"\ncount = {count}\nimage = \"{image}\"\n\
@@ -182,7 +187,8 @@ impl Sim {
             works: Vec::new(),
             answers: Vec::new(),
             forgotten: BTreeSet::new(),
-            silent: false,
+            noted: false,
+            unchecked: false,
         };
         sim.settings.contexts = true;
         sim.start();
@@ -298,7 +304,10 @@ impl Sim {
                 return;
             }
             self.now = self.now.max(next);
-            let due = first.is_some_and(|at| at <= self.now).then(|| self.due.pop_first()).flatten();
+            let due = first
+                .is_some_and(|at| at <= self.now)
+                .then(|| self.due.pop_first())
+                .flatten();
             match due {
                 Some((_, due)) => self.happens(due),
                 None => drop(self.work(|_, _| ())),
@@ -332,11 +341,13 @@ impl Sim {
                     self.start();
                 }
             }
-            Due::Ask(caller, command) => match self.work(|core, now| core.command(&caller, command.clone(), now)) {
-                Some(answer) => self.answers.push(answer),
-                // The manager is down, or went down: whoever asked asks again.
-                None => self.later(5 * SECOND, Due::Ask(caller, command)),
-            },
+            Due::Ask(caller, command) => {
+                match self.work(|core, now| core.command(&caller, command.clone(), now)) {
+                    Some(answer) => self.answers.push(answer),
+                    // The manager is down, or went down: whoever asked asks again.
+                    None => self.later(5 * SECOND, Due::Ask(caller, command)),
+                }
+            }
         }
     }
 
@@ -351,7 +362,9 @@ impl Sim {
             takes = Duration::from_millis(self.rng.below(8000));
         }
         let name = match &effect {
-            Effect::Ask { host, .. } | Effect::Perform { host, .. } | Effect::Deliver { host, .. } => Some(host.clone()),
+            Effect::Ask { host, .. } | Effect::Perform { host, .. } | Effect::Deliver { host, .. } => {
+                Some(host.clone())
+            }
             _ => None,
         };
         if name.is_some_and(|name| !self.hosts[&name].up) {
@@ -426,7 +439,7 @@ impl Sim {
 
     fn step(&mut self, name: &HostName, work: &Work) -> Result<Option<GuestState>, Failure> {
         let (what, guest) = describe(work);
-        if self.silent {
+        if self.noted {
             self.works.push(format!("{name} {what}"));
         }
         let fails = self.fail_one_in > 0 && self.rng.one_in(self.fail_one_in);
@@ -450,7 +463,7 @@ impl Sim {
 
     /// What has to be true at every moment.
     pub(crate) fn check(&self) {
-        let Some(core) = &self.core else {
+        let Some(core) = self.core.as_ref().filter(|_| !self.unchecked) else {
             return;
         };
         let world = core.world();
@@ -461,15 +474,24 @@ impl Sim {
                     let is = |(member, of): (&MemberName, &aerie_cluster_manager_proto::Member)| {
                         let hold = world.ledger().hold(id);
                         let placed = hold.and_then(|hold| hold.plan.members.get(member));
-                        of.guest == *guest && of.host == *name && placed.is_some_and(|placed| placed.host == *name)
+                        of.guest == *guest
+                            && of.host == *name
+                            && placed.is_some_and(|placed| placed.host == *name)
                     };
                     cluster.members.iter().any(is)
                 });
-                assert!(held, "guest {guest} on {name} is held for nobody at {:?}", self.now);
+                assert!(
+                    held,
+                    "guest {guest} on {name} is held for nobody at {:?}",
+                    self.now
+                );
             }
         }
         for (id, _) in world.ledger().holds() {
-            assert!(world.clusters().any(|(cluster, _)| cluster == id), "'{id}' holds and is no cluster");
+            assert!(
+                world.clusters().any(|(cluster, _)| cluster == id),
+                "'{id}' holds and is no cluster"
+            );
         }
     }
 
@@ -482,7 +504,8 @@ impl Sim {
             }
             for (name, member) in &cluster.members {
                 let met = member.goal.is_met(member.reached);
-                let failed = member.fault.is_some() && (!member.goal.is_absent() || member.reached == Reached::Gone);
+                let failed =
+                    member.fault.is_some() && (!member.goal.is_absent() || member.reached == Reached::Gone);
                 if !met && !failed {
                     return Err(format!("{id}/{name} is stuck: {member:?}"));
                 }
