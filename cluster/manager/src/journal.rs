@@ -183,11 +183,6 @@ impl Journal {
         crate::crash::point("after a write");
         Ok(())
     }
-
-    #[cfg(test)]
-    pub(crate) fn connection(&self) -> &Connection {
-        &self.conn
-    }
 }
 
 fn text(entry: &Entry) -> rusqlite::Result<String> {

@@ -113,6 +113,7 @@ impl Task {
         }
         for (_, watcher) in watchers {
             watcher.abort();
+            let _ = watcher.await;
         }
         for (_, effect) in self.running {
             effect.abort();

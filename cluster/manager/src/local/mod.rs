@@ -74,42 +74,29 @@ impl LocalHost {
     }
 
     /// Does something that goes on if nobody waits for it any more.
-    async fn run<T: Send + 'static>(&self, work: impl AsyncWork<T>) -> Result<T, Failure> {
-        let parts = Arc::clone(&self.parts);
-        let done = tokio::spawn(work.run(parts)).await;
+    async fn run<T, F>(&self, work: impl FnOnce(Arc<Parts>) -> F) -> Result<T, Failure>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Failure>> + Send + 'static,
+    {
+        let done = tokio::spawn(work(Arc::clone(&self.parts))).await;
         done.map_err(Failure::failed)?
-    }
-}
-
-/// Something that is done with the parts of a host.
-trait AsyncWork<T>: Send + 'static {
-    fn run(self, parts: Arc<Parts>) -> impl Future<Output = Result<T, Failure>> + Send + 'static;
-}
-
-impl<T, F, R> AsyncWork<T> for F
-where
-    F: FnOnce(Arc<Parts>) -> R + Send + 'static,
-    R: Future<Output = Result<T, Failure>> + Send + 'static,
-{
-    fn run(self, parts: Arc<Parts>) -> impl Future<Output = Result<T, Failure>> + Send + 'static {
-        self(parts)
     }
 }
 
 #[async_trait]
 impl HostLink for LocalHost {
     async fn inventory(&self) -> Result<Inventory, Failure> {
-        self.run(async |parts: Arc<Parts>| parts.inventory().await).await
+        self.run(|parts| async move { parts.inventory().await }).await
     }
 
     async fn perform(&self, work: Work) -> Result<Option<GuestState>, Failure> {
-        self.run(async move |parts: Arc<Parts>| parts.perform(work).await)
-            .await
+        self.run(|parts| async move { parts.perform(work).await }).await
     }
 
     async fn deliver(&self, guest: GuestId, user_data: &[u8]) -> Result<(), Failure> {
         let user_data = user_data.to_vec();
-        self.run(async move |parts: Arc<Parts>| {
+        self.run(|parts| async move {
             let lock = parts.lock(guest)?;
             let _held = lock.lock().await;
             parts.admit(guest)?;

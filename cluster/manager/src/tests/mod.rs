@@ -11,7 +11,7 @@ use aerie_cluster_manager_proto::{
     Scope, Settings, What, Why,
 };
 use aerie_cluster_node::NodeDriver;
-use aerie_cluster_node::fake::FakeHost;
+use aerie_cluster_node::fake::{FakeDriver, FakeHost};
 use aerie_cluster_proto::amount::{Bytes, Resources};
 use aerie_cluster_proto::description::Document;
 use aerie_cluster_proto::ledger::RequestId;
@@ -94,7 +94,14 @@ fn local(dir: &Path, driver: Arc<dyn NodeDriver>) -> Arc<LocalHost> {
 }
 
 fn contexts(dir: &Path) -> Arc<dyn ContextService> {
-    let broker = aerie_context::Broker::open(&dir.join("context"), "https://127.0.0.1:8446").unwrap();
+    // The one before may still be on its way out.
+    let broker = loop {
+        match aerie_context::Broker::open(&dir.join("context"), "https://127.0.0.1:8446") {
+            Ok(broker) => break broker,
+            Err(aerie_context::Error::InUse { .. }) => std::thread::yield_now(),
+            Err(error) => panic!("{error}"),
+        }
+    };
     Arc::new(EmbeddedContexts::new(
         Arc::new(broker),
         aerie_context_proto::Settings::default(),
@@ -102,8 +109,12 @@ fn contexts(dir: &Path) -> Arc<dyn ContextService> {
 }
 
 async fn manager(dir: &Path, host: &FakeHost) -> Manager {
-    let manager = Manager::open(config(dir), Some(contexts(dir))).await.unwrap();
-    let driver = Arc::new(host.open().unwrap());
+    let dir_of_contexts = dir.to_owned();
+    let contexts = tokio::task::spawn_blocking(move || contexts(&dir_of_contexts))
+        .await
+        .unwrap();
+    let manager = Manager::open(config(dir), Some(contexts)).await.unwrap();
+    let driver = Arc::new(driver(host).await);
     manager
         .connect("h1".parse().unwrap(), local(dir, driver))
         .await
@@ -116,6 +127,16 @@ async fn manager(dir: &Path, host: &FakeHost) -> Manager {
         from = manager.next_events(&root, from, LIMIT).await.next;
     }
     manager
+}
+
+/// The host's driver, once the one before has let go of it.
+async fn driver(host: &FakeHost) -> FakeDriver {
+    loop {
+        match host.open() {
+            Ok(driver) => return driver,
+            Err(_) => tokio::task::yield_now().await,
+        }
+    }
 }
 
 async fn wait(manager: &Manager, name: &str, is_so: impl Fn(&ClusterStatus) -> bool) -> ClusterStatus {
@@ -178,7 +199,7 @@ async fn a_cluster_is_deployed_over_a_node_driver_walks_its_states_and_leaves_no
     assert!(is_empty(&dir.path().join("disks")));
     assert!(dir.path().join("repository/lab+kept+w-2.raw").is_file());
     manager.close().await;
-    assert!(host.open().unwrap().list().is_empty());
+    assert!(driver(&host).await.list().is_empty());
 }
 
 #[tokio::test]
@@ -232,7 +253,7 @@ async fn a_guest_that_never_reports_to_its_context_is_said_to_be_missing() {
     let manager = Manager::open(config(dir.path()), Some(Arc::new(contexts)))
         .await
         .unwrap();
-    let driver = Arc::new(host.open().unwrap());
+    let driver = Arc::new(driver(&host).await);
     manager
         .connect("h1".parse().unwrap(), local(dir.path(), driver))
         .await
