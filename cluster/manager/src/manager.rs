@@ -133,9 +133,7 @@ impl Manager {
     /// # Errors
     /// [`Error::Closed`]
     pub async fn connect(&self, host: HostName, link: Arc<dyn HostLink>) -> Result<(), Error> {
-        let mut links = self.links.write().unwrap_or_else(PoisonError::into_inner);
-        links.insert(host.clone(), Arc::clone(&link));
-        drop(links);
+        self.set_link(&host, Some(&link));
         self.send(Input::Connected(host, link)).await
     }
 
@@ -144,9 +142,7 @@ impl Manager {
     /// # Errors
     /// [`Error::Closed`]
     pub async fn disconnect(&self, host: HostName) -> Result<(), Error> {
-        let mut links = self.links.write().unwrap_or_else(PoisonError::into_inner);
-        links.remove(&host);
-        drop(links);
+        self.set_link(&host, None);
         self.send(Input::Disconnected(host)).await
     }
 
@@ -285,6 +281,14 @@ impl Manager {
             .cloned();
         let link = link.ok_or_else(|| Error::NotConnected(found.host.clone()))?;
         Ok(link.console(found.guest, from).await?)
+    }
+
+    fn set_link(&self, host: &HostName, link: Option<&Arc<dyn HostLink>>) {
+        let mut links = self.links.write().unwrap_or_else(PoisonError::into_inner);
+        match link {
+            Some(link) => drop(links.insert(host.clone(), Arc::clone(link))),
+            None => drop(links.remove(host)),
+        }
     }
 
     /// The last state that is durable.

@@ -62,7 +62,7 @@ pub(crate) struct Task {
 
 /// What a turn came to.
 enum Turn {
-    Done(Core, Replies),
+    Done(Box<Core>, Replies),
     /// The disk or the core refused: these did not happen.
     Refused(Vec<Input>, Error),
 }
@@ -127,7 +127,7 @@ impl Task {
         let done = tokio::task::spawn_blocking(move || {
             let turn = write(core.clone(), &mut journal, inputs, clock);
             if let Turn::Done(next, _) = &turn {
-                core = next.clone();
+                core = next.as_ref().clone();
             }
             (core, journal, turn)
         });
@@ -340,7 +340,7 @@ fn write(mut next: Core, journal: &mut Journal, inputs: Vec<Input>, clock: Clock
             tracing::error!(%error, "a long journal was not shortened");
         }
     }
-    Turn::Done(next, replies)
+    Turn::Done(Box::new(next), replies)
 }
 
 /// Tells the task when something may have changed on a host.

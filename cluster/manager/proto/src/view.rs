@@ -249,7 +249,10 @@ impl Core {
             owner.map_or(caller.admin, |owner| caller.may(owner))
         };
         let looked_at = kept.iter().skip(skip).take(MAX_EVENTS_PAGE);
-        let next = looked_at.clone().last().map_or(end, |event| event.number + 1);
+        let next = looked_at
+            .clone()
+            .next_back()
+            .map_or(end, |event| event.number + 1);
         EventsPage {
             events: looked_at.map(AsRef::as_ref).filter(may).cloned().collect(),
             next,

@@ -166,7 +166,7 @@ async fn a_cluster_is_deployed_over_a_node_driver_walks_its_states_and_leaves_no
         let told = std::fs::read(folder.join("user-data")).unwrap();
         let told = String::from_utf8_lossy(&told).into_owned();
         assert!(
-            told.contains(member.name.as_str()) && told.len() % 512 == 0,
+            told.contains(member.name.as_str()) && told.len().is_multiple_of(512),
             "{told}"
         );
         assert_eq!(std::fs::metadata(folder.join("disk.raw")).unwrap().len(), 1 << 20);

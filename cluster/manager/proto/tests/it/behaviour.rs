@@ -197,11 +197,7 @@ fn a_host_that_dies_while_it_stages_takes_the_aggregate_back_and_its_share_stays
     assert!(why.contains("lost its host 'h2'"), "{why}");
     let held = sim.core().world().ledger().held(&"h2".parse().unwrap()).unwrap();
     assert!(held.cpus > 0 && sim.is_empty().is_err());
-    assert!(
-        states(&sim, "c")
-            .iter()
-            .any(|state| *state == MemberState::Failed)
-    );
+    assert!(states(&sim, "c").contains(&MemberState::Failed));
     sim.run(10 * MINUTE);
     assert_eq!(sim.is_empty(), Ok(()));
 }
