@@ -113,7 +113,8 @@ proptest! {
         }
         sim.run(Duration::from_secs(600));
         sim.fail_one_in = 0;
-        sim.run(Duration::from_secs(600));
+        // A question that was lost is asked again once its time is over, and copying an image has three quarters of an hour.
+        sim.run(Duration::from_secs(4000));
         prop_assert_eq!(sim.is_settled(), Ok(()));
         for name in ["x", "y", "z"] {
             sim.ask_later(SECOND, &caller("ada"), operate(name, Scope::Cluster, UNDEPLOY));
