@@ -151,7 +151,23 @@ impl Broker {
         open: bool,
         now: WallMillis,
     ) -> Result<Created, Denied> {
-        let id = ContextId(random()?);
+        self.create_as(ContextId(random()?), cluster, settings, open, now)
+    }
+
+    /// As [`Broker::create`], under an id that the creator chose before, so that it may ask again where the answer was
+    /// lost. A context that is there by this id is the answer, however it was created. Blocks while it is written to
+    /// the disk.
+    ///
+    /// # Errors
+    /// [`Denied`]; [`Refusal::Destroyed`] if it was there and has been destroyed.
+    pub fn create_as(
+        &self,
+        id: ContextId,
+        cluster: Cluster,
+        settings: Settings,
+        open: bool,
+        now: WallMillis,
+    ) -> Result<Created, Denied> {
         let creation = Creation {
             id,
             cluster,
@@ -163,6 +179,11 @@ impl Broker {
         let (certificate, secret) = context_keys(&format!("aerie context {id}"))?;
         // Held until the context is in the map, so that the limit holds for those who come together.
         let mut contexts = self.contexts.write().unwrap_or_else(PoisonError::into_inner);
+        match contexts.get(&id) {
+            None => {}
+            Some(Place::Ended(_)) => return Err(Refusal::Destroyed(id).into()),
+            Some(Place::Live(entry)) => return Ok(self.created(id, entry, now)),
+        }
         let live = contexts
             .values()
             .filter(|place| matches!(place, Place::Live(_)))
@@ -171,17 +192,19 @@ impl Broker {
             return Err(Denied::Full { limit: MAX_CONTEXTS });
         }
         self.store.create(id, &certificate, &secret, &record, now)?;
-        let members = context
-            .status(now)
-            .members
-            .into_iter()
-            .map(|member| member.name)
-            .collect();
         let entry = Entry::new(certificate, secret, context);
-        let contact = self.contact_of(id, &entry);
+        let created = self.created(id, &entry, now);
         contexts.insert(id, Place::Live(entry));
         tracing::info!(%id, "context created");
-        Ok(Created { contact, members })
+        Ok(created)
+    }
+
+    fn created(&self, id: ContextId, entry: &Entry, now: WallMillis) -> Created {
+        let members = entry.read().status(now).members.into_iter();
+        Created {
+            contact: self.contact_of(id, entry),
+            members: members.map(|member| member.name).collect(),
+        }
     }
 
     fn contact_of(&self, id: ContextId, entry: &Entry) -> Contact {

@@ -51,6 +51,20 @@ const DIRECTIONS: &[(&str, &[&str])] = &[
     (
         "aerie-cluster-repository",
         &["aerie-cluster-proto", "aerie-types"],
+    (
+        "aerie-cluster-manager-proto",
+        &["aerie-cluster-proto", "aerie-context-proto", "aerie-types"],
+    ),
+    (
+        "aerie-cluster-manager",
+        &[
+            "aerie-cluster-manager-proto",
+            "aerie-cluster-node",
+            "aerie-cluster-proto",
+            "aerie-context",
+            "aerie-context-proto",
+            "aerie-types",
+        ],
     ),
     ("aerie-image-build", &["aerie-config", "aerie-types"]),
     (

@@ -54,6 +54,12 @@ impl Ledger {
                     until: *until,
                 };
             }
+            Record::Extended { id, until } => match self.holds.get_mut(id).map(|hold| &mut hold.state) {
+                Some(HoldState::Committed { until: promised, .. }) => *promised = *until,
+                Some(HoldState::Reserved { .. }) => return Err("it extends what is not committed"),
+                None => return Err("it extends what is not there"),
+            },
+            Record::GaveBack { id, members, at } => self.give_back_some(id, members, *at)?,
             Record::Ended { id, at, .. } => self.give_back(id, *at)?,
             Record::PeriodBegun { at } => {
                 self.spent.clear();

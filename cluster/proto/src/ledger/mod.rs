@@ -9,7 +9,7 @@
 //! ```text
 //!            reserve                  commit
 //!  (unknown) ───────► Reserved ────────────────► Committed
-//!                        │  until its lease         │  until its life-time
+//!                        │  until its lease         │  until its life-time, which may be extended
 //!                        │ release                  │ release
 //!                        │ expire, once due         │ expire, once due
 //!                        └───────────┬──────────────┘
@@ -30,17 +30,21 @@
 //! last: ids are forgotten in the order of the records, to make room, and time only keeps them longer.
 
 mod apply;
+mod change;
 mod quota;
 mod records;
+mod snapshot;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use aerie_context_proto::HostName;
 use aerie_types::WallMillis;
+use serde::{Deserialize, Serialize};
 
 pub use quota::{Ask, Exceeded, Limit, Overdrawn, PerRequest, Quota, Subject, Usage};
 pub use records::{Command, Decision, End, Owner, Record, Refusal, RequestId, Reservation};
+pub use snapshot::Snapshot;
 
 use crate::amount::{Kind, Lifetime, Resources};
 use crate::limits::{MAX_HELD_MEMBERS, MAX_HOLDS, MAX_HOSTS, MAX_LEASE, MAX_LIFETIME};
@@ -68,7 +72,7 @@ struct Books {
 }
 
 /// A reservation that has not ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hold {
     /// Whose it is.
     pub owner: Owner,
@@ -81,7 +85,7 @@ pub struct Hold {
 }
 
 /// How far a reservation is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HoldState {
     /// The place is held.
     Reserved {
@@ -98,7 +102,7 @@ pub enum HoldState {
 }
 
 /// Time used up.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Spent {
     cpu_secs: u64,
     wall_secs: u64,
@@ -115,16 +119,21 @@ impl Hold {
 
     /// Its time from one moment to another.
     fn time(&self, wall: Duration) -> Spent {
-        let [cpus, ..] = self.plan.total();
-        let times = |count: u128| u64::try_from(count * u128::from(wall.as_secs())).unwrap_or(u64::MAX);
-        Spent {
-            cpu_secs: times(cpus),
-            wall_secs: times(self.plan.members.len() as u128),
-        }
+        Spent::of(&self.plan, wall)
     }
 }
 
 impl Spent {
+    /// The time of all members of a plan.
+    fn of(plan: &Plan, wall: Duration) -> Self {
+        let [cpus, ..] = plan.total();
+        let times = |count: u128| u64::try_from(count * u128::from(wall.as_secs())).unwrap_or(u64::MAX);
+        Self {
+            cpu_secs: times(cpus),
+            wall_secs: times(plan.members.len() as u128),
+        }
+    }
+
     fn add(&mut self, more: Self) {
         self.cpu_secs = self.cpu_secs.saturating_add(more.cpu_secs);
         self.wall_secs = self.wall_secs.saturating_add(more.wall_secs);
@@ -154,6 +163,8 @@ impl Ledger {
             Command::RemoveHost { host } => self.remove_host(host),
             Command::Reserve(reservation) => self.reserve(reservation, now),
             Command::Commit { id } => self.decide_commit(id, now),
+            Command::Extend { id, until, quotas } => self.decide_extend(id, until, &quotas, now),
+            Command::GiveBack { id, members } => self.decide_give_back(id, members, now),
             Command::Release { id } => Ok(self.end(id, now, End::Released)),
             Command::Expire { id } => self.expire(id, now),
             Command::BeginPeriod => Ok(Decision::Record(Record::PeriodBegun { at: now })),
@@ -285,7 +296,7 @@ impl Ledger {
         }
     }
 
-    fn gone(&self, id: RequestId) -> Refusal {
+    pub(super) fn gone(&self, id: RequestId) -> Refusal {
         if self.ended.contains(&id) {
             Refusal::Ended(id)
         } else {
@@ -364,11 +375,20 @@ impl Ledger {
     /// What somebody has and has used, at a time.
     #[must_use]
     pub fn usage(&self, subject: &Subject, now: WallMillis) -> Usage {
+        self.usage_but(None, subject, now)
+    }
+
+    /// As [`Ledger::usage`], without one reservation.
+    fn usage_but(&self, without: Option<&RequestId>, subject: &Subject, now: WallMillis) -> Usage {
         let mut usage = Usage::default();
         for (_, spent) in self.spent.iter().filter(|(owner, _)| subject.has(owner)) {
             usage.add_time(*spent, Spent::default());
         }
-        for hold in self.holds.values().filter(|hold| subject.has(&hold.owner)) {
+        let counted = self
+            .holds
+            .iter()
+            .filter(|(id, hold)| Some(*id) != without && subject.has(&hold.owner));
+        for (_, hold) in counted {
             let (elapsed, whole) = match hold.state {
                 HoldState::Reserved { .. } => (Duration::ZERO, hold.lifetime.duration()),
                 HoldState::Committed { since, until } => {
@@ -396,9 +416,22 @@ impl Ledger {
         ask: &Ask,
         now: WallMillis,
     ) -> Result<(), Overdrawn> {
+        self.admit_but(None, quotas, owner, ask, now)
+    }
+
+    /// As [`Ledger::admit`], as if one reservation were not there.
+    fn admit_but(
+        &self,
+        without: Option<&RequestId>,
+        quotas: &[(Subject, Quota)],
+        owner: &Owner,
+        ask: &Ask,
+        now: WallMillis,
+    ) -> Result<(), Overdrawn> {
         let mut exceeded = Vec::new();
         for (subject, quota) in quotas.iter().filter(|(subject, _)| subject.has(owner)) {
-            exceeded.extend(quota.check(subject, &self.usage(subject, now), ask));
+            let usage = self.usage_but(without, subject, now);
+            exceeded.extend(quota.check(subject, &usage, ask));
         }
         if exceeded.is_empty() {
             Ok(())

@@ -1,10 +1,11 @@
 //! What the ledger is told, what it writes down, and why it refuses.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use aerie_context_proto::HostName;
+use aerie_context_proto::{HostName, MemberName};
 use aerie_types::{GroupName, UserName, WallMillis};
 use serde::{Deserialize, Serialize};
 
@@ -112,6 +113,23 @@ pub enum Command {
         /// The request.
         id: RequestId,
     },
+    /// Machines that are there live longer: until this time, in place of the one that was promised. The quotas are
+    /// those of now, against which the whole life-time is held.
+    Extend {
+        /// The request.
+        id: RequestId,
+        /// Until when.
+        until: WallMillis,
+        /// See [`Reservation::quotas`].
+        quotas: Vec<(Subject, Quota)>,
+    },
+    /// Give back the places of some members. The last one is given back by [`Command::Release`].
+    GiveBack {
+        /// The request.
+        id: RequestId,
+        /// Whose places; those that are not held are passed over.
+        members: BTreeSet<MemberName>,
+    },
     /// Give back all of it.
     Release {
         /// The request.
@@ -172,6 +190,22 @@ pub enum Record {
         at: WallMillis,
         /// Until when they live.
         until: WallMillis,
+    },
+    /// Machines live longer.
+    Extended {
+        /// The request.
+        id: RequestId,
+        /// Until when.
+        until: WallMillis,
+    },
+    /// Some members' places are not held any more.
+    GaveBack {
+        /// The request.
+        id: RequestId,
+        /// Whose.
+        members: BTreeSet<MemberName>,
+        /// When.
+        at: WallMillis,
     },
     /// Nothing is held any more.
     Ended {
@@ -245,6 +279,9 @@ pub enum Refusal {
     /// The lease ran out before the commit.
     #[error("the lease of the request '{0}' ran out before it was committed; release it and place it anew")]
     Lapsed(RequestId),
+    /// There are no machines yet.
+    #[error("the request '{0}' is not committed, and its life-time begins when it is; extend it then")]
+    NotCommitted(RequestId),
     /// It has time left.
     #[error("the request '{id}' has {} left; release it to end it before that", humantime::format_duration(*left))]
     NotDue {

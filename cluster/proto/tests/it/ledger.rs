@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use aerie_cluster_proto::amount::{Bytes, Kind, Lifetime, Resources};
 use aerie_cluster_proto::ledger::{
-    Command, Decision, HoldState, Ledger, Owner, Record, Refusal, RequestId, Reservation, Subject,
+    Command, Decision, HoldState, Ledger, Owner, Quota, Record, Refusal, RequestId, Reservation, Subject,
 };
 use aerie_cluster_proto::limits::{ENDED_ROOM, MAX_LEASE};
 use aerie_cluster_proto::placement::{Placed, Plan};
@@ -523,5 +523,67 @@ proptest! {
                 prop_assert_eq!(ledger.held(&host.parse().unwrap()), Some(held));
             }
         }
+    }
+}
+
+#[test]
+fn a_committed_reservation_is_extended_within_its_owners_quota_and_no_further() {
+    let mut ledger = two_hosts();
+    told(
+        &mut ledger,
+        reserve("r", plan(&[("m", "h1", amounts(1, 1, 1))])),
+        at(0),
+    )
+    .unwrap();
+    let hours = |hours| Quota {
+        wall_hours: Some(hours),
+        ..Quota::default()
+    };
+    let extend = |until: WallMillis, quota| Command::Extend {
+        id: id("r"),
+        until,
+        quotas: vec![(Subject::User("ada".parse().unwrap()), quota)],
+    };
+    let two = at(0).plus(Duration::from_secs(7200));
+    let early = told(&mut ledger, extend(two, hours(9)), at(0));
+    assert_eq!(early, Err(Refusal::NotCommitted(id("r"))));
+    told(&mut ledger, Command::Commit { id: id("r") }, at(0)).unwrap();
+    let over = told(&mut ledger, extend(two, hours(1)), at(0));
+    assert!(matches!(over, Err(Refusal::Overdrawn(_))), "{over:?}");
+    told(&mut ledger, extend(two, hours(2)), at(0)).unwrap();
+    assert_eq!(ledger.hold(&id("r")).unwrap().until(), two);
+    // A time that it has already changes nothing.
+    assert!(!told(&mut ledger, extend(at(1), hours(2)), at(0)).unwrap());
+}
+
+#[test]
+fn members_that_are_given_back_make_room_and_a_snapshot_is_the_same_ledger() {
+    let mut ledger = two_hosts();
+    let parts = [("a", "h1", amounts(1, 1, 1)), ("b", "h2", amounts(1, 1, 1))];
+    told(&mut ledger, reserve("r", plan(&parts)), at(0)).unwrap();
+    told(&mut ledger, Command::Commit { id: id("r") }, at(0)).unwrap();
+    let give = |members: &[&str]| Command::GiveBack {
+        id: id("r"),
+        members: members.iter().map(|member| member.parse().unwrap()).collect(),
+    };
+    let all = told(&mut ledger, give(&["a", "b"]), at(1));
+    assert_eq!(all, Err(Refusal::Empty(id("r"))));
+    told(&mut ledger, give(&["a"]), at(1)).unwrap();
+    assert!(!told(&mut ledger, give(&["a"]), at(1)).unwrap());
+    let host: HostName = "h1".parse().unwrap();
+    assert_eq!(ledger.held(&host), Some(Resources::NONE));
+    let text = serde_json::to_string(&ledger.snapshot()).unwrap();
+    let again = Ledger::restore(serde_json::from_str(&text).unwrap()).unwrap();
+    assert_eq!(again, ledger);
+}
+
+/// Whether it was written down.
+fn told(ledger: &mut Ledger, command: Command, now: WallMillis) -> Result<bool, Refusal> {
+    match ledger.decide(command, now)? {
+        Decision::Record(record) => {
+            ledger.commit(&record).unwrap();
+            Ok(true)
+        }
+        Decision::Already => Ok(false),
     }
 }

@@ -1,0 +1,568 @@
+//! What people ask for. A command that is refused has changed nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use aerie_cluster_proto::Fault as Warning;
+use aerie_cluster_proto::amount::Lifetime;
+use aerie_cluster_proto::description::{Description, Image, Workspace};
+use aerie_cluster_proto::ledger::{self, Ask, Owner, RequestId, Reservation};
+use aerie_cluster_proto::placement::{self, HostState, Plan, Rules, place, place_some};
+use aerie_context_proto::{HostName, MemberName, member_name};
+use aerie_types::WallMillis;
+
+use super::{Core, Hearing, Now};
+use crate::error::Refusal;
+use crate::ids::GuestId;
+use crate::limits::MAX_CLUSTERS;
+use crate::records::Record;
+use crate::request::{Caller, Command, Operation, Request, Scope};
+use crate::state::{Cluster, Fault, Goal, Member, Phase, Reached, Why};
+use crate::view::MemberState;
+
+/// What a command came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// A cluster has its place; or had it, from the same request before.
+    Placed {
+        /// Where its members are.
+        plan: Plan,
+        /// Those that found no place.
+        left_out: BTreeSet<MemberName>,
+        /// What will most likely surprise in its description.
+        warnings: Vec<Warning>,
+    },
+    /// It is done, or under way.
+    Done,
+}
+
+/// What would come of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DryRun {
+    /// Where members would be, as things are.
+    pub plan: Plan,
+    /// Those that would find no place.
+    pub left_out: BTreeSet<MemberName>,
+    /// Images that hosts would have to get first.
+    pub to_stage: BTreeSet<(HostName, Image)>,
+    /// What will most likely surprise in the description.
+    pub warnings: Vec<Warning>,
+}
+
+struct Judged {
+    owner: Owner,
+    lifetime: Lifetime,
+    plan: Plan,
+    left_out: BTreeSet<MemberName>,
+    warnings: Vec<Warning>,
+}
+
+impl Core {
+    /// Does what it is told.
+    ///
+    /// # Errors
+    /// [`Refusal`]; nothing has changed then.
+    pub fn command(&mut self, caller: &Caller, command: Command, now: Now) -> Result<Answer, Refusal> {
+        match command {
+            Command::Request(request) => self.request(caller, *request, now),
+            Command::Operate {
+                cluster,
+                scope,
+                operation,
+            } => self.operate(caller, &cluster, &scope, &operation, now),
+            Command::Extend { cluster, until } => self.extend(caller, &cluster, until, now),
+            Command::SetHost { host, state } => self.set_host(caller, host, state, now),
+            Command::ForgetHost { host } => self.forget_host(caller, host, now),
+        }
+    }
+
+    /// What would come of a request. It promises nothing: another may come first.
+    ///
+    /// # Errors
+    /// [`Refusal`] with what is missing.
+    pub fn dry_run(&self, caller: &Caller, request: &Request, now: Now) -> Result<DryRun, Refusal> {
+        let judged = self.judge(caller, request, now)?;
+        let sets = sets(&request.description);
+        let to_stage = judged.plan.members.iter().filter_map(|(name, placed)| {
+            let image = sets.get(name)?.image.clone();
+            let host = self.world.hosts.get(&placed.host)?;
+            (!host.facts.images.contains(&image)).then(|| (placed.host.clone(), image))
+        });
+        Ok(DryRun {
+            to_stage: to_stage.collect(),
+            plan: judged.plan,
+            left_out: judged.left_out,
+            warnings: judged.warnings,
+        })
+    }
+
+    /// Judges a request in full, and finds its place.
+    fn judge(&self, caller: &Caller, request: &Request, now: Now) -> Result<Judged, Refusal> {
+        let description = &request.description;
+        let owner = owner(caller, request)?;
+        let warnings = description.check(&self.settings.bounds)?;
+        if self.world.clusters.len() >= MAX_CLUSTERS {
+            return Err(Refusal::Limit {
+                what: "clusters",
+                limit: MAX_CLUSTERS,
+            });
+        }
+        // A description that names none was refused where there is no default.
+        let lifetime = self.settings.bounds.lifetime(description);
+        let lifetime = lifetime.unwrap_or(self.settings.bounds.max_lifetime);
+        let members = description.members();
+        let ledger = self.world.ledger();
+        let quotas = &self.settings.quotas;
+        if description.all_or_none {
+            let least = Ask::minimum(&members, lifetime.duration());
+            ledger
+                .admit(quotas, &owner, &least, now.wall)
+                .map_err(ledger::Refusal::from)?;
+        }
+        let hosts = self.places();
+        let find = |rules: &Rules| {
+            let found = if description.all_or_none {
+                place(&members, &hosts, rules).map(|plan| (plan, Vec::new()))
+            } else {
+                place_some(&members, &hosts, rules)
+            };
+            let found = found.and_then(|(plan, left)| match plan.members.is_empty() {
+                // Nobody finds a place: why, is said as if all were wanted.
+                true => place(&members, &hosts, rules).map(|plan| (plan, left)),
+                false => Ok((plan, left)),
+            });
+            found.map_err(|source| Refusal::Placement {
+                cluster: request.id.clone(),
+                source,
+            })
+        };
+        let admit = |plan: &Plan| ledger.admit(quotas, &owner, &Ask::of(plan, lifetime.duration()), now.wall);
+        let mut rules = self.settings.rules;
+        let (mut plan, mut left) = find(&rules)?;
+        if rules.grow && admit(&plan).is_err() {
+            rules.grow = false;
+            (plan, left) = find(&rules)?;
+        }
+        admit(&plan).map_err(ledger::Refusal::from)?;
+        Ok(Judged {
+            owner,
+            lifetime,
+            plan,
+            left_out: left.into_iter().collect(),
+            warnings,
+        })
+    }
+
+    /// The hosts as the placement sees them. One that is not heard of takes no members.
+    fn places(&self) -> Vec<placement::Host> {
+        let place = |(name, host): (&HostName, &crate::state::Host)| {
+            let watch = self.run.hosts.get(name);
+            let ready = watch.is_some_and(|watch| watch.connected && watch.hearing == Hearing::Heard);
+            placement::Host {
+                name: name.clone(),
+                total: host.facts.capacity,
+                free: self.world.ledger.free(name).unwrap_or_default(),
+                images: host.facts.images.clone(),
+                connections: host.facts.connections.clone(),
+                state: if ready { host.state } else { HostState::Draining },
+                accelerator: host.facts.accelerator,
+            }
+        };
+        self.world.hosts().map(place).collect()
+    }
+
+    fn request(&mut self, caller: &Caller, request: Request, now: Now) -> Result<Answer, Refusal> {
+        let id = request.id.clone();
+        if let Some(cluster) = self.world.clusters.get(&id) {
+            let same =
+                cluster.owner == owner(caller, &request)? && cluster.description == request.description;
+            return match &cluster.phase {
+                _ if !same => Err(Refusal::Differs(id)),
+                Phase::Ending(_) => Err(Refusal::Ending(id)),
+                Phase::Deploying | Phase::Deployed => Ok(Answer::Placed {
+                    plan: self
+                        .world
+                        .ledger
+                        .hold(&id)
+                        .map(|hold| hold.plan.clone())
+                        .unwrap_or_default(),
+                    left_out: cluster.left_out.clone(),
+                    warnings: Vec::new(),
+                }),
+            };
+        }
+        let judged = self.judge(caller, &request, now)?;
+        let reserve = ledger::Command::Reserve(Reservation {
+            id: id.clone(),
+            owner: judged.owner.clone(),
+            plan: judged.plan.clone(),
+            lease: self.settings.deploy_within,
+            lifetime: judged.lifetime,
+            quotas: self.settings.quotas.clone(),
+        });
+        let reserved = match self.world.ledger.decide(reserve, now.wall)? {
+            ledger::Decision::Record(record) => record,
+            // A hold without its cluster cannot be: both are written down together.
+            ledger::Decision::Already => return Err(Refusal::Ended(id)),
+        };
+        let (cluster, next) = self.new_cluster(request.description, &judged, now);
+        self.record(Record::Ledger(reserved), now);
+        self.run.dirty.insert(id.clone());
+        let cluster = Box::new(cluster);
+        self.record(Record::Requested { id, cluster, next }, now);
+        Ok(Answer::Placed {
+            plan: judged.plan,
+            left_out: judged.left_out,
+            warnings: judged.warnings,
+        })
+    }
+
+    /// The cluster with the guests that its members will be, and the number of the guest after them.
+    fn new_cluster(&self, description: Description, judged: &Judged, now: Now) -> (Cluster, u64) {
+        let manager = self.world.manager.unwrap_or(crate::ManagerId([0; 7]));
+        let mut next = self.world.next;
+        let mut number = || {
+            let guest = GuestId::new(manager, next);
+            next += 1;
+            guest
+        };
+        let context = number();
+        let goal = Goal::of(description.target);
+        let sets = sets(&description);
+        let mut members = BTreeMap::new();
+        for (name, placed) in &judged.plan.members {
+            let Some(set) = sets.get(name) else {
+                continue;
+            };
+            let member = Member {
+                set: set.name.clone(),
+                guest: number(),
+                host: placed.host.clone(),
+                amounts: placed.amounts,
+                goal,
+                reached: Reached::Nothing,
+                doing: None,
+                deployed: false,
+                fault: None,
+                problem: None,
+                renew: false,
+                save: None,
+                report: None,
+            };
+            members.insert(name.clone(), member);
+        }
+        let cluster = Cluster {
+            owner: judged.owner.clone(),
+            description,
+            at: now.wall,
+            phase: Phase::Deploying,
+            members,
+            left_out: judged.left_out.clone(),
+            context,
+            has_context: false,
+            warned: None,
+        };
+        (cluster, next)
+    }
+
+    /// A cluster that the caller may change.
+    fn owned(&self, caller: &Caller, id: &RequestId) -> Result<&Cluster, Refusal> {
+        let Some(cluster) = self.world.clusters.get(id) else {
+            return Err(Refusal::UnknownCluster(id.clone()));
+        };
+        if caller.may(&cluster.owner) {
+            Ok(cluster)
+        } else {
+            Err(Refusal::NotYours(id.clone()))
+        }
+    }
+
+    fn operate(
+        &mut self,
+        caller: &Caller,
+        id: &RequestId,
+        scope: &Scope,
+        operation: &Operation,
+        now: Now,
+    ) -> Result<Answer, Refusal> {
+        let cluster = self.owned(caller, id)?;
+        let members = selected(id, cluster, scope)?;
+        let undeploy = matches!(operation, Operation::Undeploy { .. });
+        if cluster.is_ending() {
+            // To ask again is no error; anything else comes too late.
+            return if undeploy {
+                Ok(Answer::Done)
+            } else {
+                Err(Refusal::Ending(id.clone()))
+            };
+        }
+        let mut aims: BTreeMap<(Goal, bool), BTreeSet<MemberName>> = BTreeMap::new();
+        for (name, member) in &members {
+            match aim(member, operation) {
+                Ok(None) => {}
+                Ok(Some(aim)) => drop(aims.entry(aim).or_default().insert((*name).clone())),
+                Err(advice) => {
+                    return Err(Refusal::State {
+                        operation: operation.clone(),
+                        member: (*name).clone(),
+                        state: MemberState::of(member, self.hearing(&member.host) == Hearing::Lost),
+                        advice,
+                    });
+                }
+            }
+        }
+        let save = match operation {
+            Operation::Undeploy { save: Some(image) } => images(image, &members)?,
+            _ => BTreeMap::new(),
+        };
+        let whole = undeploy && save.is_empty() && members.len() == cluster.members.len();
+        let guests: Vec<_> = members.values().map(|member| member.guest).collect();
+        for guest in guests {
+            // What somebody asks for anew is tried anew.
+            self.run.retries.remove(&super::Key::Guest(guest));
+        }
+        if whole {
+            let why = Why::Undeployed;
+            self.record(Record::Ending { id: id.clone(), why }, now);
+        } else {
+            for ((goal, renew), members) in aims {
+                let save = save.clone();
+                let id = id.clone();
+                self.record(
+                    Record::Aimed {
+                        id,
+                        members,
+                        goal,
+                        renew,
+                        save,
+                    },
+                    now,
+                );
+            }
+        }
+        self.run.dirty.insert(id.clone());
+        Ok(Answer::Done)
+    }
+
+    fn extend(
+        &mut self,
+        caller: &Caller,
+        id: &RequestId,
+        until: WallMillis,
+        now: Now,
+    ) -> Result<Answer, Refusal> {
+        if self.owned(caller, id)?.is_ending() {
+            return Err(Refusal::Ending(id.clone()));
+        }
+        let quotas = self.settings.quotas.clone();
+        let id = id.clone();
+        self.book(ledger::Command::Extend { id, until, quotas }, now)?;
+        Ok(Answer::Done)
+    }
+
+    fn set_host(
+        &mut self,
+        caller: &Caller,
+        host: HostName,
+        state: HostState,
+        now: Now,
+    ) -> Result<Answer, Refusal> {
+        let known = self.known_host(caller, &host)?;
+        if known.state != state {
+            self.record(Record::HostSet { host, state }, now);
+        }
+        Ok(Answer::Done)
+    }
+
+    fn known_host(&self, caller: &Caller, host: &HostName) -> Result<&crate::state::Host, Refusal> {
+        if !caller.admin {
+            return Err(Refusal::NotAdmin);
+        }
+        let known = self.world.hosts.get(host);
+        known
+            .map(AsRef::as_ref)
+            .ok_or_else(|| Refusal::UnknownHost(host.clone()))
+    }
+
+    /// All that was on a host is gone, because somebody who knows says so.
+    fn forget_host(&mut self, caller: &Caller, host: HostName, now: Now) -> Result<Answer, Refusal> {
+        self.known_host(caller, &host)?;
+        let used = self
+            .world
+            .clusters()
+            .any(|(_, cluster)| cluster.members.values().any(|member| member.host == host));
+        if used && self.hearing(&host) != Hearing::Lost {
+            return Err(Refusal::HostAlive(host));
+        }
+        self.lose_members(&host, now)?;
+        self.book(ledger::Command::RemoveHost { host: host.clone() }, now)?;
+        self.run.hosts.remove(&host);
+        self.record(Record::HostForgotten { host }, now);
+        Ok(Answer::Done)
+    }
+
+    fn lose_members(&mut self, host: &HostName, now: Now) -> Result<(), Refusal> {
+        let clusters: Vec<RequestId> = self.world.clusters.keys().cloned().collect();
+        for id in clusters {
+            let Some(cluster) = self.world.clusters.get(&id) else {
+                continue;
+            };
+            let on_it = cluster.members.iter().filter(|(_, member)| member.host == *host);
+            let lost: BTreeMap<_, _> = on_it.map(|(name, member)| (name.clone(), member.guest)).collect();
+            if lost.is_empty() {
+                continue;
+            }
+            let all = lost.len() == cluster.members.len();
+            let ending = cluster.is_ending();
+            let why = format!("its host '{host}' was given up");
+            for (member, guest) in &lost {
+                if let Some(op) = self.run.busy.get(guest).copied() {
+                    self.forget_op(op);
+                }
+                self.drop_guest(&id, member);
+                let (id, member) = (id.clone(), member.clone());
+                let fault = Fault::Failed(why.clone());
+                self.record(
+                    Record::Faulted {
+                        id: id.clone(),
+                        member: member.clone(),
+                        fault,
+                    },
+                    now,
+                );
+                let reached = Reached::Gone;
+                self.record(Record::Reached { id, member, reached }, now);
+            }
+            let members = lost.into_keys().collect::<BTreeSet<_>>();
+            if all {
+                if !ending {
+                    let why = Why::Failed(why);
+                    self.record(Record::Ending { id: id.clone(), why }, now);
+                }
+                self.book(ledger::Command::Release { id: id.clone() }, now)?;
+            } else {
+                let id = id.clone();
+                if self.world.ledger.hold(&id).is_some() {
+                    let members = members.clone();
+                    self.book(
+                        ledger::Command::GiveBack {
+                            id: id.clone(),
+                            members,
+                        },
+                        now,
+                    )?;
+                }
+                for member in members {
+                    self.record(
+                        Record::Removed {
+                            id: id.clone(),
+                            member,
+                        },
+                        now,
+                    );
+                }
+            }
+            self.run.dirty.insert(id);
+        }
+        Ok(())
+    }
+}
+
+fn owner(caller: &Caller, request: &Request) -> Result<Owner, Refusal> {
+    match &request.group {
+        Some(group) if !caller.groups.contains(group) => Err(Refusal::NotInGroup(group.clone())),
+        group => Ok(Owner {
+            user: caller.user.clone(),
+            group: group.clone(),
+        }),
+    }
+}
+
+/// The set that each member is of.
+fn sets<'d>(description: &'d Description) -> BTreeMap<MemberName, &'d Workspace> {
+    let of = |set: &'d Workspace| {
+        let named = move |index| (member_name(&set.name, index, set.count), set);
+        (1..=set.count).map(named)
+    };
+    description.workspaces.iter().flat_map(of).collect()
+}
+
+fn selected<'c>(
+    id: &RequestId,
+    cluster: &'c Cluster,
+    scope: &Scope,
+) -> Result<BTreeMap<&'c MemberName, &'c Member>, Refusal> {
+    let members = cluster.members.iter().filter(|(name, member)| match scope {
+        Scope::Cluster => true,
+        Scope::Set(set) => member.set == *set,
+        Scope::Member(wanted) => **name == *wanted,
+    });
+    let members: BTreeMap<_, _> = members.collect();
+    match scope {
+        Scope::Set(set) if members.is_empty() => Err(Refusal::UnknownSet {
+            cluster: id.clone(),
+            set: set.clone(),
+        }),
+        Scope::Member(member) if members.is_empty() => Err(Refusal::UnknownMember {
+            cluster: id.clone(),
+            member: member.clone(),
+        }),
+        _ => Ok(members),
+    }
+}
+
+/// What an operation makes of a member, and whether it is made anew; nothing where it is so already; or what would be
+/// right.
+fn aim(member: &Member, operation: &Operation) -> Result<Option<(Goal, bool)>, &'static str> {
+    use Operation as O;
+    let to = |goal: Goal| Ok((member.goal != goal || member.fault.is_some()).then_some((goal, false)));
+    if let O::Undeploy { save } = operation {
+        return match (save, member.reached) {
+            (Some(_), Reached::Suspended) => {
+                Err("start it first, for its disk is of one moment with its memory")
+            }
+            (Some(_), Reached::Nothing | Reached::Gone) => Err("it has no disk to keep; undeploy it without"),
+            _ => Ok(Some((Goal::Absent { graceful: true }, false))),
+        };
+    }
+    let crashed = member.reached == Reached::Crashed;
+    match (operation, &member.fault, member.goal) {
+        (O::Deploy, Some(_), _) => Ok(Some((Goal::Absent { graceful: false }, true))),
+        (O::Deploy, None, Goal::Absent { .. }) if member.renew => Ok(None),
+        (O::Deploy, None, Goal::Absent { .. }) => Err("wait until it is gone, and ask for a new cluster"),
+        (O::Deploy, None, _) => Ok(None),
+        (_, _, Goal::Absent { .. }) if member.fault.is_none() => Err("it is being undeployed"),
+        (O::Start, Some(Fault::Corrupted(_)), _) if crashed => to(Goal::Started),
+        (O::Stop, Some(Fault::Corrupted(_)), _) if crashed => to(Goal::Stopped),
+        (_, Some(_), _) => Err("deploy it anew, or undeploy it"),
+        (O::Start, None, _) => to(Goal::Started),
+        (O::Unpause, None, Goal::Paused | Goal::Started) => to(Goal::Started),
+        (O::Unpause, None, _) => Err("it does not stand still; start it"),
+        (O::Pause, None, Goal::Started | Goal::Paused) => to(Goal::Paused),
+        (O::Suspend, None, Goal::Started | Goal::Paused | Goal::Suspended) => to(Goal::Suspended),
+        (O::Stop, None, Goal::Started | Goal::Paused | Goal::Stopped) => to(Goal::Stopped),
+        (O::Stop, None, Goal::Suspended) => Err("start it first, or undeploy it"),
+        (O::Pause | O::Suspend | O::Stop, None, _) => Err("it does not run; start it first"),
+        (O::Undeploy { .. }, _, _) => Ok(None),
+    }
+}
+
+/// The image as which each member's disk is kept.
+fn images(
+    image: &Image,
+    members: &BTreeMap<&MemberName, &Member>,
+) -> Result<BTreeMap<MemberName, Image>, Refusal> {
+    let Image::Named { name, version: None } = image else {
+        return Err(Refusal::SaveName(image.to_string()));
+    };
+    let single = members.len() == 1;
+    let each = members.keys().map(|member| {
+        let text = if single {
+            name.clone()
+        } else {
+            format!("{name}/{member}")
+        };
+        let image = text.parse().map_err(|_| Refusal::SaveName(text))?;
+        Ok(((*member).clone(), image))
+    });
+    each.collect()
+}

@@ -1,0 +1,214 @@
+//! What is refused, with what is said. Nothing has changed then.
+
+use aerie_cluster_manager_proto::{Answer, Caller, Command, Operation, Refusal, Request, Scope};
+use aerie_cluster_proto::ledger::{Quota, Subject};
+use aerie_cluster_proto::placement::HostState;
+
+use crate::sim::{SECOND, Sim, UNDEPLOY, amounts, caller, description, id, operate, request};
+
+fn sim() -> Sim {
+    let mut sim = Sim::new(2, &[("h1", amounts(4, 8, 100))]);
+    sim.run(2 * SECOND);
+    sim
+}
+
+fn one() -> Command {
+    request("c", description("started", true, &[("w", 2, "debian")]))
+}
+
+/// Refused, with nothing written down.
+fn refused(sim: &mut Sim, caller: &Caller, command: Command) -> String {
+    let before = sim.core().world().clone();
+    let refusal = sim.command(caller, command).unwrap_err();
+    assert_eq!(*sim.core().world(), before, "{refusal}");
+    refusal.to_string()
+}
+
+#[test]
+fn what_is_too_big_for_any_host_is_refused_with_the_nearest_that_fits() {
+    let mut sim = sim();
+    let big = request("c", description("started", true, &[("w", 5, "debian")]));
+    let why = refused(&mut sim, &caller("ada"), big);
+    assert!(
+        why.contains("the cluster 'c' finds no place: 4 of 5 members fit"),
+        "{why}"
+    );
+}
+
+#[test]
+fn more_than_the_quota_is_refused_and_an_extension_beyond_it_too() {
+    let mut sim = sim();
+    let quota = Quota {
+        members: Some(1),
+        ..Quota::default()
+    };
+    let ada = Subject::User("ada".parse().unwrap());
+    sim.core.as_mut().unwrap().set_quotas(vec![(ada.clone(), quota)]);
+    let why = refused(&mut sim, &caller("ada"), one());
+    assert!(
+        why.contains("the quota of the user 'ada' for members: 1 member are allowed"),
+        "{why}"
+    );
+    let hours = Quota {
+        wall_hours: Some(5),
+        ..Quota::default()
+    };
+    sim.core.as_mut().unwrap().set_quotas(vec![(ada, hours)]);
+    sim.command(&caller("ada"), one()).unwrap();
+    sim.run(60 * SECOND);
+    let until = sim
+        .core()
+        .status(&caller("ada"), &id("c"))
+        .unwrap()
+        .until
+        .unwrap();
+    let extend = |hours: u64| Command::Extend {
+        cluster: id("c"),
+        until: until.plus(std::time::Duration::from_secs(hours * 3600)),
+    };
+    let why = refused(&mut sim, &caller("ada"), extend(1));
+    assert!(
+        why.contains("time of members: 5 hours of members are allowed"),
+        "{why}"
+    );
+}
+
+#[test]
+fn another_owners_cluster_is_not_touched_and_a_groups_and_an_administrators_may_be() {
+    let mut sim = sim();
+    let group = Command::Request(Box::new(Request {
+        id: id("c"),
+        group: Some("chem".parse().unwrap()),
+        description: description("started", true, &[("w", 1, "debian")]),
+    }));
+    let mut ada = caller("ada");
+    ada.groups.clear();
+    let why = refused(&mut sim, &ada, group.clone());
+    assert!(why.contains("you are not in the group 'chem'"), "{why}");
+    sim.command(&caller("ada"), group).unwrap();
+    let mut eve = caller("eve");
+    eve.groups.clear();
+    let why = refused(&mut sim, &eve, operate("c", Scope::Cluster, UNDEPLOY));
+    assert!(why.contains("'c' is not yours nor your group's"), "{why}");
+    assert!(matches!(
+        sim.core().status(&eve, &id("c")),
+        Err(Refusal::NotYours(_))
+    ));
+    assert!(sim.core().list(&eve).is_empty());
+    assert!(sim.core().status(&caller("bob"), &id("c")).is_ok());
+    let mut root = caller("root");
+    root.groups.clear();
+    sim.command(&root, operate("c", Scope::Cluster, UNDEPLOY))
+        .unwrap();
+    let host = || Command::SetHost {
+        host: "h1".parse().unwrap(),
+        state: HostState::Draining,
+    };
+    let why = refused(&mut sim, &eve, host());
+    assert!(why.contains("by administrators alone"), "{why}");
+    sim.command(&root, host()).unwrap();
+}
+
+#[test]
+fn an_unknown_cluster_member_set_or_host_is_named() {
+    let mut sim = sim();
+    sim.command(&caller("ada"), one()).unwrap();
+    let ada = caller("ada");
+    let scopes = [
+        ("x", Scope::Cluster, "there is no cluster 'x'"),
+        ("c", Scope::Member("w-9".parse().unwrap()), "has no member 'w-9'"),
+        ("c", Scope::Set("v".parse().unwrap()), "has no set 'v'"),
+    ];
+    for (cluster, scope, expected) in scopes {
+        let why = refused(&mut sim, &ada, operate(cluster, scope, UNDEPLOY));
+        assert!(why.contains(expected), "{why}");
+    }
+    let host = "h9".parse().unwrap();
+    let why = refused(&mut sim, &caller("root"), Command::ForgetHost { host });
+    assert!(why.contains("there is no host 'h9'"), "{why}");
+}
+
+#[test]
+fn the_same_request_again_is_the_same_cluster_and_another_under_its_id_is_refused() {
+    let mut sim = sim();
+    let Answer::Placed { plan, .. } = sim.command(&caller("ada"), one()).unwrap() else {
+        panic!("it has its place");
+    };
+    sim.kill();
+    sim.run(60 * SECOND);
+    let Answer::Placed { plan: again, .. } = sim.command(&caller("ada"), one()).unwrap() else {
+        panic!("it has its place");
+    };
+    assert_eq!(plan, again);
+    let other = request("c", description("paused", true, &[("w", 2, "debian")]));
+    let why = refused(&mut sim, &caller("ada"), other);
+    assert!(
+        why.contains("'c' is a cluster with another description or owner"),
+        "{why}"
+    );
+    let why = refused(&mut sim, &caller("bob"), one());
+    assert!(why.contains("another description or owner"), "{why}");
+    sim.command(&caller("ada"), operate("c", Scope::Cluster, UNDEPLOY))
+        .unwrap();
+    sim.run(600 * SECOND);
+    let why = refused(&mut sim, &caller("ada"), one());
+    assert!(why.contains("has ended; choose a new id"), "{why}");
+}
+
+#[test]
+fn an_operation_that_one_member_does_not_allow_is_done_to_none() {
+    let mut sim = sim();
+    sim.command(&caller("ada"), one()).unwrap();
+    sim.run(60 * SECOND);
+    let one = Scope::Member("w-2".parse().unwrap());
+    sim.command(&caller("ada"), operate("c", one, Operation::Stop))
+        .unwrap();
+    sim.run(60 * SECOND);
+    let why = refused(
+        &mut sim,
+        &caller("ada"),
+        operate("c", Scope::Cluster, Operation::Pause),
+    );
+    assert!(
+        why.contains("cannot pause 'w-2', which is stopped: it does not run; start it first"),
+        "{why}"
+    );
+}
+
+#[test]
+fn a_full_disk_of_the_manager_refuses_the_command_and_loses_nothing() {
+    let mut sim = sim();
+    sim.command(&caller("ada"), one()).unwrap();
+    sim.run(SECOND);
+    let before = sim.core().world().clone();
+    sim.disk_full = true;
+    sim.ask_later(
+        SECOND,
+        &caller("ada"),
+        operate("c", Scope::Cluster, Operation::Pause),
+    );
+    sim.run(3 * SECOND);
+    assert_eq!(*sim.core().world(), before);
+    sim.disk_full = false;
+    sim.run(300 * SECOND);
+    assert_eq!(sim.is_settled(), Ok(()));
+    assert_eq!(sim.answers.len(), 1);
+}
+
+#[test]
+fn a_dry_run_says_what_would_be_where_and_changes_nothing() {
+    let sim = sim();
+    let ask = |count| Request {
+        id: id("c"),
+        group: None,
+        description: description("started", true, &[("w", count, "debian")]),
+    };
+    let found = sim.core().dry_run(&caller("ada"), &ask(2), sim.now()).unwrap();
+    assert_eq!(found.plan.members.len(), 2);
+    assert_eq!(
+        found.to_stage,
+        [("h1".parse().unwrap(), "debian".parse().unwrap())].into()
+    );
+    assert!(sim.core().dry_run(&caller("ada"), &ask(9), sim.now()).is_err());
+    assert!(sim.core().world().clusters().next().is_none());
+}
