@@ -75,6 +75,11 @@ pub enum GuestState {
         /// What was asked.
         why: String,
     },
+    /// What its host keeps of it cannot be read: it is left as it is, whether it runs or not.
+    Damaged {
+        /// What is wrong, and where.
+        why: String,
+    },
 }
 
 /// A guest to be made.

@@ -269,6 +269,7 @@ fn state_of(state: State) -> GuestState {
         State::Stopped(_) => GuestState::Stopped,
         State::Crashed { why } => GuestState::Crashed { why },
         State::Unresponsive { why } => GuestState::Unresponsive { why },
+        State::Damaged { why, .. } => GuestState::Damaged { why },
     }
 }
 

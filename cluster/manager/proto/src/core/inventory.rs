@@ -162,8 +162,12 @@ impl Core {
             Some(GuestState::Crashed { why }) => {
                 (Reached::Crashed, Some(format!("it ended: {}", reason(why))))
             }
-            Some(GuestState::Unresponsive { why }) => {
-                let why = format!("its hypervisor does not answer: {}", reason(why));
+            Some(state @ (GuestState::Unresponsive { why } | GuestState::Damaged { why })) => {
+                let what = match state {
+                    GuestState::Damaged { .. } => "what its host keeps of it is damaged",
+                    _ => "its hypervisor does not answer",
+                };
+                let why = format!("{what}: {}", reason(why));
                 if member.problem.as_ref() != Some(&why) {
                     let (id, member) = (id.clone(), name.clone());
                     self.record(Record::Troubled { id, member, why }, now);
