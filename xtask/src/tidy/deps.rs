@@ -51,6 +51,7 @@ const DIRECTIONS: &[(&str, &[&str])] = &[
     (
         "aerie-cluster-repository",
         &["aerie-cluster-proto", "aerie-types"],
+    ),
     (
         "aerie-cluster-manager-proto",
         &["aerie-cluster-proto", "aerie-context-proto", "aerie-types"],
