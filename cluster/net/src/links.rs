@@ -71,7 +71,8 @@ impl Netlink {
     }
 
     /// Makes a bridge, down: without spanning tree, and without multicast snooping, by whose queries a guest could draw
-    /// its neighbours' traffic to itself.
+    /// its neighbours' traffic to itself. It learns nothing from frames that it does not pass on, which no filter sees
+    /// before: a guest could take a neighbour's address there, or fill the host's memory with new ones.
     pub(crate) async fn add_bridge(&self, name: &InterfaceName, mac: Mac, mtu: u16) -> Result<(), Error> {
         let message = LinkBridge::new(name.as_str())
             .down()
@@ -80,6 +81,7 @@ impl Netlink {
             .stp_state(BridgeStpState::Disabled)
             .forward_delay(0)
             .mcast_snooping(false)
+            .no_linklocal_learn(true)
             .build();
         let request = self.handle.link().add(message);
         request.execute().await.map_err(link("make the bridge", name))

@@ -106,8 +106,8 @@ impl Rules<'_> {
             text,
             "chain guests {{\n iifname vmap {{ {jumps} }}\n counter drop\n}}\n"
         );
-        // The servers of both are the host's.
-        text += "chain between {\n udp dport { 67, 547 } counter drop\n}\n";
+        // The servers of both are the host's, and no client looks at the port that an answer comes from.
+        text += "chain between {\n udp dport { 67, 68, 546, 547 } counter drop\n}\n";
         text += SHARED;
         let networks: Vec<_> = self.plan.networks.keys().collect();
         let jumps = chains("host_", &|_, port| {
@@ -156,7 +156,7 @@ impl Rules<'_> {
              iifname \"{bridges}*\" goto guests\n}}\n\
              chain guests {{\n ip daddr {METADATA} tcp dport 80 accept\n \
              iifname . ip daddr != {{ {own} }} counter drop\n \
-             icmp type {{ echo-request, echo-reply, destination-unreachable, time-exceeded }} accept\n \
+             icmp type {{ echo-request, echo-reply }} accept\n \
              tcp flags & (syn | ack) != syn tcp flags & (ack | rst) != 0 accept\n \
              counter drop\n}}\n\
              chain forward {{\n type filter hook forward priority -10; policy accept;\n{foreign} \
@@ -268,19 +268,22 @@ fn ip6_chain(n: usize, mac: Mac, own: &[Ipv6Addr]) -> String {
     text
 }
 
-/// What of a network's frames goes up to the host.
+/// What of a network's frames goes up to the host. Nothing in pieces is for the host itself: one guest could fill what
+/// the host has for pieces of all.
 fn host_chain(n: usize, network: &Network) -> String {
     let host: Vec<_> = network.host_addresses().map(|addr| addr.to_string()).collect();
     let host = host.join(", ");
     let elsewhere = if network.through.is_empty() {
-        ""
+        String::new()
     } else {
-        // Where to is the forwarding's matter; what is for the host itself is the input's.
-        " ether type ip accept\n"
+        // Where to is the forwarding's matter; what is for the host itself is the input's. For a neighbour it is not: the
+        // host would look for every address that a guest thinks of.
+        format!(" ether type ip ip daddr != {} accept\n", network.subnet)
     };
     format!(
         "chain host_{n} {{\n \
          ether type arp arp daddr ip {{ {host} }} accept\n \
+         ip frag-off & 0x3fff != 0 ip daddr {{ {host} }} counter drop\n \
          ip daddr 255.255.255.255 udp dport 67 accept\n \
          ip daddr {{ {host} }} accept\n{elsewhere} \
          counter drop\n}}\n"

@@ -345,6 +345,38 @@ fn a_guest_reaches_nothing_of_the_host_but_what_is_for_guests() {
 }
 
 #[test]
+fn frames_that_no_bridge_passes_take_no_neighbours_address_and_pieces_do_not_reach_the_host() {
+    let host = Namespace::new();
+    drive(&host, plan(), async |_| {
+        let (one, two) = (Guest::plug(&host, &tap(1)), Guest::plug(&host, &tap(2)));
+        let ear = Ear::on(&host, &bridge("one"));
+        two.send(&marker(2, B));
+        one.until(&marker(2, B));
+        let piece = fragment(A, METADATA, ICMP, 0x2000, &icmp(8, &[0; 32]));
+        for (to, from, payload) in [
+            (GROUP_LLDP, mac(2), ip(A, B, UDP, &udp(1, 2, b"mine"))),
+            (GROUP_LLDP, mac(99), ip(A, B, UDP, &udp(1, 2, b"one more"))),
+            (bridge_mac(&host, "one"), mac(1), piece),
+        ] {
+            one.send(&ethernet(to, from, IP, &payload));
+        }
+        one.send(&marker(1, A));
+        two.until(&marker(1, A));
+        let heard = ear.until(&marker(1, A));
+        assert!(heard.iter().all(|frame| frame[6..12] != mac(1).0), "{heard:02x?}");
+        let known = host.run(&format!("bridge fdb show br {}", bridge("one")));
+        let at = |n: u128| {
+            let start = format!("{} dev ", mac(n));
+            let lines = known.lines().filter_map(|line| line.strip_prefix(&start));
+            let mut places: Vec<_> = lines.filter_map(|line| line.split(' ').next()).collect();
+            places.dedup();
+            places.join(" ")
+        };
+        assert_eq!((at(2), at(99)), (tap(2), String::new()), "{known}");
+    });
+}
+
+#[test]
 fn guests_of_two_clusters_do_not_hear_each_other() {
     let host = Namespace::new();
     let outside = Namespace::new();

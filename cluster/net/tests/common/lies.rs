@@ -94,6 +94,10 @@ pub(crate) fn forged() -> Vec<(&'static str, Vec<u8>)> {
         ("reverse ARP", to(ARP, arp(3, (own, A), (other, B)))),
         ("an offer of DHCP", to(IP, ip(A, B, UDP, &udp(67, 68, &[2; 300])))),
         (
+            "an offer of DHCP from a port that is no server's",
+            to(IP, ip(A, B, UDP, &udp(1067, 68, &[2; 300]))),
+        ),
+        (
             "an offer of DHCP in the host's name",
             to(IP, ip(METADATA, B, UDP, &udp(67, 68, &[2; 300]))),
         ),
