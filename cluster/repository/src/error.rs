@@ -171,6 +171,18 @@ pub enum Error {
         /// The digest of what is sent.
         sent: Digest,
     },
+    /// An upload is announced with another size than it has.
+    #[error(
+        "the upload {sent} is under way with {known} bytes and was announced with {size}; the same content has one size: see which of both is right, and give the upload up if it is yours"
+    )]
+    OtherSize {
+        /// The digest of what is sent.
+        sent: Digest,
+        /// The size that was announced first.
+        known: u64,
+        /// The size that was announced now.
+        size: u64,
+    },
     /// There is no such upload.
     #[error("there is no upload {sent}; begin it, it may have ended or been given up")]
     NoUpload {

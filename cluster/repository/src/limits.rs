@@ -37,6 +37,10 @@ pub const UPLOAD_SYNC: u64 = 16 << 20;
 /// How long an upload that nobody continues is kept.
 pub const UPLOAD_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 
+/// How long an upload that was worked on is taken to be going on, so that nobody announces it with another size. Between
+/// two requests of one client there are seconds.
+pub const UPLOAD_LIVE: Duration = Duration::from_secs(600);
+
 /// How long an image that has no name and no lease is kept, so that whoever put it can still name it.
 pub const UNNAMED_KEPT: Duration = Duration::from_secs(3600);
 

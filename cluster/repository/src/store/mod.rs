@@ -30,6 +30,7 @@
 //! Images never change. A clone is a disk of its own that begins as one; a lease keeps an image from being collected
 //! while somebody works with it, and is kept across crashes of its holder until it is released or broken.
 
+mod begun;
 mod clones;
 mod collect;
 mod index;
