@@ -41,7 +41,7 @@ pub const UPLOAD_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 /// two requests of one client there are seconds.
 pub const UPLOAD_LIVE: Duration = Duration::from_secs(600);
 
-/// How long an image that has no name and no lease is kept, so that whoever put it can still name it.
+/// How long an image that has no name and no lease is kept after it was put last, so that whoever put it can still name it.
 pub const UNNAMED_KEPT: Duration = Duration::from_secs(3600);
 
 /// Longest description, creator or holder in bytes.

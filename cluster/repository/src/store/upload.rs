@@ -93,6 +93,7 @@ impl Store {
                 if let Some(name) = &put.name {
                     index::name(tx, name, made)?;
                 }
+                index::put_again(tx, made, now)?;
                 // Whoever is writing the same ends by itself.
                 if self.nobody_has(put.sent)? {
                     forget(tx, put.sent)?;
