@@ -155,6 +155,22 @@ pub struct ImageInfo {
     pub damaged: bool,
 }
 
+impl ImageInfo {
+    /// Whether it has the name, in any version if it is one without.
+    fn has_name(&self, wanted: &Image) -> bool {
+        self.names.iter().any(|name| match (name, wanted) {
+            (
+                Image::Named { name, .. },
+                Image::Named {
+                    name: wanted,
+                    version: None,
+                },
+            ) => name == wanted,
+            _ => name == wanted,
+        })
+    }
+}
+
 /// Somebody's hold of an image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lease {

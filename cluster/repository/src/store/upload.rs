@@ -247,7 +247,7 @@ impl Store {
     }
 
     /// Makes an image of what was sent: proves its digest, unpacks it if it is packed by gzip, looks at its format, and
-    /// gives it its name. The image is there whole with its name, or not at all. An upload that cannot become an image
+    /// gives it the name that it was announced with last. The image is there whole with its name, or not at all. An upload that cannot become an image
     /// is forgotten.
     ///
     /// # Errors
@@ -445,7 +445,32 @@ impl Store {
             format,
             meta: meta.clone(),
         };
-        let mut at = match self.begin(&put, now)? {
+        let info = match self.send(&mut file, path, &put, now, progress) {
+            // Somebody who puts the same was faster.
+            Err(Error::NoUpload { .. }) => match self.begin(&put, now)? {
+                Begun::Present(info) => *info,
+                Begun::At(_) => return Err(Error::NoUpload { sent: put.sent }),
+            },
+            sent => sent?,
+        };
+        // Of two that put the same at one time the upload has the name of the one that began last.
+        let Some(name) = name.filter(|name| !info.has_name(name)) else {
+            return Ok(info);
+        };
+        self.tag(&info.digest.into(), name)?;
+        self.find(&info.digest.into())
+    }
+
+    fn send(
+        &self,
+        file: &mut File,
+        path: &Path,
+        put: &Put,
+        now: WallMillis,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<ImageInfo, Error> {
+        let size = put.size;
+        let mut at = match self.begin(put, now)? {
             Begun::Present(info) => return Ok(*info),
             Begun::At(at) => at,
         };
@@ -453,7 +478,7 @@ impl Store {
             .map_err(Error::file("read", path))?;
         progress(at, size);
         while at < size {
-            let next = self.append(put.sent, at, &mut (&mut file).take(UPLOAD_SYNC), now)?;
+            let next = self.append(put.sent, at, &mut (&mut *file).take(UPLOAD_SYNC), now)?;
             if next == at {
                 return Err(Error::SourceEnded {
                     path: path.to_owned(),

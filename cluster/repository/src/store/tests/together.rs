@@ -71,3 +71,38 @@ fn what_becomes_an_image_is_the_file_that_was_read() {
     assert!(matches!(made, Err(Error::NoUpload { .. })), "{made:?}");
     assert_eq!(store.list().unwrap(), []);
 }
+
+#[test]
+fn two_that_put_the_same_under_two_names_both_have_their_names() {
+    let (dir, store) = store();
+    let bytes = disk(9, 1);
+    let path = dir.path().join("disk");
+    std::fs::write(&path, &bytes).unwrap();
+    let other = announce(&bytes, Some("b@1"));
+    // The other begins after the first did, and before this has sent anything.
+    let mut begun = false;
+    let mut begins = |_, _| {
+        if !std::mem::replace(&mut begun, true) {
+            assert_eq!(store.begin(&other, NOW).unwrap(), Begun::At(0));
+        }
+    };
+    let meta = Meta::default();
+    let info = store
+        .put_file(&path, Some(&image("a@1")), None, &meta, NOW, &mut begins)
+        .unwrap();
+    assert_eq!(info.names, [image("b@1"), image("a@1")]);
+}
+
+#[test]
+fn whoever_puts_the_same_and_is_slower_has_its_name_all_the_same() {
+    let (dir, store) = store();
+    let bytes = disk(9, 1);
+    let path = dir.path().join("disk");
+    std::fs::write(&path, &bytes).unwrap();
+    let mut faster = |_, _| drop(put(&store, &bytes, Some("b@1")).unwrap());
+    let meta = Meta::default();
+    let info = store
+        .put_file(&path, Some(&image("a")), None, &meta, NOW, &mut faster)
+        .unwrap();
+    assert_eq!(info.names, [image("b@1"), image("a@1")]);
+}
