@@ -199,6 +199,8 @@ struct State {
     entries: BTreeMap<Digest, Entry>,
     pins: BTreeMap<Digest, BTreeSet<String>>,
     jobs: BTreeMap<Digest, Arc<Job>>,
+    /// Images that are used and that nothing usable is known of, with what is wrong.
+    damaged: BTreeMap<Digest, String>,
 }
 
 struct Inner {
@@ -225,14 +227,18 @@ impl Cache {
     /// Opens the cache of a folder, making it if it is not there.
     ///
     /// # Errors
-    /// [`Error::InUse`] or [`Error::File`].
+    /// [`Error::InUse`] or [`Error::File`]. An image that is used and damaged is no error here but where it is asked for.
     pub fn open(config: CacheConfig) -> Result<Self, Error> {
         let (folder, found) = Folder::open(&config.dir)?;
         let state = State {
             entries: found.entries,
             pins: found.pins,
             jobs: BTreeMap::new(),
+            damaged: found.damaged,
         };
+        for (digest, why) in &state.damaged {
+            tracing::error!(image = %digest, %why, "an image that is used is damaged");
+        }
         Ok(Self(Arc::new(Inner {
             client: Client::new(Arc::clone(&config.transport)),
             manifests: Recent::default(),
@@ -256,13 +262,13 @@ impl Cache {
     /// # Errors
     /// [`Error::NoImage`], [`Error::Ask`] or [`Error::Manifest`] if the repository does not give what it is,
     /// [`Error::BadName`] of the holder, [`Error::CacheFull`], [`Error::NoSpace`], [`Error::TooManyFetches`],
-    /// [`Error::TooMany`], or [`Error::File`].
+    /// [`Error::TooMany`], [`Error::Damaged`] if it is here, used and not usable, or [`Error::File`].
     pub async fn begin(&self, fetch: &Fetch) -> Result<Fetching, Error> {
         if let Some(holder) = &fetch.holder {
             files::plain_name(holder, "the holder of an image")?;
         }
         if let Image::Digest(digest) = &fetch.image
-            && let Some(here) = self.join(Digest(*digest), fetch)?
+            && let Some(here) = self.join(&mut self.0.state(), Digest(*digest), fetch)?
         {
             return Ok(here);
         }
@@ -277,7 +283,7 @@ impl Cache {
                 found: info.digest,
             });
         }
-        if let Some(here) = self.join(info.digest, fetch)? {
+        if let Some(here) = self.join(&mut self.0.state(), info.digest, fetch)? {
             return Ok(here);
         }
         let manifest = client.manifest(fetch.origin, info.manifest).await?;
@@ -292,17 +298,17 @@ impl Cache {
     }
 
     /// The image if it is here or being fetched.
-    fn join(&self, digest: Digest, fetch: &Fetch) -> Result<Option<Fetching>, Error> {
-        let mut state = self.0.state();
+    fn join(&self, state: &mut State, digest: Digest, fetch: &Fetch) -> Result<Option<Fetching>, Error> {
+        self.0.is_usable(state, digest)?;
         let job = state.jobs.get(&digest).cloned();
         let whole = state.entries.get(&digest).is_some_and(|entry| entry.whole);
         if job.is_none() && !whole {
             return Ok(None);
         }
         if whole {
-            self.0.used(&mut state, digest)?;
+            self.0.used(state, digest)?;
         }
-        let pinned = self.0.pin(&mut state, digest, fetch.holder.as_deref())?;
+        let pinned = self.0.pin(state, digest, fetch.holder.as_deref())?;
         Ok(Some(Fetching {
             cache: self.clone(),
             job,
@@ -313,11 +319,11 @@ impl Cache {
 
     fn start(&self, fetch: &Fetch, id: ManifestId, manifest: Manifest) -> Result<Fetching, Error> {
         let digest = manifest.digest();
-        // Somebody may have been faster.
-        if let Some(here) = self.join(digest, fetch)? {
+        let mut state = self.0.state();
+        // Somebody may have been faster, and nobody is from here on.
+        if let Some(here) = self.join(&mut state, digest, fetch)? {
             return Ok(here);
         }
-        let mut state = self.0.state();
         if state.jobs.len() >= MAX_FETCHES {
             return Err(Error::TooManyFetches);
         }
@@ -355,20 +361,18 @@ impl Cache {
     /// An image that is here.
     ///
     /// # Errors
-    /// [`Error::NoImage`] if it is not, or [`Error::File`].
+    /// [`Error::NoImage`] if it is not, [`Error::Damaged`] or [`Error::File`].
     pub fn cached(&self, digest: Digest) -> Result<Cached, Error> {
         let absent = || Error::NoImage {
             image: digest.into(),
             place: self.0.config.dir.display().to_string(),
         };
-        let whole = self
-            .0
-            .state()
-            .entries
-            .get(&digest)
-            .is_some_and(|entry| entry.whole);
-        if !whole {
-            return Err(absent());
+        {
+            let state = self.0.state();
+            self.0.is_usable(&state, digest)?;
+            if !state.entries.get(&digest).is_some_and(|entry| entry.whole) {
+                return Err(absent());
+            }
         }
         let manifest = self.0.folder.read_manifest(digest)?.ok_or_else(absent)?;
         Ok(Cached {
@@ -413,6 +417,8 @@ impl Cache {
             holders.remove(holder);
             if holders.is_empty() {
                 state.pins.remove(&digest);
+                // What nobody uses any more may be replaced.
+                state.damaged.remove(&digest);
             }
         }
         Ok(())
@@ -436,6 +442,17 @@ impl Cache {
 impl Inner {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Refuses what is damaged and cannot be replaced, since somebody uses it.
+    fn is_usable(&self, state: &State, digest: Digest) -> Result<(), Error> {
+        match state.damaged.get(&digest) {
+            Some(why) => Err(Error::Damaged {
+                path: self.folder.image(digest),
+                why: why.clone(),
+            }),
+            None => Ok(()),
+        }
     }
 
     fn used(&self, state: &mut State, digest: Digest) -> Result<(), Error> {

@@ -1,0 +1,115 @@
+//! What a cache keeps, whatever happens to its files and whoever wants something else.
+
+use super::*;
+use crate::manifest::Hashed;
+use crate::{Digest, Error};
+
+const SIZE: usize = 1 << 20;
+
+/// A cache with an image that a guest uses.
+async fn pinned(origin: &Origin) -> (TempDir, Digest) {
+    let info = origin.put("a@1", &disk(SIZE, 1));
+    let (dir, cache) = cache();
+    cache.fetch(&held(origin)).await.unwrap();
+    (dir, info.digest)
+}
+
+fn held(origin: &Origin) -> Fetch {
+    Fetch {
+        holder: Some("guest-1".to_owned()),
+        ..origin.fetch("a")
+    }
+}
+
+fn file(dir: &TempDir, folder: &str, digest: Digest) -> std::path::PathBuf {
+    dir.path().join("cache").join(folder).join(digest.to_string())
+}
+
+#[tokio::test]
+async fn a_manifest_that_cannot_be_read_now_costs_no_image() {
+    let origin = Origin::new().await;
+    let (dir, digest) = pinned(&origin).await;
+    let manifest = file(&dir, "manifests", digest);
+    std::fs::remove_file(&manifest).unwrap();
+    // Not absent, and not to be opened.
+    std::os::unix::fs::symlink(&manifest, &manifest).unwrap();
+    let error = Cache::open(config(dir.path())).unwrap_err();
+    assert!(matches!(error, Error::File { .. }), "{error}");
+    assert!(file(&dir, "images", digest).exists());
+}
+
+#[tokio::test]
+async fn a_pinned_image_without_a_good_manifest_is_kept_and_said_until_nobody_uses_it() {
+    let origin = Origin::new().await;
+    for damage in [
+        |path: &Path| std::fs::write(path, "?").unwrap(),
+        |path: &Path| std::fs::remove_file(path).unwrap(),
+    ] {
+        let (dir, digest) = pinned(&origin).await;
+        damage(&file(&dir, "manifests", digest));
+        let cache = Cache::open(config(dir.path())).unwrap();
+        let image = file(&dir, "images", digest);
+        let by_digest = origin.fetch(&format!("sha256:{digest}"));
+        for fetch in [held(&origin), by_digest] {
+            let error = cache.fetch(&fetch).await.unwrap_err();
+            assert!(
+                matches!(&error, Error::Damaged { path, .. } if *path == image),
+                "{error}"
+            );
+        }
+        assert!(image.exists());
+        assert_eq!(cache.pins().len(), 1);
+        cache.release(digest, "guest-1").unwrap();
+        cache.fetch(&held(&origin)).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_pinned_image_of_another_length_is_kept() {
+    let origin = Origin::new().await;
+    let (dir, digest) = pinned(&origin).await;
+    let image = file(&dir, "images", digest);
+    let cut = std::fs::OpenOptions::new().write(true).open(&image).unwrap();
+    cut.set_len(512).unwrap();
+    let cache = Cache::open(config(dir.path())).unwrap();
+    assert!(image.exists());
+    assert!(matches!(cache.cached(digest), Err(Error::Damaged { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn those_that_begin_at_one_instant_have_one_fetch() {
+    const TOGETHER: usize = 4;
+    for seed in 0..64 {
+        let (_dir, cache) = cache();
+        let source = tempfile::tempfile().unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&source, &disk(512, seed), 0).unwrap();
+        let (listener, origin) = listener().await;
+        let fetch = Fetch {
+            image: "a".parse().unwrap(),
+            origin,
+            hosts: Vec::new(),
+            holder: None,
+        };
+        let barrier = Arc::new(std::sync::Barrier::new(TOGETHER));
+        let begun: Vec<_> = (0..TOGETHER)
+            .map(|_| {
+                let inspected = crate::format::inspect(&source, "it", None).unwrap();
+                let manifest = Hashed::of(&source, 512).unwrap().manifest(inspected);
+                let (cache, fetch, barrier) = (cache.clone(), fetch.clone(), Arc::clone(&barrier));
+                tokio::task::spawn_blocking(move || {
+                    barrier.wait();
+                    cache.start(&fetch, manifest.id(), manifest).unwrap()
+                })
+            })
+            .collect();
+        let mut jobs = Vec::new();
+        for one in begun {
+            jobs.push(one.await.unwrap().job.unwrap());
+        }
+        assert!(
+            jobs.iter().all(|job| Arc::ptr_eq(job, &jobs[0])),
+            "two fetches of image {seed}"
+        );
+        drop(listener);
+    }
+}
