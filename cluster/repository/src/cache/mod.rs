@@ -481,45 +481,80 @@ impl Inner {
         Ok(Some(holder.to_owned()))
     }
 
-    /// Makes room for an image, at the cost of those that nobody uses.
+    /// Makes room for an image, at the cost of those that nobody uses; of none if that is not enough.
     fn make_room(&self, state: &mut State, digest: Digest, size: u64) -> Result<(), Error> {
         let limit = self.config.max_bytes.unwrap_or(u64::MAX);
-        let have = std::fs::metadata(self.folder.partial(digest)).map_or(0, |meta| meta.blocks() * 512);
-        let missing = size.saturating_sub(have);
+        let missing = size.saturating_sub(self.on_disk(digest));
+        let kept = |state: &State, other: &Digest| {
+            state.pins.contains_key(other) || state.jobs.contains_key(other) || *other == digest
+        };
+        let (mut held, mut used, mut evictable) = (0_u64, 0, 0_u64);
+        for (other, entry) in state.entries.iter().filter(|(other, _)| **other != digest) {
+            if kept(state, other) {
+                (held, used) = (held.saturating_add(entry.size), used + 1);
+            } else {
+                evictable = evictable.saturating_add(self.on_disk(*other));
+            }
+        }
+        if held.saturating_add(size) > limit {
+            return Err(Error::CacheFull {
+                need: size,
+                held,
+                limit,
+            });
+        }
+        if used >= MAX_CACHED {
+            return Err(Error::too_many_cached());
+        }
+        let free = self.free(state, digest)?;
+        if missing > free.saturating_add(evictable) {
+            return Err(self.no_space(missing, free));
+        }
         loop {
             let others = || state.entries.iter().filter(|(other, _)| **other != digest);
             let bytes: u64 = others().map(|(_, entry)| entry.size).sum();
-            let free = files::free(self.folder.dir())?.saturating_sub(self.config.keep_free);
-            let fits = bytes.saturating_add(size) <= limit;
-            if fits && missing <= free && others().count() < MAX_CACHED {
+            let free = self.free(state, digest)?;
+            let fits = bytes.saturating_add(size) <= limit && others().count() < MAX_CACHED;
+            if fits && missing <= free {
                 return Ok(());
             }
             let unused = others()
-                .filter(|(other, _)| !state.pins.contains_key(other) && !state.jobs.contains_key(other))
+                .filter(|(other, _)| !kept(state, other))
                 .min_by_key(|(_, entry)| (entry.whole, entry.used))
                 .map(|(other, _)| *other);
-            match unused {
-                Some(other) => {
-                    self.folder.remove(other)?;
-                    state.entries.remove(&other);
-                    tracing::info!(image = %other, "evicted, to make room for another");
-                }
-                None if !fits => {
-                    return Err(Error::CacheFull {
-                        need: size,
-                        held: bytes,
-                        limit,
-                    });
-                }
-                None if missing > free => {
-                    return Err(Error::NoSpace {
-                        path: self.folder.dir().to_owned(),
-                        need: missing,
-                        free,
-                    });
-                }
-                None => return Err(Error::too_many_cached()),
-            }
+            // Some file took up less than it seemed to, or somebody still has it open.
+            let other = unused.ok_or_else(|| self.no_space(missing, free))?;
+            self.folder.remove(other)?;
+            state.entries.remove(&other);
+            tracing::info!(image = %other, "evicted, to make room for another");
+        }
+    }
+
+    /// How many bytes of the disk one more image may take: what others that are being fetched still need is theirs.
+    fn free(&self, state: &State, but: Digest) -> Result<u64, Error> {
+        let free = files::free(self.folder.dir())?.saturating_sub(self.config.keep_free);
+        Ok(free.saturating_sub(self.awaited(state, but)))
+    }
+
+    /// How many bytes are still to come of images that are being fetched, but for one.
+    fn awaited(&self, state: &State, but: Digest) -> u64 {
+        let others = state.jobs.iter().filter(|(digest, _)| **digest != but);
+        let missing = others.map(|(digest, job)| job.manifest.size().saturating_sub(self.on_disk(*digest)));
+        missing.sum()
+    }
+
+    /// How many bytes of the disk an image takes up, whole or not.
+    fn on_disk(&self, digest: Digest) -> u64 {
+        let files = [self.folder.image(digest), self.folder.partial(digest)];
+        let bytes = files.map(|path| std::fs::metadata(path).map_or(0, |meta| meta.blocks() * 512));
+        bytes.iter().sum()
+    }
+
+    fn no_space(&self, need: u64, free: u64) -> Error {
+        Error::NoSpace {
+            path: self.folder.dir().to_owned(),
+            need,
+            free,
         }
     }
 }

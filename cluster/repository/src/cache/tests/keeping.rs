@@ -113,3 +113,43 @@ async fn those_that_begin_at_one_instant_have_one_fetch() {
         drop(listener);
     }
 }
+
+#[tokio::test]
+async fn nothing_is_evicted_for_an_image_that_does_not_fit() {
+    let origin = Origin::new().await;
+    for (name, size) in [("a@1", SIZE), ("b@1", SIZE), ("large@1", 3 * SIZE)] {
+        origin.put(name, &disk(size, size as u64 + u64::from(name.as_bytes()[0])));
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = CacheConfig {
+        max_bytes: Some(2 * SIZE as u64),
+        ..config(dir.path())
+    };
+    let cache = Cache::open(config.clone()).unwrap();
+    cache.fetch(&origin.fetch("a@1")).await.unwrap();
+    cache.fetch(&origin.fetch("b@1")).await.unwrap();
+    let error = cache.fetch(&origin.fetch("large@1")).await.unwrap_err();
+    assert!(matches!(error, Error::CacheFull { held: 0, .. }), "{error}");
+    assert_eq!(cache.list().len(), 2);
+    // Nor where it is the disk that has no room.
+    drop(cache);
+    (config.max_bytes, config.keep_free) = (None, u64::MAX);
+    let cache = Cache::open(config).unwrap();
+    let error = cache.fetch(&origin.fetch("large@1")).await.unwrap_err();
+    assert!(matches!(error, Error::NoSpace { .. }), "{error}");
+    assert_eq!(cache.list().len(), 2);
+}
+
+#[tokio::test]
+async fn what_is_being_fetched_has_its_room_before_others() {
+    let origin = Origin::new().await;
+    let (_dir, cache) = cache();
+    let info = origin.put("a@1", &disk(SIZE, 1));
+    // Nothing of it comes.
+    std::fs::remove_file(origin.store.dir().join("images").join(info.digest.to_string())).unwrap();
+    let _fetching = cache.begin(&origin.fetch("a")).await.unwrap();
+    let state = cache.0.state();
+    let other = Digest::of(b"other");
+    assert_eq!(cache.0.awaited(&state, other), SIZE as u64);
+    assert_eq!(cache.0.awaited(&state, info.digest), 0);
+}
