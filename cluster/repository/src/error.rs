@@ -44,6 +44,16 @@ pub enum BadContent {
     /// The disk is too large.
     #[error("it describes a disk of {0} bytes, and the largest is {MAX_VIRTUAL}")]
     Disk(u64),
+    /// Its manifest says another disk.
+    #[error(
+        "its manifest says a disk of {said} bytes and it is one of {found}; put it into the repository again"
+    )]
+    OtherDisk {
+        /// What the manifest says.
+        said: u64,
+        /// What it is.
+        found: u64,
+    },
     /// It is too large.
     #[error("it has more than {limit} bytes{}, which is the limit", if *unpacked { " when it is unpacked" } else { "" })]
     TooLarge {

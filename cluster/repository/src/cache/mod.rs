@@ -294,7 +294,11 @@ impl Cache {
                 found: manifest.digest(),
             });
         }
-        self.start(fetch, info.manifest, manifest)
+        // It removes files, and waits for the disk.
+        let (cache, fetch) = (self.clone(), fetch.clone());
+        tokio::task::spawn_blocking(move || cache.start(&fetch, info.manifest, manifest))
+            .await
+            .map_err(|_| Error::Ended)?
     }
 
     /// The image if it is here or being fetched.
