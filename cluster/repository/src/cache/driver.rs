@@ -32,7 +32,7 @@ use crate::error::BadContent;
 use crate::http::{Client, Got};
 use crate::limits::MAX_PEERS;
 use crate::manifest::{Manifest, ManifestId};
-use crate::swarm::{Bitfield, Dropped, Event, Failure, Request, Role, SourceId, Swarm};
+use crate::swarm::{Bitfield, Dropped, Event, Failure, Limits, Request, Role, SourceId, Swarm};
 use crate::{Digest, Error, files};
 
 const ORIGIN: SourceId = SourceId(0);
@@ -70,8 +70,13 @@ async fn work(inner: Arc<Inner>, job: Arc<Job>, fetch: Fetch) -> Result<(), Erro
     *job.have() = have.clone();
     if !have.is_full() {
         let config = &inner.config;
+        let limits = Limits {
+            // A request that creeps ends before the fetch does.
+            chunk: config.limits.chunk.min(config.patience.mul_f64(0.75)),
+            ..config.limits
+        };
         let mut driver = Driver {
-            swarm: Swarm::new(config.limits, have, StdRng::from_rng(&mut rand::rng())),
+            swarm: Swarm::new(limits, have, StdRng::from_rng(&mut rand::rng())),
             job: Arc::clone(&job),
             file: Arc::clone(&file),
             client: inner.client.clone(),
@@ -291,7 +296,7 @@ impl Driver {
         match came {
             Came::Kept => {
                 self.job.have().insert(request.chunk);
-                self.swarm.received(request);
+                self.swarm.received(request, now);
                 return Ok(Some(now));
             }
             Came::Wrong => self.swarm.wrong(request),
