@@ -3,7 +3,8 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
-use crate::manifest::Hashed;
+use crate::limits::MAX_CHUNK;
+use crate::manifest::{HEADER, Hashed, Manifest};
 use crate::{Digest, Error};
 
 const SIZE: usize = 1 << 20;
@@ -143,16 +144,48 @@ async fn nothing_is_evicted_for_an_image_that_does_not_fit() {
     assert_eq!(cache.list().len(), 2);
 }
 
+/// What an image of so many bytes consists of, of which there is nothing.
+fn manifest(size: u64, salt: u8) -> Manifest {
+    let source = tempfile::tempfile().unwrap();
+    source.set_len(512).unwrap();
+    let inspected = crate::format::inspect(&source, "it", None).unwrap();
+    let mut bytes = Hashed::of(&source, 512).unwrap().manifest(inspected).encode();
+    bytes[8..40].fill(salt);
+    bytes[40..48].copy_from_slice(&size.to_be_bytes());
+    bytes[56..60].copy_from_slice(&MAX_CHUNK.to_be_bytes());
+    let chunks = usize::try_from(size.div_ceil(MAX_CHUNK.into())).unwrap();
+    bytes.resize(HEADER + 32 * chunks, salt);
+    Manifest::decode(&bytes).unwrap()
+}
+
 #[tokio::test]
 async fn what_is_being_fetched_has_its_room_before_others() {
-    let origin = Origin::new().await;
-    let (_dir, cache) = cache();
-    let info = origin.put("a@1", &disk(SIZE, 1));
-    // Nothing of it comes.
-    std::fs::remove_file(origin.store.dir().join("images").join(info.digest.to_string())).unwrap();
-    let _fetching = cache.begin(&origin.fetch("a")).await.unwrap();
-    let state = cache.0.state();
-    let other = Digest::of(b"other");
-    assert_eq!(cache.0.awaited(&state, other), SIZE as u64);
-    assert_eq!(cache.0.awaited(&state, info.digest), 0);
+    /// So much of the disk is used here, or what there is.
+    const MOST: u64 = 100 << 30;
+    let dir = tempfile::tempdir().unwrap();
+    let free = crate::files::free(dir.path()).unwrap();
+    let config = CacheConfig {
+        keep_free: free.saturating_sub(MOST),
+        ..config(dir.path())
+    };
+    let cache = Cache::open(config).unwrap();
+    let (_listener, origin) = listener().await;
+    let fetch = Fetch {
+        image: "a".parse().unwrap(),
+        origin,
+        hosts: Vec::new(),
+        holder: None,
+    };
+    // Either fits, and both do not.
+    let size = free.min(MOST) / 10 * 6;
+    let [first, second] = [1, 2].map(|salt| {
+        let manifest = manifest(size, salt);
+        cache.start(&fetch, manifest.id(), manifest)
+    });
+    first.unwrap();
+    let error = second.unwrap_err();
+    assert!(
+        matches!(error, Error::NoSpace { need, free, .. } if need == size && free < size),
+        "{error}"
+    );
 }
