@@ -1,13 +1,16 @@
 //! SHA-256 of what is stored.
 
 use std::fmt;
+use std::fs::File;
+use std::io;
 use std::str::FromStr;
 
 use aerie_cluster_proto::description::Image;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::Error;
+use crate::format::At;
+use crate::{Error, files};
 
 /// The SHA-256 of some bytes. Written as 64 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -19,6 +22,18 @@ impl Digest {
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {
         Self(Sha256::digest(bytes).into())
+    }
+
+    /// Of a file, from its first byte to its last.
+    pub(crate) fn of_file(file: &File) -> io::Result<Self> {
+        let (mut input, mut buffer, mut hasher) = (At(file, 0), files::buffer(), Sha256::new());
+        loop {
+            let read = files::fill(&mut input, &mut buffer)?;
+            let Some(bytes) = buffer.get(..read).filter(|bytes| !bytes.is_empty()) else {
+                return Ok(Self::finish(hasher));
+            };
+            hasher.update(bytes);
+        }
     }
 
     pub(crate) fn finish(hasher: Sha256) -> Self {

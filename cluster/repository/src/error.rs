@@ -44,6 +44,16 @@ pub enum BadContent {
     /// The disk is too large.
     #[error("it describes a disk of {0} bytes, and the largest is {MAX_VIRTUAL}")]
     Disk(u64),
+    /// Its manifest says another disk.
+    #[error(
+        "its manifest says a disk of {said} bytes and it is one of {found}; put it into the repository again"
+    )]
+    OtherDisk {
+        /// What the manifest says.
+        said: u64,
+        /// What it is.
+        found: u64,
+    },
     /// It is too large.
     #[error("it has more than {limit} bytes{}, which is the limit", if *unpacked { " when it is unpacked" } else { "" })]
     TooLarge {
@@ -170,6 +180,18 @@ pub enum Error {
     UploadBusy {
         /// The digest of what is sent.
         sent: Digest,
+    },
+    /// An upload is announced with another size than it has.
+    #[error(
+        "the upload {sent} is under way with {known} bytes and was announced with {size}; the same content has one size: see which of both is right, and give the upload up if it is yours"
+    )]
+    OtherSize {
+        /// The digest of what is sent.
+        sent: Digest,
+        /// The size that was announced first.
+        known: u64,
+        /// The size that was announced now.
+        size: u64,
     },
     /// There is no such upload.
     #[error("there is no upload {sent}; begin it, it may have ended or been given up")]

@@ -37,7 +37,11 @@ pub const UPLOAD_SYNC: u64 = 16 << 20;
 /// How long an upload that nobody continues is kept.
 pub const UPLOAD_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// How long an image that has no name and no lease is kept, so that whoever put it can still name it.
+/// How long an upload that was worked on is taken to be going on, so that nobody announces it with another size. Between
+/// two requests of one client there are seconds.
+pub const UPLOAD_LIVE: Duration = Duration::from_secs(600);
+
+/// How long an image that has no name and no lease is kept after it was put last, so that whoever put it can still name it.
 pub const UNNAMED_KEPT: Duration = Duration::from_secs(3600);
 
 /// Longest description, creator or holder in bytes.
@@ -59,11 +63,21 @@ pub const MAX_PEERS: usize = 64;
 /// Most connections that a server has at a time: each source of [`MAX_PEERS`] with as many as it may have.
 pub const MAX_CONNECTIONS: usize = 256;
 
+/// Most of these from one address: as many fetches as a host may have, each with its requests and its news.
+pub const MAX_CONNECTIONS_OF_ONE: usize = 3 * MAX_FETCHES;
+
 /// Most chunks that a server holds in memory at a time: 64 MiB of the largest. Who asks for more is told to wait.
 pub const MAX_SERVED_CHUNKS: usize = 16;
 
 /// How long a connection may stand still, whichever side is to speak.
 pub const STALL: Duration = Duration::from_secs(20);
+
+/// How long the head of a request may take, from when the one before was answered.
+pub const HEAD: Duration = Duration::from_secs(10);
+
+/// How long it may take to send an answer, of which there are [`MAX_SERVED_CHUNKS`] at a time. Whoever asks for a chunk
+/// waits no longer.
+pub const SENDING: Duration = Duration::from_secs(60);
 
 /// How long it may take to connect.
 pub const CONNECT: Duration = Duration::from_secs(5);
@@ -73,6 +87,9 @@ pub const MAX_ANSWER: usize = 64 << 10;
 
 /// Images for which a server remembers who has begun to fetch them.
 pub const MAX_ANNOUNCED_IMAGES: usize = 256;
+
+/// Most ports of one address at which one image is said to be: a host, and the one that it was before it began anew.
+pub const MAX_PORTS_OF_ONE: usize = 2;
 
 /// How long a host is remembered as one that fetches or has an image.
 pub const ANNOUNCED_KEPT: Duration = Duration::from_secs(60);

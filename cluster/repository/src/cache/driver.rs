@@ -28,11 +28,12 @@ use tokio::task::{AbortHandle, JoinSet};
 use super::job::{Job, Rate};
 use super::news::{self, News};
 use super::{Fetch, Inner};
+use crate::error::BadContent;
 use crate::http::{Client, Got};
 use crate::limits::MAX_PEERS;
-use crate::manifest::{Hashed, Manifest, ManifestId};
-use crate::swarm::{Bitfield, Dropped, Event, Failure, Request, Role, SourceId, Swarm};
-use crate::{Error, files};
+use crate::manifest::{Manifest, ManifestId};
+use crate::swarm::{Bitfield, Dropped, Event, Failure, Limits, Request, Role, SourceId, Swarm};
+use crate::{Digest, Error, files};
 
 const ORIGIN: SourceId = SourceId(0);
 
@@ -69,8 +70,13 @@ async fn work(inner: Arc<Inner>, job: Arc<Job>, fetch: Fetch) -> Result<(), Erro
     *job.have() = have.clone();
     if !have.is_full() {
         let config = &inner.config;
+        let limits = Limits {
+            // A request that creeps ends before the fetch does.
+            chunk: config.limits.chunk.min(config.patience.mul_f64(0.75)),
+            ..config.limits
+        };
         let mut driver = Driver {
-            swarm: Swarm::new(config.limits, have, StdRng::from_rng(&mut rand::rng())),
+            swarm: Swarm::new(limits, have, StdRng::from_rng(&mut rand::rng())),
             job: Arc::clone(&job),
             file: Arc::clone(&file),
             client: inner.client.clone(),
@@ -151,22 +157,29 @@ fn finish(inner: &Inner, manifest: &Manifest, file: &File) -> Result<(), Error> 
     let digest = manifest.digest();
     let (partial, image) = (inner.folder.partial(digest), inner.folder.image(digest));
     let what = format!("the image {digest}");
-    let hashed = Hashed::of(file, manifest.size()).map_err(Error::file("read", &partial))?;
-    if hashed.digest != digest {
+    let found = Digest::of_file(file).map_err(Error::file("read", &partial))?;
+    if found != digest {
         return Err(Error::WrongDigest {
             what,
             expected: digest,
-            found: hashed.digest,
+            found,
         });
     }
-    crate::format::inspect(file, &what, Some(manifest.format()))?;
-    file.set_permissions(fs::Permissions::from_mode(0o400))
-        .and_then(|()| file.sync_all())
+    let inspected = crate::format::inspect(file, &what, Some(manifest.format()))?;
+    if inspected.virtual_size != manifest.virtual_size() {
+        return Err(Error::content(what)(BadContent::OtherDisk {
+            said: manifest.virtual_size(),
+            found: inspected.virtual_size,
+        }));
+    }
+    file.sync_all()
         .map_err(files::writing(&partial, manifest.size()))?;
     crate::crash::point("fetch: synced");
     files::rename(&partial, &image)?;
     crate::crash::point("fetch: renamed");
-    Ok(())
+    // Not before: whoever goes on with a partial file has to write it.
+    file.set_permissions(fs::Permissions::from_mode(0o400))
+        .map_err(Error::file("protect", &image))
 }
 
 /// What came of a request.
@@ -283,7 +296,7 @@ impl Driver {
         match came {
             Came::Kept => {
                 self.job.have().insert(request.chunk);
-                self.swarm.received(request);
+                self.swarm.received(request, now);
                 return Ok(Some(now));
             }
             Came::Wrong => self.swarm.wrong(request),

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -40,6 +41,8 @@ pub(super) struct Entry {
 pub(super) struct Found {
     pub(super) entries: BTreeMap<Digest, Entry>,
     pub(super) pins: BTreeMap<Digest, BTreeSet<String>>,
+    /// Images that somebody uses and that nothing usable is known of, with what is wrong.
+    pub(super) damaged: BTreeMap<Digest, String>,
 }
 
 impl Folder {
@@ -84,7 +87,7 @@ impl Folder {
 
     pub(super) fn read_manifest(&self, digest: Digest) -> Result<Option<Manifest>, Error> {
         let path = self.manifest_path(digest);
-        let Ok(length) = fs::metadata(&path).map(|meta| meta.len()) else {
+        let Some(length) = length(&path)? else {
             return Ok(None);
         };
         let length = usize::try_from(length).unwrap_or(usize::MAX).min(MAX_MANIFEST);
@@ -129,7 +132,7 @@ impl Folder {
         files::remove(&self.manifest_path(digest))
     }
 
-    /// Reads the folder, and removes what nobody can use.
+    /// Reads the folder, and removes what nobody can use. An image that somebody uses stays, whatever is wrong with it.
     fn look(&self) -> Result<Found, Error> {
         let mut found = Found::default();
         for name in self.names(PINS)? {
@@ -141,23 +144,45 @@ impl Folder {
             }
         }
         for name in self.names(MANIFESTS)? {
-            let path = self.dir.join(MANIFESTS).join(&name);
-            let entry = name.parse().ok().and_then(|digest| self.entry(digest));
-            match entry {
-                Some((digest, entry)) if found.entries.len() < MAX_CACHED => {
+            let Ok(digest) = name.parse::<Digest>() else {
+                files::remove(&self.dir.join(MANIFESTS).join(&name))?;
+                continue;
+            };
+            let pinned = found.pins.contains_key(&digest);
+            match self.entry(digest) {
+                Ok(Some(entry)) if pinned || found.entries.len() < MAX_CACHED => {
                     found.entries.insert(digest, entry);
                 }
-                _ => files::remove(&path)?,
+                Ok(_) if !pinned => files::remove(&self.manifest_path(digest))?,
+                Err(Error::Damaged { .. }) if !pinned => files::remove(&self.manifest_path(digest))?,
+                Ok(_) => {}
+                Err(Error::Damaged { why, .. }) => {
+                    found
+                        .damaged
+                        .insert(digest, format!("its manifest is not usable: {why}"));
+                }
+                // It may be read the next time.
+                Err(error) => return Err(error),
+            }
+        }
+        for digest in found.pins.keys() {
+            match length(&self.image(*digest))? {
+                Some(_) if !found.entries.contains_key(digest) => {
+                    let why = || "its manifest is gone, or says another length".to_owned();
+                    found.damaged.entry(*digest).or_insert_with(why);
+                }
+                Some(_) => {}
+                // A guest has nothing to lose here.
+                None => drop(found.damaged.remove(digest)),
             }
         }
         for folder in [IMAGES, PARTIAL] {
             for name in self.names(folder)? {
-                let whole = name
-                    .parse::<Digest>()
-                    .ok()
-                    .and_then(|digest| found.entries.get(&digest))
-                    .map(|entry| entry.whole);
-                if whole != Some(folder == IMAGES) {
+                let digest = name.parse::<Digest>().ok();
+                let known = digest.and_then(|digest| found.entries.get(&digest));
+                let pinned = digest.is_some_and(|digest| found.pins.contains_key(&digest));
+                let needed = known.map(|entry| entry.whole) == Some(folder == IMAGES);
+                if !(needed || pinned && folder == IMAGES) {
                     files::remove(&self.dir.join(folder).join(&name))?;
                 }
             }
@@ -165,24 +190,23 @@ impl Folder {
         Ok(found)
     }
 
-    fn entry(&self, digest: Digest) -> Option<(Digest, Entry)> {
-        let manifest = self
-            .read_manifest(digest)
-            .ok()?
-            .filter(|manifest| manifest.digest() == digest)?;
-        let length = |path| fs::metadata(path).ok().map(|meta| meta.len());
-        let whole = length(self.image(digest)) == Some(manifest.size());
-        if !whole && length(self.partial(digest)).is_none() {
-            return None;
+    /// What there is of an image. `None` if there is nothing of it.
+    fn entry(&self, digest: Digest) -> Result<Option<Entry>, Error> {
+        let manifest = self.read_manifest(digest)?;
+        let Some(manifest) = manifest.filter(|manifest| manifest.digest() == digest) else {
+            return Ok(None);
+        };
+        let whole = length(&self.image(digest))? == Some(manifest.size());
+        if !whole && length(&self.partial(digest))?.is_none() {
+            return Ok(None);
         }
         let used = fs::metadata(self.manifest_path(digest)).and_then(|meta| meta.modified());
-        let entry = Entry {
+        Ok(Some(Entry {
             manifest: manifest.id(),
             size: manifest.size(),
             whole,
             used: used.unwrap_or(SystemTime::UNIX_EPOCH),
-        };
-        Some((digest, entry))
+        }))
     }
 
     fn names(&self, folder: &str) -> Result<Vec<String>, Error> {
@@ -192,5 +216,14 @@ impl Folder {
             .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
             .collect::<Result<_, std::io::Error>>()
             .map_err(Error::file("list", &path))
+    }
+}
+
+/// How long a file is, if it is there.
+fn length(path: &Path) -> Result<Option<u64>, Error> {
+    match fs::metadata(path) {
+        Ok(meta) => Ok(Some(meta.len())),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::file("look at", path)(error)),
     }
 }

@@ -199,6 +199,8 @@ struct State {
     entries: BTreeMap<Digest, Entry>,
     pins: BTreeMap<Digest, BTreeSet<String>>,
     jobs: BTreeMap<Digest, Arc<Job>>,
+    /// Images that are used and that nothing usable is known of, with what is wrong.
+    damaged: BTreeMap<Digest, String>,
 }
 
 struct Inner {
@@ -225,14 +227,18 @@ impl Cache {
     /// Opens the cache of a folder, making it if it is not there.
     ///
     /// # Errors
-    /// [`Error::InUse`] or [`Error::File`].
+    /// [`Error::InUse`] or [`Error::File`]. An image that is used and damaged is no error here but where it is asked for.
     pub fn open(config: CacheConfig) -> Result<Self, Error> {
         let (folder, found) = Folder::open(&config.dir)?;
         let state = State {
             entries: found.entries,
             pins: found.pins,
             jobs: BTreeMap::new(),
+            damaged: found.damaged,
         };
+        for (digest, why) in &state.damaged {
+            tracing::error!(image = %digest, %why, "an image that is used is damaged");
+        }
         Ok(Self(Arc::new(Inner {
             client: Client::new(Arc::clone(&config.transport)),
             manifests: Recent::default(),
@@ -256,13 +262,13 @@ impl Cache {
     /// # Errors
     /// [`Error::NoImage`], [`Error::Ask`] or [`Error::Manifest`] if the repository does not give what it is,
     /// [`Error::BadName`] of the holder, [`Error::CacheFull`], [`Error::NoSpace`], [`Error::TooManyFetches`],
-    /// [`Error::TooMany`], or [`Error::File`].
+    /// [`Error::TooMany`], [`Error::Damaged`] if it is here, used and not usable, or [`Error::File`].
     pub async fn begin(&self, fetch: &Fetch) -> Result<Fetching, Error> {
         if let Some(holder) = &fetch.holder {
             files::plain_name(holder, "the holder of an image")?;
         }
         if let Image::Digest(digest) = &fetch.image
-            && let Some(here) = self.join(Digest(*digest), fetch)?
+            && let Some(here) = self.join(&mut self.0.state(), Digest(*digest), fetch)?
         {
             return Ok(here);
         }
@@ -277,7 +283,7 @@ impl Cache {
                 found: info.digest,
             });
         }
-        if let Some(here) = self.join(info.digest, fetch)? {
+        if let Some(here) = self.join(&mut self.0.state(), info.digest, fetch)? {
             return Ok(here);
         }
         let manifest = client.manifest(fetch.origin, info.manifest).await?;
@@ -288,21 +294,25 @@ impl Cache {
                 found: manifest.digest(),
             });
         }
-        self.start(fetch, info.manifest, manifest)
+        // It removes files, and waits for the disk.
+        let (cache, fetch) = (self.clone(), fetch.clone());
+        tokio::task::spawn_blocking(move || cache.start(&fetch, info.manifest, manifest))
+            .await
+            .map_err(|_| Error::Ended)?
     }
 
     /// The image if it is here or being fetched.
-    fn join(&self, digest: Digest, fetch: &Fetch) -> Result<Option<Fetching>, Error> {
-        let mut state = self.0.state();
+    fn join(&self, state: &mut State, digest: Digest, fetch: &Fetch) -> Result<Option<Fetching>, Error> {
+        self.0.is_usable(state, digest)?;
         let job = state.jobs.get(&digest).cloned();
         let whole = state.entries.get(&digest).is_some_and(|entry| entry.whole);
         if job.is_none() && !whole {
             return Ok(None);
         }
         if whole {
-            self.0.used(&mut state, digest)?;
+            self.0.used(state, digest)?;
         }
-        let pinned = self.0.pin(&mut state, digest, fetch.holder.as_deref())?;
+        let pinned = self.0.pin(state, digest, fetch.holder.as_deref())?;
         Ok(Some(Fetching {
             cache: self.clone(),
             job,
@@ -313,11 +323,11 @@ impl Cache {
 
     fn start(&self, fetch: &Fetch, id: ManifestId, manifest: Manifest) -> Result<Fetching, Error> {
         let digest = manifest.digest();
-        // Somebody may have been faster.
-        if let Some(here) = self.join(digest, fetch)? {
+        let mut state = self.0.state();
+        // Somebody may have been faster, and nobody is from here on.
+        if let Some(here) = self.join(&mut state, digest, fetch)? {
             return Ok(here);
         }
-        let mut state = self.0.state();
         if state.jobs.len() >= MAX_FETCHES {
             return Err(Error::TooManyFetches);
         }
@@ -355,20 +365,18 @@ impl Cache {
     /// An image that is here.
     ///
     /// # Errors
-    /// [`Error::NoImage`] if it is not, or [`Error::File`].
+    /// [`Error::NoImage`] if it is not, [`Error::Damaged`] or [`Error::File`].
     pub fn cached(&self, digest: Digest) -> Result<Cached, Error> {
         let absent = || Error::NoImage {
             image: digest.into(),
             place: self.0.config.dir.display().to_string(),
         };
-        let whole = self
-            .0
-            .state()
-            .entries
-            .get(&digest)
-            .is_some_and(|entry| entry.whole);
-        if !whole {
-            return Err(absent());
+        {
+            let state = self.0.state();
+            self.0.is_usable(&state, digest)?;
+            if !state.entries.get(&digest).is_some_and(|entry| entry.whole) {
+                return Err(absent());
+            }
         }
         let manifest = self.0.folder.read_manifest(digest)?.ok_or_else(absent)?;
         Ok(Cached {
@@ -413,6 +421,8 @@ impl Cache {
             holders.remove(holder);
             if holders.is_empty() {
                 state.pins.remove(&digest);
+                // What nobody uses any more may be replaced.
+                state.damaged.remove(&digest);
             }
         }
         Ok(())
@@ -436,6 +446,17 @@ impl Cache {
 impl Inner {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Refuses what is damaged and cannot be replaced, since somebody uses it.
+    fn is_usable(&self, state: &State, digest: Digest) -> Result<(), Error> {
+        match state.damaged.get(&digest) {
+            Some(why) => Err(Error::Damaged {
+                path: self.folder.image(digest),
+                why: why.clone(),
+            }),
+            None => Ok(()),
+        }
     }
 
     fn used(&self, state: &mut State, digest: Digest) -> Result<(), Error> {
@@ -464,45 +485,80 @@ impl Inner {
         Ok(Some(holder.to_owned()))
     }
 
-    /// Makes room for an image, at the cost of those that nobody uses.
+    /// Makes room for an image, at the cost of those that nobody uses; of none if that is not enough.
     fn make_room(&self, state: &mut State, digest: Digest, size: u64) -> Result<(), Error> {
         let limit = self.config.max_bytes.unwrap_or(u64::MAX);
-        let have = std::fs::metadata(self.folder.partial(digest)).map_or(0, |meta| meta.blocks() * 512);
-        let missing = size.saturating_sub(have);
+        let missing = size.saturating_sub(self.on_disk(digest));
+        let kept = |state: &State, other: &Digest| {
+            state.pins.contains_key(other) || state.jobs.contains_key(other) || *other == digest
+        };
+        let (mut held, mut used, mut evictable) = (0_u64, 0, 0_u64);
+        for (other, entry) in state.entries.iter().filter(|(other, _)| **other != digest) {
+            if kept(state, other) {
+                (held, used) = (held.saturating_add(entry.size), used + 1);
+            } else {
+                evictable = evictable.saturating_add(self.on_disk(*other));
+            }
+        }
+        if held.saturating_add(size) > limit {
+            return Err(Error::CacheFull {
+                need: size,
+                held,
+                limit,
+            });
+        }
+        if used >= MAX_CACHED {
+            return Err(Error::too_many_cached());
+        }
+        let free = self.free(state, digest)?;
+        if missing > free.saturating_add(evictable) {
+            return Err(self.no_space(missing, free));
+        }
         loop {
             let others = || state.entries.iter().filter(|(other, _)| **other != digest);
             let bytes: u64 = others().map(|(_, entry)| entry.size).sum();
-            let free = files::free(self.folder.dir())?.saturating_sub(self.config.keep_free);
-            let fits = bytes.saturating_add(size) <= limit;
-            if fits && missing <= free && others().count() < MAX_CACHED {
+            let free = self.free(state, digest)?;
+            let fits = bytes.saturating_add(size) <= limit && others().count() < MAX_CACHED;
+            if fits && missing <= free {
                 return Ok(());
             }
             let unused = others()
-                .filter(|(other, _)| !state.pins.contains_key(other) && !state.jobs.contains_key(other))
+                .filter(|(other, _)| !kept(state, other))
                 .min_by_key(|(_, entry)| (entry.whole, entry.used))
                 .map(|(other, _)| *other);
-            match unused {
-                Some(other) => {
-                    self.folder.remove(other)?;
-                    state.entries.remove(&other);
-                    tracing::info!(image = %other, "evicted, to make room for another");
-                }
-                None if !fits => {
-                    return Err(Error::CacheFull {
-                        need: size,
-                        held: bytes,
-                        limit,
-                    });
-                }
-                None if missing > free => {
-                    return Err(Error::NoSpace {
-                        path: self.folder.dir().to_owned(),
-                        need: missing,
-                        free,
-                    });
-                }
-                None => return Err(Error::too_many_cached()),
-            }
+            // Some file took up less than it seemed to, or somebody still has it open.
+            let other = unused.ok_or_else(|| self.no_space(missing, free))?;
+            self.folder.remove(other)?;
+            state.entries.remove(&other);
+            tracing::info!(image = %other, "evicted, to make room for another");
+        }
+    }
+
+    /// How many bytes of the disk one more image may take: what others that are being fetched still need is theirs.
+    fn free(&self, state: &State, but: Digest) -> Result<u64, Error> {
+        let free = files::free(self.folder.dir())?.saturating_sub(self.config.keep_free);
+        Ok(free.saturating_sub(self.awaited(state, but)))
+    }
+
+    /// How many bytes are still to come of images that are being fetched, but for one.
+    fn awaited(&self, state: &State, but: Digest) -> u64 {
+        let others = state.jobs.iter().filter(|(digest, _)| **digest != but);
+        let missing = others.map(|(digest, job)| job.manifest.size().saturating_sub(self.on_disk(*digest)));
+        missing.sum()
+    }
+
+    /// How many bytes of the disk an image takes up, whole or not.
+    fn on_disk(&self, digest: Digest) -> u64 {
+        let files = [self.folder.image(digest), self.folder.partial(digest)];
+        let bytes = files.map(|path| std::fs::metadata(path).map_or(0, |meta| meta.blocks() * 512));
+        bytes.iter().sum()
+    }
+
+    fn no_space(&self, need: u64, free: u64) -> Error {
+        Error::NoSpace {
+            path: self.folder.dir().to_owned(),
+            need,
+            free,
         }
     }
 }

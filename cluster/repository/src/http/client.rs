@@ -17,7 +17,7 @@ use super::stall::Stalling;
 use super::wire::Ask;
 use super::{Plain, Transport};
 use crate::error::BadManifest;
-use crate::limits::{CONNECT, MAX_ANSWER, MAX_CHUNKS, MAX_MANIFEST, MAX_PEERS, STALL};
+use crate::limits::{CONNECT, MAX_ANSWER, MAX_CHUNKS, MAX_MANIFEST, MAX_PEERS, SENDING, STALL};
 use crate::manifest::{Manifest, ManifestId};
 use crate::store::ImageInfo;
 use crate::swarm::Bitfield;
@@ -246,7 +246,7 @@ impl Client {
             .await
             .map_err(|_| format!("it does not answer within {} s", CONNECT.as_secs()))?
             .map_err(|error| error.to_string())?;
-        let io = TokioIo::new(Stalling::new(stream, STALL));
+        let io = TokioIo::new(Stalling::new(stream, STALL, SENDING));
         let (sender, connection) = http1::handshake(io).await.map_err(|error| shown(&error))?;
         // It ends with the sender, or when it stands still.
         tokio::spawn(async move {

@@ -10,9 +10,12 @@
 //!
 //! There are no request bodies. Who may connect, and whether anybody can listen, is the [`Transport`]'s affair.
 
+mod announced;
 mod client;
 mod server;
 mod stall;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 use std::io;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,16 +11,17 @@ use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::announced::Announced;
 use super::stall::Stalling;
 use super::wire::Ask;
 use super::{Plain, Transport};
 use crate::limits::{
-    ANNOUNCED_KEPT, CONNECT, MAX_ANNOUNCED_IMAGES, MAX_CONNECTIONS, MAX_PEERS, MAX_SERVED_CHUNKS, STALL,
+    CONNECT, HEAD, MAX_CONNECTIONS, MAX_CONNECTIONS_OF_ONE, MAX_SERVED_CHUNKS, SENDING, STALL,
 };
 use crate::manifest::ManifestId;
 use crate::{Error, Library};
@@ -35,6 +36,8 @@ pub struct ServerConfig {
     pub connections: usize,
     /// Most chunks in memory at a time; who asks for more is told to come again.
     pub chunks: usize,
+    /// How long the head of a request may take.
+    pub head: Duration,
     /// What a connection is.
     pub transport: Arc<dyn Transport>,
 }
@@ -44,6 +47,7 @@ impl Default for ServerConfig {
         Self {
             connections: MAX_CONNECTIONS,
             chunks: MAX_SERVED_CHUNKS,
+            head: HEAD,
             transport: Arc::new(Plain),
         }
     }
@@ -105,7 +109,7 @@ impl Drop for Server {
 
 async fn accept(listener: TcpListener, shared: Arc<Shared>, config: ServerConfig) {
     let slots = Arc::new(Semaphore::new(config.connections));
-    let mut connections = JoinSet::new();
+    let (counts, mut connections) = (Counts::default(), JoinSet::new());
     loop {
         while connections.try_join_next().is_some() {}
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
@@ -113,10 +117,14 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, config: ServerConfig
         };
         match listener.accept().await {
             Ok((stream, from)) => {
-                let (shared, transport) = (Arc::clone(&shared), Arc::clone(&config.transport));
+                let Some(seat) = Seat::take(&counts, from.ip().to_canonical()) else {
+                    tracing::debug!(%from, "one address has too many connections for images");
+                    continue;
+                };
+                let (shared, config) = (Arc::clone(&shared), config.clone());
                 connections.spawn(async move {
-                    let _slot = slot;
-                    if let Err(why) = serve(stream, from, shared, transport).await {
+                    let _held = (slot, seat);
+                    if let Err(why) = serve(stream, from, shared, config).await {
                         tracing::debug!(%from, why, "a connection for images ended");
                     }
                 });
@@ -133,9 +141,9 @@ async fn serve(
     stream: TcpStream,
     from: SocketAddr,
     shared: Arc<Shared>,
-    transport: Arc<dyn Transport>,
+    config: ServerConfig,
 ) -> Result<(), String> {
-    let stream = tokio::time::timeout(CONNECT, transport.accepted(stream))
+    let stream = tokio::time::timeout(CONNECT, config.transport.accepted(stream))
         .await
         .map_err(|error| error.to_string())?
         .map_err(|error| error.to_string())?;
@@ -144,7 +152,9 @@ async fn serve(
         async move { Ok::<_, Infallible>(shared.answer(&request, from).await) }
     });
     hyper::server::conn::http1::Builder::new()
-        .serve_connection(TokioIo::new(Stalling::new(stream, STALL)), service)
+        .timer(TokioTimer::new())
+        .header_read_timeout(config.head)
+        .serve_connection(TokioIo::new(Stalling::new(stream, STALL, SENDING)), service)
         .await
         .map_err(|error| error.to_string())
 }
@@ -153,7 +163,7 @@ struct Shared {
     library: Arc<dyn Library>,
     chunks: Arc<Semaphore>,
     sent: Arc<AtomicU64>,
-    announced: Mutex<BTreeMap<ManifestId, BTreeMap<SocketAddr, Instant>>>,
+    announced: Mutex<Announced>,
 }
 
 /// A chunk or a manifest on its way, which counts as long as it is in memory.
@@ -245,23 +255,45 @@ impl Shared {
         if known.is_none() {
             return Ok(None);
         }
-        let now = Instant::now();
         let own = SocketAddr::new(from.ip(), port);
         let mut announced = self.announced.lock().unwrap_or_else(PoisonError::into_inner);
-        announced.retain(|_, hosts| {
-            hosts.retain(|_, at| now.duration_since(*at) < ANNOUNCED_KEPT);
-            !hosts.is_empty()
-        });
-        if !announced.contains_key(&id) && announced.len() >= MAX_ANNOUNCED_IMAGES {
-            return Ok(Some(json(&[(); 0])));
+        Ok(Some(json(&announced.heard(id, own, Instant::now()))))
+    }
+}
+
+/// How many connections each address has.
+type Counts = Arc<Mutex<BTreeMap<IpAddr, usize>>>;
+
+/// One connection of an address, counted as long as this lives.
+struct Seat {
+    counts: Counts,
+    from: IpAddr,
+}
+
+impl Seat {
+    fn take(counts: &Counts, from: IpAddr) -> Option<Self> {
+        let mut all = counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = all.entry(from).or_default();
+        if *count >= MAX_CONNECTIONS_OF_ONE {
+            return None;
         }
-        let hosts = announced.entry(id).or_default();
-        let others: Vec<_> = hosts.keys().filter(|other| **other != own).copied().collect();
-        // Beyond the bound a host takes part with those that are known and is not known itself.
-        if port != 0 && (hosts.contains_key(&own) || hosts.len() < MAX_PEERS) {
-            hosts.insert(own, now);
+        *count += 1;
+        Some(Self {
+            counts: Arc::clone(counts),
+            from,
+        })
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut all = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = all.get_mut(&self.from) {
+            *count -= 1;
+            if *count == 0 {
+                all.remove(&self.from);
+            }
         }
-        Ok(Some(json(&others)))
     }
 }
 

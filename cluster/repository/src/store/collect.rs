@@ -25,7 +25,7 @@ pub struct Collected {
 }
 
 impl Store {
-    /// Removes images that have neither name nor lease nor clone and are older than [`UNNAMED_KEPT`], uploads that
+    /// Removes images that have neither name nor lease nor clone and were put longer ago than [`UNNAMED_KEPT`], uploads that
     /// nobody continues, and what killed processes left; or says what it would remove. An upload that is being worked
     /// on, and what it needs, stays.
     ///
@@ -69,7 +69,7 @@ impl Store {
         let before = index::sql(now.0).saturating_sub(index::sql(millis(UNNAMED_KEPT)));
         let found = tx
             .prepare_cached(
-                "SELECT digest, stored_size FROM images AS i WHERE created_at <= ?1
+                "SELECT digest, stored_size FROM images AS i WHERE put_at <= ?1
                  AND NOT EXISTS (SELECT 1 FROM names WHERE digest = i.digest)
                  AND NOT EXISTS (SELECT 1 FROM leases WHERE digest = i.digest)
                  AND NOT EXISTS (SELECT 1 FROM clones WHERE digest = i.digest)

@@ -16,7 +16,7 @@ use crate::limits::{INDEX_WAIT, MAX_IMAGES};
 use crate::manifest::{Manifest, ManifestId};
 use crate::{Digest, Error, Format};
 
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 
 const SCHEMA: &str = "
 CREATE TABLE images (
@@ -30,7 +30,8 @@ CREATE TABLE images (
     created_by TEXT NOT NULL,
     created_at INTEGER NOT NULL,
     boot TEXT NOT NULL,
-    damaged INTEGER NOT NULL
+    damaged INTEGER NOT NULL,
+    put_at INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE TABLE names (
     name TEXT NOT NULL,
@@ -68,6 +69,12 @@ CREATE TABLE clones (
 ) STRICT;
 ";
 
+/// What the first version lacks: when an image was put last.
+const FROM_1: &str = "
+ALTER TABLE images ADD COLUMN put_at INTEGER NOT NULL DEFAULT 0;
+UPDATE images SET put_at = created_at;
+";
+
 pub(super) struct Index(Mutex<Connection>);
 
 impl Index {
@@ -93,6 +100,10 @@ impl Index {
                 .execute_batch(SCHEMA)
                 .and_then(|()| tx.pragma_update(None, "user_version", VERSION))
                 .map_err(Error::database("be laid out"))?,
+            1 => tx
+                .execute_batch(FROM_1)
+                .and_then(|()| tx.pragma_update(None, "user_version", VERSION))
+                .map_err(Error::database("be brought to this release"))?,
             VERSION => {}
             found => {
                 return Err(Error::LaterVersion {
@@ -264,10 +275,11 @@ pub(super) fn keep(
     let boot = serde_json::to_string(&meta.boot).unwrap_or_default();
     tx.execute(
         "INSERT INTO images (digest, manifest_id, manifest, format, virtual_size, stored_size, description,
-             created_by, created_at, boot, damaged)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, 0)
+             created_by, created_at, boot, damaged, put_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, 0, ?9)
          ON CONFLICT (digest) DO UPDATE SET damaged = 0, manifest_id = excluded.manifest_id,
-             manifest = excluded.manifest, format = excluded.format, virtual_size = excluded.virtual_size",
+             manifest = excluded.manifest, format = excluded.format, virtual_size = excluded.virtual_size,
+             put_at = max(put_at, excluded.put_at)",
         params![
             manifest.digest().0,
             manifest.id().0.0,
@@ -283,6 +295,16 @@ pub(super) fn keep(
     )
     .map_err(Error::database("keep an image"))?;
     Ok(())
+}
+
+/// Notes that an image was put again, so that whoever did it has time to use it.
+pub(super) fn put_again(tx: &Transaction<'_>, digest: Digest, now: WallMillis) -> Result<(), Error> {
+    tx.execute(
+        "UPDATE images SET put_at = max(put_at, ?2) WHERE digest = ?1",
+        params![digest.0, sql(now.0)],
+    )
+    .map(drop)
+    .map_err(Error::database("note that an image was put again"))
 }
 
 /// Refuses one row too many.

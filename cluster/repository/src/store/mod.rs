@@ -30,6 +30,7 @@
 //! Images never change. A clone is a disk of its own that begins as one; a lease keeps an image from being collected
 //! while somebody works with it, and is kept across crashes of its holder until it is released or broken.
 
+mod begun;
 mod clones;
 mod collect;
 mod index;
@@ -152,6 +153,22 @@ pub struct ImageInfo {
     pub names: Vec<Image>,
     /// Whether it was found to be damaged, and cannot be had.
     pub damaged: bool,
+}
+
+impl ImageInfo {
+    /// Whether it has the name, in any version if it is one without.
+    fn has_name(&self, wanted: &Image) -> bool {
+        self.names.iter().any(|name| match (name, wanted) {
+            (
+                Image::Named { name, .. },
+                Image::Named {
+                    name: wanted,
+                    version: None,
+                },
+            ) => name == wanted,
+            _ => name == wanted,
+        })
+    }
 }
 
 /// Somebody's hold of an image.

@@ -9,14 +9,14 @@ use aerie_cluster_proto::description::Image;
 use aerie_types::WallMillis;
 use flate2::read::MultiGzDecoder;
 use nix::fcntl::Flock;
-use rusqlite::{OptionalExtension as _, Row, Transaction, params};
+use rusqlite::{OptionalExtension as _, Transaction, params};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
+use super::begun::{Known, UPLOAD, forget, known, may_be_named, row, used};
 use super::{ImageInfo, Meta, Store, index};
 use crate::error::BadContent;
 use crate::format::{At, GZIP, inspect};
-use crate::limits::{BLOCK, MAX_STORED, MAX_UPLOADS, UPLOAD_SYNC};
+use crate::limits::{BLOCK, MAX_STORED, MAX_UPLOADS, UPLOAD_LIVE, UPLOAD_SYNC};
 use crate::manifest::Hashed;
 use crate::{Digest, Error, Format, files};
 
@@ -59,7 +59,7 @@ pub struct Upload {
 }
 
 /// An upload's file, locked.
-struct Taken {
+pub(super) struct Taken {
     file: Flock<File>,
     put: Put,
 }
@@ -93,15 +93,30 @@ impl Store {
                 if let Some(name) = &put.name {
                     index::name(tx, name, made)?;
                 }
-                forget(tx, put.sent)?;
-                files::remove(&path)?;
+                index::put_again(tx, made, now)?;
+                // Whoever is writing the same ends by itself.
+                if self.nobody_has(put.sent)? {
+                    forget(tx, put.sent)?;
+                    files::remove(&path)?;
+                }
                 let found = find()?.ok_or_else(|| self.no_image(&made.into()))?;
                 return Ok(Begun::Present(Box::new(found)));
             }
-            let have = match row(tx, put.sent)?.filter(|known| known.put.size == size) {
+            let known = row(tx, put.sent)?;
+            if let Some(other) = known.as_ref().filter(|known| known.put.size != size) {
+                let rests = other.touched_at.plus(UPLOAD_LIVE) <= now;
+                if !rests || !self.nobody_has(put.sent)? {
+                    return Err(Error::OtherSize {
+                        sent: put.sent,
+                        known: other.put.size,
+                        size,
+                    });
+                }
+            }
+            let have = match known.filter(|known| known.put.size == size) {
                 Some(known) => match self.resume(&path, &known, &boot_id)? {
                     Some(have) => have,
-                    None => self.fresh(&path)?,
+                    None => self.fresh(&path, put.sent)?,
                 },
                 None => {
                     self.within_quota(tx, put.sent, size)?;
@@ -111,7 +126,7 @@ impl Store {
                     if uploads >= MAX_UPLOADS {
                         return Err(Error::too_many_uploads());
                     }
-                    self.fresh(&path)?
+                    self.fresh(&path, put.sent)?
                 }
             };
             self.has_room(size - have)?;
@@ -159,8 +174,12 @@ impl Store {
         Ok(Some(have))
     }
 
-    /// An empty file for an upload. Never one that was there: it may have become an image.
-    fn fresh(&self, path: &Path) -> Result<u64, Error> {
+    /// An empty file for an upload. Never one that was there: it may have become an image. Nor in the place of one that
+    /// somebody has, who would go on with a file that has no name.
+    fn fresh(&self, path: &Path, sent: Digest) -> Result<u64, Error> {
+        if !self.nobody_has(sent)? {
+            return Err(Error::UploadBusy { sent });
+        }
         files::remove(path)?;
         files::new(path)?;
         files::sync_parent(path)?;
@@ -228,7 +247,7 @@ impl Store {
     }
 
     /// Makes an image of what was sent: proves its digest, unpacks it if it is packed by gzip, looks at its format, and
-    /// gives it its name. The image is there whole with its name, or not at all. An upload that cannot become an image
+    /// gives it the name that it was announced with last. The image is there whole with its name, or not at all. An upload that cannot become an image
     /// is forgotten.
     ///
     /// # Errors
@@ -248,7 +267,7 @@ impl Store {
         made
     }
 
-    fn make(&self, taken: &Taken, staging: &Path, now: WallMillis) -> Result<ImageInfo, Error> {
+    pub(super) fn make(&self, taken: &Taken, staging: &Path, now: WallMillis) -> Result<ImageInfo, Error> {
         let Put { sent, size, .. } = taken.put;
         let path = self.part("uploads", sent);
         let what = taken
@@ -274,7 +293,7 @@ impl Store {
         };
         files::remove(staging)?;
         let (file, hashed) = if packed {
-            check(digest(&taken.file).map_err(Error::file("read", &path))?)?;
+            check(Digest::of_file(&taken.file).map_err(Error::file("read", &path))?)?;
             let file = files::new(staging)?;
             let length = self.unpack(&taken.file, &file, staging, &what, sent)?;
             let hashed = Hashed::of(&file, length).map_err(Error::file("read", staging))?;
@@ -285,6 +304,10 @@ impl Store {
             // A second name, so that the upload is still there if this process ends before the image is.
             fs::hard_link(&path, staging).map_err(Error::file("link", &path))?;
             let file = File::open(staging).map_err(Error::file("open", staging))?;
+            // What was read is what becomes the image, and not what has its name by now.
+            if !same_file(&file, &taken.file) {
+                return Err(Error::NoUpload { sent });
+            }
             (file, hashed)
         };
         let manifest = hashed.manifest(inspect(&file, &what, taken.put.format)?);
@@ -416,13 +439,38 @@ impl Store {
         let mut file = File::open(path).map_err(Error::file("open", path))?;
         let size = file.metadata().map_err(Error::file("read", path))?.len();
         let put = Put {
-            sent: digest(&file).map_err(Error::file("read", path))?,
+            sent: Digest::of_file(&file).map_err(Error::file("read", path))?,
             size,
             name: name.cloned(),
             format,
             meta: meta.clone(),
         };
-        let mut at = match self.begin(&put, now)? {
+        let info = match self.send(&mut file, path, &put, now, progress) {
+            // Somebody who puts the same was faster.
+            Err(Error::NoUpload { .. }) => match self.begin(&put, now)? {
+                Begun::Present(info) => *info,
+                Begun::At(_) => return Err(Error::NoUpload { sent: put.sent }),
+            },
+            sent => sent?,
+        };
+        // Of two that put the same at one time the upload has the name of the one that began last.
+        let Some(name) = name.filter(|name| !info.has_name(name)) else {
+            return Ok(info);
+        };
+        self.tag(&info.digest.into(), name)?;
+        self.find(&info.digest.into())
+    }
+
+    fn send(
+        &self,
+        file: &mut File,
+        path: &Path,
+        put: &Put,
+        now: WallMillis,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<ImageInfo, Error> {
+        let size = put.size;
+        let mut at = match self.begin(put, now)? {
             Begun::Present(info) => return Ok(*info),
             Begun::At(at) => at,
         };
@@ -430,7 +478,7 @@ impl Store {
             .map_err(Error::file("read", path))?;
         progress(at, size);
         while at < size {
-            let next = self.append(put.sent, at, &mut (&mut file).take(UPLOAD_SYNC), now)?;
+            let next = self.append(put.sent, at, &mut (&mut *file).take(UPLOAD_SYNC), now)?;
             if next == at {
                 return Err(Error::SourceEnded {
                     path: path.to_owned(),
@@ -445,7 +493,7 @@ impl Store {
     }
 
     /// Takes an upload's file for oneself.
-    fn take(&self, sent: Digest) -> Result<Taken, Error> {
+    pub(super) fn take(&self, sent: Digest) -> Result<Taken, Error> {
         let path = self.part("uploads", sent);
         let file = match OpenOptions::new().read(true).write(true).open(&path) {
             Ok(file) => file,
@@ -478,6 +526,15 @@ impl Store {
         }
     }
 
+    /// Whether an upload's file may be removed. Within a change of the index it stays so: a file gets its name in one.
+    fn nobody_has(&self, sent: Digest) -> Result<bool, Error> {
+        match self.idle(sent) {
+            Ok(idle) => Ok(idle.is_some()),
+            Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Refuses what the disk has no room for.
     fn has_room(&self, need: u64) -> Result<(), Error> {
         let free = files::free(&self.config.dir)?.saturating_sub(self.config.keep_free);
@@ -503,85 +560,10 @@ impl Store {
     }
 }
 
-/// How many bytes there are, or will be, but for one upload.
-fn used(tx: &Transaction<'_>, but: Digest) -> rusqlite::Result<u64> {
-    tx.query_row(
-        "SELECT (SELECT coalesce(sum(stored_size), 0) FROM images)
-              + (SELECT coalesce(sum(size), 0) FROM uploads WHERE sent <> ?1)",
-        [but.0],
-        |row| index::number(row, 0),
-    )
-}
-
-/// Refuses a name that this upload cannot have, before anything is sent.
-fn may_be_named(tx: &Transaction<'_>, name: &Image, made: Digest) -> Result<(), Error> {
-    match name {
-        Image::Digest(_) => Err(Error::NoName(name.clone())),
-        Image::Named { version: None, .. } => Ok(()),
-        Image::Named { .. } => match index::find(tx, name).map_err(Error::database("look a name up"))? {
-            Some(other) if other.digest != made => Err(Error::NameTaken {
-                image: name.clone(),
-                of: other.digest,
-            }),
-            _ => Ok(()),
-        },
-    }
-}
-
-struct Known {
-    put: Put,
-    durable: u64,
-    boot_id: String,
-    touched_at: WallMillis,
-}
-
-const UPLOAD: &str = "SELECT sent, size, durable, boot_id, touched_at, name, format, meta FROM uploads";
-
-fn row(tx: &Transaction<'_>, sent: Digest) -> Result<Option<Known>, Error> {
-    tx.prepare_cached(&format!("{UPLOAD} WHERE sent = ?1"))
-        .and_then(|mut rows| rows.query_row([sent.0], known).optional())
-        .map_err(Error::database("look an upload up"))
-}
-
-fn known(row: &Row<'_>) -> rusqlite::Result<Known> {
-    let name = row.get::<_, Option<String>>(5)?;
-    let format = row.get::<_, Option<String>>(6)?;
-    Ok(Known {
-        put: Put {
-            sent: index::digest(row, 0)?,
-            size: index::number(row, 1)?,
-            name: match name {
-                Some(name) => Some(index::column(5, name.parse().ok())?),
-                None => None,
-            },
-            format: match format {
-                Some(format) => Some(index::column(6, Format::of_name(&format))?),
-                None => None,
-            },
-            meta: index::column(7, serde_json::from_str(&row.get::<_, String>(7)?).ok())?,
-        },
-        durable: index::number(row, 2)?,
-        boot_id: row.get(3)?,
-        touched_at: WallMillis(index::number(row, 4)?),
-    })
-}
-
-fn forget(tx: &Transaction<'_>, sent: Digest) -> Result<(), Error> {
-    tx.execute("DELETE FROM uploads WHERE sent = ?1", [sent.0])
-        .map(drop)
-        .map_err(Error::database("forget an upload"))
-}
-
-/// SHA-256 of a file.
-fn digest(file: &File) -> io::Result<Digest> {
-    let (mut input, mut buffer, mut hasher) = (At(file, 0), files::buffer(), Sha256::new());
-    loop {
-        let read = files::fill(&mut input, &mut buffer)?;
-        let Some(bytes) = buffer.get(..read).filter(|bytes| !bytes.is_empty()) else {
-            return Ok(Digest::finish(hasher));
-        };
-        hasher.update(bytes);
-    }
+/// Whether both are one file. What cannot be looked at is not.
+fn same_file(one: &File, other: &File) -> bool {
+    let place = |file: &File| file.metadata().ok().map(|meta| (meta.dev(), meta.ino()));
+    place(one).is_some() && place(one) == place(other)
 }
 
 fn boot_id() -> Result<String, Error> {

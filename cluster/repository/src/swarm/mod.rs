@@ -16,7 +16,10 @@
 //! - **The origin last.** The repository has everything, and its line is what all hosts share. It is asked for what no
 //!   other host has, and for what others say they have only when hardly anything moves.
 //! - **Bounds.** A source has few requests at a time, and all together are bounded: what is asked early is asked by old
-//!   news.
+//!   news. What the origin is asked counts apart, so that hosts cannot take its places.
+//! - **Creeping.** While nothing comes of what hosts are asked, though bytes may, the origin is asked whatever hosts say
+//!   they have. A host's request that takes many times as long as others is given up, and the host is dropped when that
+//!   comes again.
 //! - **Silence.** A request without a byte for some time is asked of another. A host that is silent, broken or wrong
 //!   about what it has several times in a row is dropped; one that sends a wrong chunk, at once. The origin is dropped
 //!   for wrong chunks alone: otherwise it is waited for.
@@ -57,7 +60,7 @@ pub enum Role {
 /// How much is asked at a time, and how long it is waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Most requests at a time.
+    /// Most requests to hosts at a time.
     pub in_flight: usize,
     /// Most of these to one host.
     pub per_host: usize,
@@ -65,8 +68,10 @@ pub struct Limits {
     pub per_origin: usize,
     /// A request without a byte for so long is given up.
     pub stall: Duration,
-    /// A request that takes so long is given up.
+    /// A request that takes so long is given up. Less than a fetch waits for a chunk, or one creeping source ends it.
     pub chunk: Duration,
+    /// A host's request that takes so many times as long as is usual is given up, though not before `stall`.
+    pub far: u32,
     /// A request without a byte for so long does not count as one that moves.
     pub quiet: Duration,
     /// With fewer requests that move the origin is asked for what hosts say they have.
@@ -85,7 +90,8 @@ impl Default for Limits {
             per_host: 2,
             per_origin: 2,
             stall: Duration::from_secs(10),
-            chunk: Duration::from_secs(120),
+            chunk: Duration::from_secs(45),
+            far: 8,
             quiet: Duration::from_secs(2),
             moving: 2,
             strikes: 3,
@@ -121,6 +127,8 @@ pub enum Dropped {
     WrongChunk(u32),
     /// It gave nothing, several times.
     Silent,
+    /// It took far longer than others, several times.
+    Slow,
     /// It failed, several times.
     Failing,
 }
@@ -130,6 +138,7 @@ impl std::fmt::Display for Dropped {
         match self {
             Self::WrongChunk(chunk) => write!(f, "sent something else as chunk {chunk}"),
             Self::Silent => f.write_str("gave nothing"),
+            Self::Slow => f.write_str("took far longer than others"),
             Self::Failing => f.write_str("failed again and again"),
         }
     }
@@ -149,6 +158,9 @@ pub enum Event {
 /// How long a source is left alone after a failure, and at most.
 const PAUSE: Duration = Duration::from_millis(100);
 const MAX_PAUSE: Duration = Duration::from_secs(5);
+
+/// While hosts give nothing for so many times `late`, the origin is asked what they say they have.
+const STARVING: u32 = 4;
 
 #[derive(Debug, Clone, Copy)]
 struct Asked {
@@ -194,7 +206,32 @@ pub struct Swarm<R> {
     sources: BTreeMap<SourceId, Source>,
     /// Of each chunk that is asked, how often.
     asked: BTreeMap<u32, usize>,
+    /// When a host last gave a chunk.
+    gave: Option<Instant>,
+    usual: Usual,
     events: VecDeque<Event>,
+}
+
+/// How long a chunk took of late, by whose it was.
+#[derive(Debug, Default)]
+struct Usual {
+    hosts: Option<Duration>,
+    origin: Option<Duration>,
+}
+
+impl Usual {
+    fn took(&mut self, role: Role, time: Duration) {
+        let of = match role {
+            Role::Host => &mut self.hosts,
+            Role::Origin => &mut self.origin,
+        };
+        *of = Some(of.map_or(time, |before| (before * 3 + time) / 4));
+    }
+
+    /// Hosts are compared with each other while any gives something: the origin's line may be far better.
+    fn time(&self) -> Option<Duration> {
+        self.hosts.or(self.origin)
+    }
 }
 
 impl<R: Rng> Swarm<R> {
@@ -208,6 +245,8 @@ impl<R: Rng> Swarm<R> {
             wanted,
             sources: BTreeMap::new(),
             asked: BTreeMap::new(),
+            gave: None,
+            usual: Usual::default(),
             events: VecDeque::new(),
         };
         swarm.note_complete();
@@ -278,11 +317,17 @@ impl<R: Rng> Swarm<R> {
     }
 
     /// A chunk came, was compared with its digest and is kept.
-    pub fn received(&mut self, request: Request) {
+    pub fn received(&mut self, request: Request, now: Instant) {
         let Request { source: id, chunk } = request;
         if let Some(source) = self.sources.get_mut(&id) {
             (source.strikes, source.pauses, source.not_before) = (0, 0, None);
-            source.asked.remove(&chunk);
+            if source.role == Role::Host {
+                self.gave = Some(now);
+            }
+            if let Some(asked) = source.asked.remove(&chunk) {
+                let time = now.saturating_duration_since(asked.since);
+                self.usual.took(source.role, time);
+            }
         }
         if !self.have.insert(chunk) {
             return;
@@ -329,49 +374,72 @@ impl<R: Rng> Swarm<R> {
         }
     }
 
-    /// Gives up what stands still.
+    /// Gives up what stands still or creeps.
     pub fn handle_timeout(&mut self, now: Instant) {
-        let limits = self.limits;
+        let (limits, slow) = (self.limits, self.slow());
         let mut given_up = Vec::new();
         for (id, source) in &mut self.sources {
-            let silent =
-                |asked: &Asked| now >= asked.moved + limits.stall || now >= asked.since + limits.chunk;
-            let silent: Vec<_> = source
+            let why = |asked: &Asked| {
+                if now >= asked.moved + limits.stall || now >= asked.since + limits.chunk {
+                    Some(Dropped::Silent)
+                } else {
+                    (source.role == Role::Host && now >= asked.since + slow).then_some(Dropped::Slow)
+                }
+            };
+            let ended: Vec<_> = source
                 .asked
                 .iter()
-                .filter(|(_, asked)| silent(asked))
-                .map(|(chunk, _)| *chunk)
+                .filter_map(|(chunk, asked)| Some((*chunk, why(asked)?)))
                 .collect();
-            for chunk in silent {
+            for (chunk, why) in ended {
                 source.asked.remove(&chunk);
                 source.strikes += 1;
-                given_up.push(Request { source: *id, chunk });
+                given_up.push((Request { source: *id, chunk }, why));
             }
         }
-        for request in given_up {
+        for (request, why) in given_up {
             self.events.push_back(Event::Cancel(request));
             self.unasked(request.chunk);
             let Some(source) = self.sources.get_mut(&request.source) else {
                 continue;
             };
             source.pause(now);
-            if source.strikes >= limits.strikes.min(2) && source.role == Role::Host {
-                self.drop_source(request.source, Dropped::Silent);
+            let most = match why {
+                Dropped::Silent => limits.strikes.min(2),
+                _ => limits.strikes,
+            };
+            if source.strikes >= most && source.role == Role::Host {
+                self.drop_source(request.source, why);
             }
         }
+    }
+
+    /// After how long a host's request is far slower than others.
+    fn slow(&self) -> Duration {
+        let Limits {
+            far, stall, chunk, ..
+        } = self.limits;
+        let slow = self
+            .usual
+            .time()
+            .map(|usual| usual.saturating_mul(far).max(stall));
+        slow.unwrap_or(chunk)
     }
 
     /// When [`Self::handle_timeout`] or [`Self::poll_request`] may have something to do though nothing comes.
     #[must_use]
     pub fn poll_timeout(&self, now: Instant) -> Option<Instant> {
-        let limits = &self.limits;
+        let (limits, slow) = (&self.limits, self.slow());
+        let starving = STARVING * limits.late;
         let of_request = |asked: &Asked| {
             [
                 asked.moved + limits.stall,
                 asked.since + limits.chunk,
+                asked.since + slow,
                 asked.moved + limits.quiet,
                 asked.since + limits.late,
                 asked.since + 4 * limits.late,
+                asked.since + starving,
             ]
         };
         let of_source = |source: &Source| {
@@ -379,6 +447,7 @@ impl<R: Rng> Swarm<R> {
             requests.into_iter().chain(source.not_before)
         };
         let times = self.sources.values().flat_map(of_source);
+        let times = times.chain(self.gave.map(|gave| gave + starving));
         // What has passed was seen to when it was polled.
         times.filter(|time| *time > now).min()
     }
@@ -390,13 +459,15 @@ impl<R: Rng> Swarm<R> {
 
     /// What to ask next.
     pub fn poll_request(&mut self, now: Instant) -> Option<Request> {
-        if self.have.is_full() || self.in_flight() >= self.limits.in_flight {
+        if self.have.is_full() {
             return None;
         }
-        let request = self
-            .ask_host(now)
+        let hosts = self.sources.values().filter(|source| source.role == Role::Host);
+        let room = hosts.map(|source| source.asked.len()).sum::<usize>() < self.limits.in_flight;
+        let of_host = if room { self.ask_host(now) } else { None };
+        let request = of_host
             .or_else(|| self.ask_origin(now))
-            .or_else(|| self.again(now))?;
+            .or_else(|| self.again(now, room))?;
         self.unwant(request.chunk);
         *self.asked.entry(request.chunk).or_default() += 1;
         let source = self.sources.get_mut(&request.source)?;
@@ -440,12 +511,21 @@ impl<R: Rng> Swarm<R> {
             let all = self.sources.values().flat_map(|source| source.asked.values());
             all.filter(|asked| now < asked.moved + self.limits.quiet).count()
         };
-        (self.wanted.rarity(chunk) == 0 || moving() < self.limits.moving)
+        (self.wanted.rarity(chunk) == 0 || moving() < self.limits.moving || self.is_starving(now))
             .then_some(Request { source: *id, chunk })
     }
 
+    /// Whether hosts are asked and none gives a chunk.
+    fn is_starving(&self, now: Instant) -> bool {
+        let patience = STARVING * self.limits.late;
+        let hosts = self.sources.values().filter(|source| source.role == Role::Host);
+        let mut asked = hosts.flat_map(|source| source.asked.values());
+        asked.any(|asked| now >= asked.since + patience)
+            && self.gave.is_none_or(|gave| now >= gave + patience)
+    }
+
     /// At the end: what is late, of one more.
-    fn again(&self, now: Instant) -> Option<Request> {
+    fn again(&self, now: Instant, room: bool) -> Option<Request> {
         if !self.wanted.is_empty() {
             return None;
         }
@@ -463,7 +543,8 @@ impl<R: Rng> Swarm<R> {
                 Role::Origin => 4 * self.limits.late,
             };
             let other = self.sources.iter().find(|(_, source)| {
-                source.have.has(*chunk)
+                (room || source.role == Role::Origin)
+                    && source.have.has(*chunk)
                     && !source.asked.contains_key(chunk)
                     && source.is_ready(&self.limits, now)
                     && now >= *since + patience(source.role)

@@ -33,13 +33,19 @@ enum Kind {
     Lies,
     /// Says that it has everything and gives nothing.
     Silent,
+    /// Says that it has everything and gives a byte a second.
+    Trickles,
 }
+
+/// How often a byte comes of whoever gives one at a time.
+const TRICKLE: Duration = Duration::from_secs(1);
 
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Happens {
     News(SourceId),
     Arrives(SourceId, Request),
     Answered(SourceId, Request, Answer),
+    Trickles(SourceId, Request),
     Wake(SourceId),
 }
 
@@ -126,7 +132,7 @@ impl World {
     }
 
     fn works(&self, id: SourceId) -> bool {
-        self.is_up(id) && !matches!(self.hosts[&id].kind, Kind::Lies | Kind::Silent)
+        self.is_up(id) && !matches!(self.hosts[&id].kind, Kind::Lies | Kind::Silent | Kind::Trickles)
     }
 
     fn run(&mut self) {
@@ -137,6 +143,7 @@ impl World {
                 Happens::News(id) => self.news(id),
                 Happens::Arrives(at, request) => self.arrives(at, request),
                 Happens::Answered(id, request, answer) => self.answered(id, request, &answer),
+                Happens::Trickles(id, request) => self.trickles(id, request),
                 Happens::Wake(id) => {
                     // Others were set earlier.
                     let host = self.hosts.get_mut(&id).unwrap();
@@ -168,7 +175,7 @@ impl World {
                 continue;
             }
             let have = match host.kind {
-                Kind::Lies | Kind::Silent => Bitfield::full(self.chunks),
+                Kind::Lies | Kind::Silent | Kind::Trickles => Bitfield::full(self.chunks),
                 _ => host.swarm.have().clone(),
             };
             news.push((*other, Role::Host, have));
@@ -219,6 +226,10 @@ impl World {
         let answer = match self.hosts.get(&source) {
             _ if !self.is_up(source) => Some(Answer::Broken),
             Some(host) if host.kind == Kind::Silent => return,
+            Some(host) if host.kind == Kind::Trickles => {
+                self.at(self.now + TRICKLE, Happens::Trickles(from, request));
+                return;
+            }
             Some(host) if host.kind == Kind::Lies => Some(Answer::Wrong),
             Some(host) if !host.swarm.have().has(request.chunk) => Some(Answer::Absent),
             _ => None,
@@ -246,6 +257,19 @@ impl World {
         self.at(came, Happens::Answered(from, request, Answer::Chunk));
     }
 
+    fn trickles(&mut self, id: SourceId, request: Request) {
+        let now = self.instant();
+        let Some(host) = self.hosts.get_mut(&id).filter(|host| host.done.is_none()) else {
+            return;
+        };
+        if host.cancelled.contains(&request) {
+            return;
+        }
+        host.swarm.moved(request, now);
+        self.at(self.now + TRICKLE, Happens::Trickles(id, request));
+        self.drive(id);
+    }
+
     fn answered(&mut self, id: SourceId, request: Request, answer: &Answer) {
         if *answer == Answer::Chunk {
             *self.waiting.get_mut(&request.source).unwrap() -= 1;
@@ -260,7 +284,7 @@ impl World {
             return;
         }
         match answer {
-            Answer::Chunk if up => host.swarm.received(request),
+            Answer::Chunk if up => host.swarm.received(request, now),
             Answer::Wrong => host.swarm.wrong(request),
             Answer::Busy => host.swarm.failed(request, Failure::Busy, now),
             Answer::Absent => host.swarm.failed(request, Failure::Absent, now),
@@ -312,12 +336,25 @@ fn the_origin_sends_the_same_to_sixty_four_hosts() {
     }
 }
 
+#[test]
+fn hosts_that_trickle_cost_less_than_a_minute() {
+    for (trickling, seed) in [(1, 1), (2, 2), (8, 3)] {
+        let mut kinds = vec![Kind::Trickles; trickling];
+        kinds.extend([Kind::Honest; 2]);
+        let mut world = World::new(&kinds, 120, seed);
+        world.run();
+        println!("{trickling} that trickle: {:?}", world.slowest());
+        assert!(world.slowest() < Duration::from_secs(60), "{:?}", world.slowest());
+    }
+}
+
 fn kind() -> impl Strategy<Value = Kind> {
     prop_oneof![
         6 => Just(Kind::Honest),
         1 => (0_u64..20_000).prop_map(|at| Kind::Dies(Duration::from_millis(at))),
         1 => Just(Kind::Lies),
         1 => Just(Kind::Silent),
+        1 => Just(Kind::Trickles),
     ]
 }
 
@@ -338,7 +375,8 @@ proptest! {
                 let kind = world.hosts[source].kind;
                 let fits = match why {
                     Dropped::WrongChunk(_) => kind == Kind::Lies,
-                    Dropped::Silent => kind == Kind::Silent || matches!(kind, Kind::Dies(_)),
+                    Dropped::Silent => matches!(kind, Kind::Silent | Kind::Trickles | Kind::Dies(_)),
+                    Dropped::Slow => kind == Kind::Trickles,
                     Dropped::Failing => matches!(kind, Kind::Dies(_)),
                 };
                 prop_assert!(fits, "{source:?}, which is {kind:?}, was dropped since it {why}");

@@ -107,7 +107,7 @@ fn a_host_that_gives_nothing_is_dropped_and_meanwhile_the_origin_is_asked() {
     let asked = requests(&mut swarm, quiet);
     assert!(!asked.is_empty() && asked.iter().all(|request| request.source == ORIGIN));
     for request in asked {
-        swarm.received(request);
+        swarm.received(request, quiet);
     }
     swarm.handle_timeout(start + Limits::default().stall);
     assert!(events(&mut swarm).contains(&Event::Dropped(A, Dropped::Silent)));
@@ -154,7 +154,7 @@ fn what_is_late_at_the_end_is_asked_of_another_and_the_second_is_cancelled() {
     assert_eq!(second.len(), 1);
     assert_ne!(first[0].source, second[0].source);
     assert_eq!(requests(&mut swarm, late), [], "a third is asked");
-    swarm.received(second[0]);
+    swarm.received(second[0], late);
     assert_eq!(events(&mut swarm), [Event::Cancel(first[0]), Event::Complete]);
 }
 
@@ -181,4 +181,71 @@ fn nothing_is_asked_when_all_is_had() {
     swarm.source_has(ORIGIN, Role::Origin, Bitfield::full(9));
     assert_eq!(events(&mut swarm), [Event::Complete]);
     assert_eq!(requests(&mut swarm, now), []);
+}
+
+/// A host that has everything and sends a byte of each chunk a second, from a time on until another; what else is asked
+/// meanwhile comes at once. How much of it was of the origin.
+fn creeps(swarm: &mut Swarm<ChaCha8Rng>, start: Instant, seconds: std::ops::Range<u64>) -> usize {
+    let (mut of_a, mut of_origin) = (requests(swarm, start), 0);
+    for second in seconds {
+        let now = start + Duration::from_secs(second);
+        for request in &of_a {
+            swarm.moved(*request, now);
+        }
+        swarm.handle_timeout(now);
+        for request in requests(swarm, now) {
+            if request.source == A {
+                of_a.push(request);
+            } else {
+                of_origin += 1;
+                swarm.received(request, now);
+            }
+        }
+    }
+    of_origin
+}
+
+#[test]
+fn while_a_host_only_creeps_the_origin_is_asked_for_what_it_says_it_has() {
+    let (start, limits) = (Instant::now(), Limits::default());
+    let mut swarm = swarm(100);
+    swarm.source_has(A, Role::Host, Bitfield::full(100));
+    assert_eq!(
+        creeps(&mut swarm, start, 1..4),
+        0,
+        "it has no time to give anything"
+    );
+    assert!(creeps(&mut swarm, start, 4..5) >= limits.per_origin);
+}
+
+#[test]
+fn a_host_that_takes_far_longer_than_others_is_dropped() {
+    let start = Instant::now();
+    let mut swarm = swarm(1000);
+    swarm.source_has(A, Role::Host, Bitfield::full(1000));
+    creeps(&mut swarm, start, 1..30);
+    assert!(events(&mut swarm).contains(&Event::Dropped(A, Dropped::Slow)));
+}
+
+#[test]
+fn hosts_take_no_places_of_the_origin() {
+    let now = Instant::now();
+    let mut swarm = swarm(1000);
+    let some = some(1000, &(0..500).collect::<Vec<_>>());
+    for id in 1..40 {
+        swarm.source_has(SourceId(id), Role::Host, some.clone());
+    }
+    let asked = requests(&mut swarm, now);
+    let of_origin = asked.iter().filter(|request| request.source == ORIGIN);
+    assert_eq!(of_origin.count(), Limits::default().per_origin);
+    assert_eq!(
+        asked.len(),
+        Limits::default().in_flight + Limits::default().per_origin
+    );
+}
+
+#[test]
+fn a_request_ends_before_the_fetch_that_it_is_of() {
+    let fetch = crate::CacheConfig::new("cache");
+    assert!(fetch.limits.chunk < fetch.patience);
 }

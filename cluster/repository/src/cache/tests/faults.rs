@@ -227,6 +227,31 @@ async fn a_manifest_of_another_image_is_refused() {
 }
 
 #[tokio::test]
+async fn an_image_whose_manifest_says_another_disk_is_not_kept() {
+    let origin = Origin::new().await;
+    let info = origin.put("a@1", &disk(SIZE, 1));
+    let manifest = origin.store.manifest(&info.digest.into()).unwrap();
+    let mut bytes = manifest.encode();
+    // The size of the disk.
+    bytes[48..56].copy_from_slice(&(1_u64 << 40).to_be_bytes());
+    let forged = Manifest::decode(&bytes).unwrap();
+    let index = rusqlite::Connection::open(origin.store.dir().join("index.sqlite")).unwrap();
+    index
+        .execute(
+            "UPDATE images SET manifest = ?1, manifest_id = ?2",
+            rusqlite::params![bytes, forged.id().0.0],
+        )
+        .unwrap();
+    let (_dir, cache) = cache();
+    let error = cache.fetch(&origin.fetch("a")).await.unwrap_err().to_string();
+    assert!(
+        error.contains("says a disk of 1099511627776 bytes and it is one of 3145728"),
+        "{error}"
+    );
+    assert_eq!(cache.list(), []);
+}
+
+#[tokio::test]
 async fn a_repository_that_cannot_be_reached_is_said() {
     let (listener, addr) = listener().await;
     drop(listener);

@@ -1,3 +1,5 @@
+use std::os::unix::fs::PermissionsExt as _;
+
 use super::*;
 use crate::limits::MAX_FETCHES;
 use crate::{Error, Pin, overlay};
@@ -13,6 +15,8 @@ async fn a_fetched_image_is_the_image_and_is_asked_for_once() {
     let got = cache.fetch(&origin.fetch("lab/debian")).await.unwrap();
     assert_eq!(std::fs::read(&got.path).unwrap(), bytes);
     assert_eq!((got.digest, got.size), (info.digest, info.stored_size));
+    let mode = std::fs::metadata(&got.path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o400, "it may be written");
     assert_eq!(origin.server.sent(), info.stored_size);
     cache.fetch(&origin.fetch("lab/debian@13")).await.unwrap();
     assert_eq!(origin.server.sent(), info.stored_size);

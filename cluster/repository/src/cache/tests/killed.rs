@@ -1,5 +1,6 @@
 //! A host that is killed while it fetches, and the next one on its folder.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 
 use nix::sys::signal::Signal;
@@ -52,6 +53,11 @@ async fn killed_while_it_fetches_it_goes_on_with_what_it_had() {
             ended || output.status.signal() == Some(Signal::SIGKILL as i32),
             "{said}"
         );
+        let partial = dir.path().join("cache/partial").join(info.digest.to_string());
+        if let Ok(meta) = std::fs::metadata(partial) {
+            let mode = meta.permissions().mode();
+            assert_eq!(mode & 0o200, 0o200, "place {place}: it cannot be gone on with");
+        }
         let before = origin.server.sent();
         let cache = Cache::open(config(dir.path())).unwrap();
         let whole = !cache.list().is_empty();

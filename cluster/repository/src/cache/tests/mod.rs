@@ -2,6 +2,7 @@
 
 mod faults;
 mod fetching;
+mod keeping;
 mod killed;
 
 use std::net::SocketAddr;

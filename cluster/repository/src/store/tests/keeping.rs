@@ -153,6 +153,54 @@ fn what_is_leased_cloned_named_or_new_is_not_collected_and_all_else_is() {
 }
 
 #[test]
+fn what_is_put_again_has_its_hour_again() {
+    let (_dir, store) = store();
+    let bytes = disk(9, 1);
+    let info = put(&store, &bytes, None).unwrap();
+    let soon = later(UNNAMED_KEPT - Duration::from_secs(1));
+    // It is there, and is not sent.
+    let again = store.begin(&announce(&bytes, None), soon).unwrap();
+    assert!(matches!(again, Begun::Present(_)));
+    assert_eq!(
+        store.collect(false, later(UNNAMED_KEPT)).unwrap(),
+        Default::default()
+    );
+    // It was damaged, and is sent.
+    let path = store.dir().join("images").join(info.digest.to_string());
+    std::fs::remove_file(path).unwrap();
+    assert!(!store.verify(&info.digest.into()).unwrap().is_sound());
+    let (much_later, upload) = (later(Duration::from_millis(DAY)), announce(&bytes, None));
+    store.begin(&upload, much_later).unwrap();
+    store.append(upload.sent, 0, &mut &bytes[..], much_later).unwrap();
+    store.finish(upload.sent, much_later).unwrap();
+    let last = |after| WallMillis(much_later.0).plus(after);
+    let soon = last(UNNAMED_KEPT - Duration::from_secs(1));
+    assert_eq!(store.collect(false, soon).unwrap().images, []);
+    assert_eq!(
+        store.collect(false, last(UNNAMED_KEPT)).unwrap().images,
+        [info.digest]
+    );
+}
+
+#[test]
+fn an_index_of_the_first_version_keeps_its_images_and_their_hour() {
+    let (dir, store) = store();
+    let info = put(&store, &disk(9, 1), None).unwrap();
+    let index = rusqlite::Connection::open(store.dir().join("index.sqlite")).unwrap();
+    drop(store);
+    index
+        .execute_batch("ALTER TABLE images DROP COLUMN put_at; PRAGMA user_version = 1")
+        .unwrap();
+    let store = Store::open(super::config(dir.path())).unwrap();
+    let soon = later(UNNAMED_KEPT - Duration::from_secs(1));
+    assert_eq!(store.collect(false, soon).unwrap(), Default::default());
+    assert_eq!(
+        store.collect(false, later(UNNAMED_KEPT)).unwrap().images,
+        [info.digest]
+    );
+}
+
+#[test]
 fn an_upload_under_way_is_not_collected_and_one_that_nobody_continues_is() {
     let (_dir, store) = store();
     let bytes = disk(9, 1);

@@ -3,6 +3,7 @@
 mod content;
 mod crashes;
 mod keeping;
+mod together;
 
 use std::io::Write as _;
 use std::path::Path;
