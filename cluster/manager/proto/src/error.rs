@@ -56,6 +56,11 @@ pub enum Refusal {
     /// The description is not usable.
     #[error(transparent)]
     Description(#[from] Faults),
+    /// The description could not be read back from the journal.
+    #[error(
+        "the description cannot be kept: {0}; write it as a document, and ask for what is read from that"
+    )]
+    Unkept(String),
     /// There is no place.
     #[error("the cluster '{cluster}' finds no place: {source}")]
     Placement {

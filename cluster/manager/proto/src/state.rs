@@ -387,10 +387,22 @@ impl Cluster {
     }
 }
 
-/// A description within the journal: as the document that it is read from.
-mod kept {
+/// A description within the journal: as the document that it is read from. Whatever is accepted is read back first: a
+/// description that was made otherwise than by reading may be larger than any document may be.
+pub(crate) mod kept {
     use aerie_cluster_proto::description::{Description, Document};
     use serde::{Deserialize, Deserializer, Serializer};
+
+    use crate::error::Refusal;
+
+    /// Whether the journal that has this description can be replayed.
+    pub(crate) fn admit(description: &Description) -> Result<(), Refusal> {
+        let text = serde_json::to_string(description).map_err(|error| Refusal::Unkept(error.to_string()))?;
+        if Document::from_json(&text)?.description == *description {
+            return Ok(());
+        }
+        Err(Refusal::Unkept("it is read back as another".to_owned()))
+    }
 
     pub(super) fn serialize<S: Serializer>(description: &Description, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_str(&serde_json::to_string(description).map_err(serde::ser::Error::custom)?)

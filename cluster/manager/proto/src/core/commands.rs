@@ -16,7 +16,7 @@ use crate::ids::GuestId;
 use crate::limits::MAX_CLUSTERS;
 use crate::records::Record;
 use crate::request::{Caller, Command, Operation, Request, Scope};
-use crate::state::{Cluster, Fault, Goal, Member, Phase, Reached, Why};
+use crate::state::{Cluster, Fault, Goal, Member, Phase, Reached, Why, kept};
 use crate::view::MemberState;
 
 /// What a command came to.
@@ -100,6 +100,7 @@ impl Core {
         let description = &request.description;
         let owner = owner(caller, request)?;
         let warnings = description.check(&self.settings.bounds)?;
+        kept::admit(description)?;
         if self.world.clusters.len() >= MAX_CLUSTERS {
             return Err(Refusal::Limit {
                 what: "clusters",

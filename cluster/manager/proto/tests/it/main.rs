@@ -4,6 +4,7 @@
 
 mod behaviour;
 mod crashes;
+mod host;
 mod orders;
 mod refusals;
 mod sim;

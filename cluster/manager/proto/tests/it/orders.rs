@@ -85,7 +85,7 @@ fn happens(sim: &mut Sim, event: &Event) {
             sim.die_later(Duration::ZERO, hosts[*host], Duration::from_secs(*secs))
         }
         Event::GuestEnds { host, crashes } => {
-            let running = |guest: &&mut crate::sim::Guest| guest.state == GuestState::Running;
+            let running = |guest: &&mut crate::host::Guest| guest.state == GuestState::Running;
             if let Some(guest) = sim.host(hosts[*host]).guests.values_mut().find(running) {
                 let why = "by chance".to_owned();
                 guest.state = if *crashes {

@@ -1,7 +1,9 @@
 //! What is refused, with what is said. Nothing has changed then.
 
 use aerie_cluster_manager_proto::{Answer, Caller, Command, Operation, Refusal, Request, Scope};
+use aerie_cluster_proto::description::Document;
 use aerie_cluster_proto::ledger::{Quota, Subject};
+use aerie_cluster_proto::limits::{MAX_DATA_BYTES, MAX_DOCUMENT_BYTES};
 use aerie_cluster_proto::placement::HostState;
 
 use crate::sim::{SECOND, Sim, UNDEPLOY, amounts, caller, description, id, operate, request};
@@ -33,6 +35,37 @@ fn what_is_too_big_for_any_host_is_refused_with_the_nearest_that_fits() {
         why.contains("the cluster 'c' finds no place: 4 of 5 members fit"),
         "{why}"
     );
+}
+
+#[test]
+fn a_description_is_accepted_up_to_what_the_journal_reads_back_and_refused_beyond() {
+    let sized = |bytes: usize| {
+        let mut whole = description("propagated", true, &[("w", 1, "debian")]);
+        let toml = (0..16).map(|index| format!("{{ name = \"d{index}\", content = \"\" }}"));
+        let toml = toml.collect::<Vec<_>>().join(", ");
+        let toml = format!("{}[workspace.requires]\ndata = [{toml}]\n", whole.to_toml());
+        whole = Document::from_toml(&toml).unwrap().description;
+        let mut left = bytes - serde_json::to_string(&whole).unwrap().len();
+        for blob in &mut whole.workspaces[0].requires.data {
+            let part = left.min(MAX_DATA_BYTES);
+            blob.content = Some("x".repeat(part));
+            left -= part;
+        }
+        assert_eq!(serde_json::to_string(&whole).unwrap().len(), bytes);
+        whole
+    };
+    let mut sim = sim();
+    let why = refused(
+        &mut sim,
+        &caller("ada"),
+        request("c", sized(MAX_DOCUMENT_BYTES + 1)),
+    );
+    assert!(why.contains("has 1048577 bytes; 1048576 are allowed"), "{why}");
+    sim.command(&caller("ada"), request("c", sized(MAX_DOCUMENT_BYTES)))
+        .unwrap();
+    sim.kill();
+    sim.run(60 * SECOND);
+    assert!(sim.core().status(&caller("ada"), &id("c")).is_ok());
 }
 
 #[test]
