@@ -193,6 +193,8 @@ const HINT_PAUSE: Duration = Duration::from_millis(250);
 /// What is under way and what was heard: gone with the process.
 #[derive(Debug, Clone, Default)]
 struct Run {
+    /// When the last turn was that came into effect.
+    ticked: Option<Duration>,
     /// Counts ops, so that of two of them it is known which began first.
     last: u64,
     ops: BTreeMap<OpId, Op>,

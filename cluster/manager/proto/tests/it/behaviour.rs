@@ -203,6 +203,23 @@ fn a_host_that_dies_while_it_stages_takes_the_aggregate_back_and_its_share_stays
 }
 
 #[test]
+fn a_manager_that_stands_still_for_minutes_takes_no_host_for_lost() {
+    let mut sim = two_hosts();
+    sim.command(
+        &caller("ada"),
+        request("c", description("started", true, &[("w", 6, "debian")])),
+    )
+    .unwrap();
+    sim.run(3 * SECOND);
+    sim.stand_still(3 * MINUTE);
+    sim.run(2 * MINUTE);
+    assert_eq!(states(&sim, "c"), [MemberState::Started; 6]);
+    let events = sim.core().events(&caller("root"), 0).events;
+    let silent = |what: &What| matches!(what, What::HostLost { .. } | What::HostSuspected { .. });
+    assert!(!events.iter().any(|event| silent(&event.what)), "{events:?}");
+}
+
+#[test]
 fn a_host_that_dies_while_it_boots_a_guest_and_comes_back_boots_it_again() {
     let mut sim = two_hosts();
     sim.command(

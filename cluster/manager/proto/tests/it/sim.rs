@@ -266,6 +266,12 @@ impl Sim {
         self.later(after + back, Due::HostBack(host));
     }
 
+    /// The manager does nothing for some time, and comes to itself before anybody else does.
+    pub(crate) fn stand_still(&mut self, time: Duration) {
+        self.now += time;
+        self.work(|_, _| ());
+    }
+
     /// Until so much time has passed.
     pub(crate) fn run(&mut self, time: Duration) {
         let end = self.now + time;
