@@ -23,6 +23,14 @@ pub const MAX_FOUND: usize = 4096;
 /// Most steps under way on one host: it copies and starts so many at a time.
 pub const MAX_STEPS: usize = 32;
 
+/// Most ranges of guests' numbers that were given by a journal that is lost: one for each time that an old copy of it
+/// was put in its place, and a guest of its future was found.
+pub const MAX_PASSED: usize = 64;
+
+/// The highest number of a guest that is taken for one: half of what 56 bits hold, which nobody ever gives. What is
+/// beyond is an error of its host's, and would leave no numbers.
+pub const MAX_NUMBER: u64 = 1 << 55;
+
 /// How often a step is tried before it has failed.
 pub const MAX_ATTEMPTS: u32 = 5;
 

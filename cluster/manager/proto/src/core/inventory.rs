@@ -13,7 +13,7 @@ use super::{Core, Doing, Effect, HINT_PAUSE, Hearing, Key, Now, Watch};
 use crate::events::What;
 use crate::host::{Facts, Failure, Found, GuestState, Inventory, Work, reason};
 use crate::ids::{GuestId, OpId};
-use crate::limits::{BACK_OFF, MAX_ATTEMPTS, MAX_FOUND, MAX_IMAGES, MAX_STEPS};
+use crate::limits::{BACK_OFF, MAX_ATTEMPTS, MAX_FOUND, MAX_IMAGES, MAX_NUMBER, MAX_STEPS};
 use crate::records::Record;
 use crate::state::{ContextReport, Fault, Goal, Reached, Step};
 
@@ -82,6 +82,7 @@ impl Core {
                 ours.push((id.clone(), name.clone(), member.guest, member.reached));
             }
         }
+        self.tell_ahead(host, &found, now);
         let orphans = self.orphans(&found, &ours);
         for (id, name, guest, _) in ours {
             let is_newer = |op: OpId| self.run.touched.get(&guest).is_none_or(|touched| *touched < op.0);
@@ -91,6 +92,20 @@ impl Core {
         }
         for guest in orphans {
             self.remove_orphan(host, guest, now);
+        }
+    }
+
+    /// Guests that this manager made as its journal was longer. They are told of, and left alone.
+    fn tell_ahead(&mut self, host: &HostName, found: &BTreeMap<GuestId, &GuestState>, now: Now) {
+        for guest in found.keys().copied() {
+            let ours = self.world.manager.is_some_and(|manager| guest.is_of(manager));
+            let told = self.run.ahead.contains(&guest) || self.run.ahead.len() >= MAX_FOUND;
+            if !ours || told || self.world.has_given(guest) || guest.number() > MAX_NUMBER {
+                continue;
+            }
+            self.run.ahead.insert(guest);
+            let host = host.clone();
+            self.record(Record::Ahead { host, guest }, now);
         }
     }
 
@@ -107,7 +122,8 @@ impl Core {
             .collect();
         let is_orphan = |guest: &GuestId| {
             let ours = manager.is_some_and(|manager| guest.is_of(manager));
-            ours && belongs.get(guest).is_none_or(|reached| *reached == Reached::Gone)
+            ours && self.world.has_given(*guest)
+                && belongs.get(guest).is_none_or(|reached| *reached == Reached::Gone)
         };
         found.keys().copied().filter(is_orphan).collect()
     }

@@ -205,6 +205,8 @@ struct Run {
     /// When something last ended with a guest: an inventory that began before says nothing of it.
     touched: BTreeMap<GuestId, u64>,
     hosts: BTreeMap<HostName, Watch>,
+    /// Guests of a journal that is lost of which was told.
+    ahead: BTreeSet<GuestId>,
     looks: BTreeMap<RequestId, Look>,
     dirty: BTreeSet<RequestId>,
 }

@@ -1,9 +1,10 @@
 //! What becomes of members, whatever happens to them.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use aerie_cluster_manager_proto::{
-    ContextReport, Failure, GuestState, MemberState, Operation, Phase, Scope, What, Why,
+    ContextReport, Failure, GuestId, GuestState, MemberState, Operation, Phase, Scope, What, Why,
 };
 use aerie_context_proto::MemberName;
 
@@ -352,7 +353,7 @@ fn guests_of_others_are_left_alone_and_orphans_of_ones_own_are_removed() {
     let own = sim.host("h1").guests.clone();
     let guest = own.values().next().unwrap().clone();
     let foreign = aerie_cluster_manager_proto::GuestId([9; 16]);
-    let orphan = aerie_cluster_manager_proto::GuestId::new(crate::sim::MANAGER, 1 << 40);
+    let orphan = aerie_cluster_manager_proto::GuestId::new(crate::sim::MANAGER, 0);
     sim.kill();
     sim.host("h1").guests.insert(foreign, guest.clone());
     sim.host("h1").guests.insert(orphan, guest);
@@ -362,6 +363,47 @@ fn guests_of_others_are_left_alone_and_orphans_of_ones_own_are_removed() {
     assert!(sim.host("h1").guests.contains_key(&foreign));
     assert!(!sim.host("h1").guests.contains_key(&orphan));
     assert_eq!(sim.host("h1").guests.len(), own.len() + 1);
+}
+
+#[test]
+fn guests_made_since_the_copy_that_was_restored_are_left_alone_and_told_of_and_their_numbers_are_not_given_again()
+ {
+    let mut sim = started(&[("w", 1, "debian")]);
+    let copy = sim.journal.clone();
+    sim.command(
+        &caller("ada"),
+        request("later", description("started", true, &[("w", 2, "debian")])),
+    )
+    .unwrap();
+    sim.run(MINUTE);
+    let guests = |sim: &Sim| -> BTreeSet<GuestId> {
+        let hosts = sim.hosts.values();
+        hosts.flat_map(|host| host.guests.keys().copied()).collect()
+    };
+    let before = guests(&sim);
+    assert_eq!(before.len(), 3);
+    sim.kill();
+    sim.journal = copy;
+    sim.unchecked = true;
+    sim.run(MINUTE);
+    assert_eq!(guests(&sim), before);
+    let told = |sim: &Sim| {
+        let events = sim.core().events(&caller("root"), 0).events;
+        events
+            .iter()
+            .filter(|event| event.what.to_string().contains("it is left alone"))
+            .count()
+    };
+    assert_eq!(told(&sim), 2);
+    sim.command(
+        &caller("ada"),
+        request("anew", description("started", true, &[("w", 1, "debian")])),
+    )
+    .unwrap();
+    sim.kill();
+    sim.run(2 * MINUTE);
+    let after = guests(&sim);
+    assert!(after.is_superset(&before) && after.len() == 4, "{after:?}");
 }
 
 #[test]
