@@ -89,9 +89,19 @@ pub enum Refusal {
     },
     /// An image's name that is none.
     #[error(
-        "'{0}' cannot be the name of a new image; write a name such as \"lab/result\", without a version"
+        "'{0}' cannot be the name of a new image; write a name such as \"ada/result\", without a version"
     )]
     SaveName(String),
+    /// An image's name that is of another account.
+    #[error(
+        "a disk of this cluster cannot be kept as '{name}'; begin the name with \"{account}/\", or ask an administrator"
+    )]
+    SaveAccount {
+        /// The name.
+        name: String,
+        /// The first part that it may have.
+        account: String,
+    },
     /// The host is not known to be gone.
     #[error(
         "the host '{0}' is heard of, so that what is on it runs; let it drain, or end its members, before you forget it"

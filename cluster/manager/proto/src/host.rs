@@ -137,7 +137,8 @@ pub enum Work {
         /// How long it may take.
         grace: Duration,
     },
-    /// Keep its disk, switched off as it is, as an image.
+    /// Keep its disk, switched off as it is, as an image. A name that the repository has already is refused, unless it
+    /// is this very disk that was kept.
     Save {
         /// Which.
         guest: GuestId,

@@ -70,6 +70,8 @@ pub enum Operation {
     /// Take them away.
     Undeploy {
         /// The image as which a member's disk is kept before; of several members each as `NAME/MEMBER`.
+        /// The name is a new one, which the repository has not yet, and begins with that of the cluster's account, its
+        /// group or else its user: `ACCOUNT/...`. Administrators may choose another beginning.
         save: Option<Image>,
     },
 }

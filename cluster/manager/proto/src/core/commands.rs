@@ -312,7 +312,12 @@ impl Core {
             }
         }
         let save = match operation {
-            Operation::Undeploy { save: Some(image) } => images(image, &members)?,
+            Operation::Undeploy { save: Some(image) } => {
+                if !caller.admin {
+                    in_account(image, &cluster.owner)?;
+                }
+                images(image, &members)?
+            }
             _ => BTreeMap::new(),
         };
         let whole = undeploy && save.is_empty() && members.len() == cluster.members.len();
@@ -544,6 +549,23 @@ fn aim(member: &Member, operation: &Operation) -> Result<Option<(Goal, bool)>, &
         (O::Stop, None, Goal::Suspended) => Err("start it first, or undeploy it"),
         (O::Pause | O::Suspend | O::Stop, None, _) => Err("it does not run; start it first"),
         (O::Undeploy { .. }, _, _) => Ok(None),
+    }
+}
+
+/// Images that people keep begin with the name of the account that their cluster is on, so that nobody takes a name
+/// that others start from.
+fn in_account(image: &Image, owner: &Owner) -> Result<(), Refusal> {
+    let account = owner
+        .group
+        .as_ref()
+        .map_or_else(|| owner.user.to_string(), ToString::to_string);
+    let first = |name: &str| name.split_once('/').is_some_and(|(first, _)| first == account);
+    match image {
+        Image::Named { name, .. } if first(name) => Ok(()),
+        _ => Err(Refusal::SaveAccount {
+            name: image.to_string(),
+            account,
+        }),
     }
 }
 

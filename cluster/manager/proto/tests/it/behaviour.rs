@@ -245,7 +245,7 @@ fn a_host_that_dies_while_it_boots_a_guest_and_comes_back_boots_it_again() {
 fn a_host_that_dies_while_it_keeps_a_disk_loses_nothing() {
     let mut sim = started(&[("w", 1, "debian")]);
     let save = Operation::Undeploy {
-        save: Some("lab/result".parse().unwrap()),
+        save: Some("ada/result".parse().unwrap()),
     };
     sim.noted = true;
     sim.command(&caller("ada"), operate("c", Scope::Cluster, save))
@@ -266,13 +266,27 @@ fn a_disk_that_cannot_be_kept_keeps_its_member() {
     let mut sim = started(&[("w", 1, "debian")]);
     sim.host("h1").fails = vec![("save", Failure::refused("the repository is full"))];
     let save = Operation::Undeploy {
-        save: Some("lab/result".parse().unwrap()),
+        save: Some("ada/result".parse().unwrap()),
     };
     sim.command(&caller("ada"), operate("c", Scope::Cluster, save))
         .unwrap();
     sim.run(MINUTE);
     assert_eq!(states(&sim, "c"), [MemberState::Stopped]);
     assert!(why(&sim, "c", "w").contains("the repository is full"));
+}
+
+#[test]
+fn an_image_that_is_there_is_not_kept_over_and_the_member_stays() {
+    let mut sim = started(&[("w", 1, "debian")]);
+    sim.kept.insert("ada/result".parse().unwrap(), None);
+    let save = Operation::Undeploy {
+        save: Some("ada/result".parse().unwrap()),
+    };
+    sim.command(&caller("ada"), operate("c", Scope::Cluster, save))
+        .unwrap();
+    sim.run(MINUTE);
+    assert_eq!(states(&sim, "c"), [MemberState::Stopped]);
+    assert!(why(&sim, "c", "w").contains("the repository has 'ada/result' already"));
 }
 
 #[test]

@@ -68,7 +68,7 @@ fn happens(sim: &mut Sim, event: &Event) {
             } else {
                 Scope::Set("w".parse().unwrap())
             };
-            let save = Some("kept".parse().unwrap());
+            let save = Some("ada/kept".parse().unwrap());
             let operation = match what {
                 0 => Operation::Deploy,
                 1 => Operation::Start,

@@ -209,6 +209,27 @@ fn an_operation_that_one_member_does_not_allow_is_done_to_none() {
 }
 
 #[test]
+fn a_disk_is_kept_under_the_name_of_its_account_alone_unless_an_administrator_says_otherwise() {
+    let mut sim = sim();
+    sim.command(&caller("ada"), one()).unwrap();
+    sim.run(60 * SECOND);
+    let save = |name: &str| {
+        let save = Some(name.parse().unwrap());
+        operate("c", Scope::Cluster, Operation::Undeploy { save })
+    };
+    for name in ["debian", "lab/result", "ada", "adam/result"] {
+        let why = refused(&mut sim, &caller("ada"), save(name));
+        assert!(
+            why.contains(&format!(
+                "cannot be kept as '{name}'; begin the name with \"ada/\""
+            )),
+            "{why}"
+        );
+    }
+    sim.command(&caller("root"), save("lab/result")).unwrap();
+}
+
+#[test]
 fn a_full_disk_of_the_manager_refuses_the_command_and_loses_nothing() {
     let mut sim = sim();
     sim.command(&caller("ada"), one()).unwrap();

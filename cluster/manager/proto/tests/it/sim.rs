@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use aerie_cluster_manager_proto::{
-    Answer, Caller, Command, ContextReport, Core, Effect, Entry, Facts, Failure, Found, GuestState,
+    Answer, Caller, Command, ContextReport, Core, Effect, Entry, Facts, Failure, Found, GuestId, GuestState,
     Inventory, ManagerId, Now, Operation, Outcome, Reached, Refusal, Request, Scope, Settings, Work, World,
 };
 use aerie_cluster_proto::amount::{Bytes, Resources};
-use aerie_cluster_proto::description::{Description, Document};
+use aerie_cluster_proto::description::{Description, Document, Image};
 use aerie_cluster_proto::ledger::RequestId;
 use aerie_cluster_proto::placement::{Accelerator, Connections};
 use aerie_context_proto::{ContextId, HostName, MemberName};
@@ -68,6 +68,8 @@ pub(crate) struct Sim {
     pub(crate) journal: Vec<Entry>,
     pub(crate) hosts: BTreeMap<HostName, Host>,
     pub(crate) contexts: BTreeSet<ContextId>,
+    /// Images that the repository has, and whose disks they are.
+    pub(crate) kept: BTreeMap<Image, Option<GuestId>>,
     pub(crate) reports: BTreeMap<MemberName, ContextReport>,
     /// How many writes and effects there were.
     pub(crate) boundaries: u64,
@@ -154,6 +156,7 @@ impl Sim {
             journal: Vec::new(),
             hosts: hosts.iter().map(host).collect(),
             contexts: BTreeSet::new(),
+            kept: BTreeMap::new(),
             reports: BTreeMap::new(),
             boundaries: 0,
             crash_at: None,
@@ -434,6 +437,11 @@ impl Sim {
         }
         if fails && !matches!(work, Work::Destroy(_)) {
             return Err(Failure::failed("by chance"));
+        }
+        if let Work::Save { guest, image } = work
+            && *self.kept.entry(image.clone()).or_insert(Some(*guest)) != Some(*guest)
+        {
+            return Err(Failure::refused(format!("the repository has '{image}' already")));
         }
         host.perform(work)?;
         if fails {
