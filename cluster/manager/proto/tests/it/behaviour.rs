@@ -185,6 +185,49 @@ fn a_suspend_that_fails_leaves_the_member_running_and_says_why() {
 }
 
 #[test]
+fn a_host_that_says_done_and_does_nothing_is_asked_a_few_times_with_pauses_and_no_more() {
+    let mut sim = started(&[("w", 1, "debian")]);
+    sim.noted = true;
+    sim.host("h1").ignores.insert("suspend");
+    let before = sim.journal.len();
+    sim.command(&caller("ada"), operate("c", Scope::Cluster, Operation::Suspend))
+        .unwrap();
+    sim.run(10 * MINUTE);
+    let asked = sim.works.iter().filter(|work| work.ends_with("suspend")).count();
+    assert_eq!(asked, 5, "{:?}", sim.works);
+    let written = sim.journal.len() - before;
+    assert!(written <= 10, "{written} lines are written");
+    assert_eq!(states(&sim, "c"), [MemberState::Started]);
+    let why = why(&sim, "c", "w");
+    assert!(
+        why.contains("could not be suspended on host 'h1': it is running afterwards"),
+        "{why}"
+    );
+}
+
+#[test]
+fn a_start_that_always_ends_in_a_crash_fails_the_member() {
+    let mut sim = two_hosts();
+    sim.noted = true;
+    for host in ["h1", "h2"] {
+        sim.host(host).crashes = true;
+    }
+    sim.command(
+        &caller("ada"),
+        request("c", description("started", true, &[("w", 1, "debian")])),
+    )
+    .unwrap();
+    sim.run(5 * MINUTE);
+    let starts = sim.works.iter().filter(|work| work.ends_with("start")).count();
+    assert_eq!((starts, sim.is_empty()), (5, Ok(())));
+    assert!(
+        ending(&sim, "c").contains("could not be started"),
+        "{}",
+        ending(&sim, "c")
+    );
+}
+
+#[test]
 fn a_host_that_dies_while_it_stages_takes_the_aggregate_back_and_its_share_stays_held_until_it_is_back() {
     let mut sim = two_hosts();
     sim.command(

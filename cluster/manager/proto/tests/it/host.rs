@@ -23,6 +23,10 @@ pub(crate) struct Host {
     pub(crate) up: bool,
     /// The next steps fail so.
     pub(crate) fails: Vec<(&'static str, Failure)>,
+    /// Steps that are answered as if they were done, and are not.
+    pub(crate) ignores: BTreeSet<&'static str>,
+    /// Whatever is started ends at once.
+    pub(crate) crashes: bool,
 }
 
 impl Host {
@@ -34,6 +38,8 @@ impl Host {
             destroyed: BTreeSet::new(),
             up: true,
             fails: Vec::new(),
+            ignores: BTreeSet::new(),
+            crashes: false,
         }
     }
 
@@ -80,6 +86,9 @@ impl Host {
                 let guest = self.guests.get_mut(id).ok_or_else(absent)?;
                 let wrong = || Failure::failed(format!("it is {:?}", guest.state));
                 let next = match (work, &guest.state) {
+                    (Work::Start(_), _) if self.crashes => G::Crashed {
+                        why: "its kernel panicked".to_owned(),
+                    },
                     (Work::Start(_), G::Defined | G::Stopped | G::Crashed { .. } | G::Running) => G::Running,
                     (Work::Pause(_), G::Running | G::Paused) => G::Paused,
                     (Work::Resume(_), G::Running | G::Paused) => G::Running,
