@@ -1,8 +1,9 @@
 //! Why the manager does not do what it is told, and a journal that does not replay.
 
+use aerie_cluster_proto::amount::Lifetime;
 use aerie_cluster_proto::{Faults, ledger, placement};
 use aerie_context_proto::{HostName, MemberName, SetName};
-use aerie_types::GroupName;
+use aerie_types::{GroupName, WallMillis};
 
 use crate::request::Operation;
 use crate::view::MemberState;
@@ -101,6 +102,18 @@ pub enum Refusal {
         name: String,
         /// The first part that it may have.
         account: String,
+    },
+    /// It would live longer than any cluster may.
+    #[error(
+        "the cluster '{cluster}' may live for {most} altogether, until {latest}; ask an administrator for more"
+    )]
+    TooLong {
+        /// The cluster.
+        cluster: RequestId,
+        /// Until when it may live.
+        latest: WallMillis,
+        /// How long a cluster may live.
+        most: Lifetime,
     },
     /// The host is not known to be gone.
     #[error(

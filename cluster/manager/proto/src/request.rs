@@ -104,7 +104,8 @@ pub enum Command {
         /// What.
         operation: Operation,
     },
-    /// Let a cluster live longer, if quotas allow it.
+    /// Let a cluster live longer, if quotas allow it: no longer altogether than any may that is asked for, unless an
+    /// administrator asks.
     Extend {
         /// The cluster.
         cluster: RequestId,

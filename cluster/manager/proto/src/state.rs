@@ -70,6 +70,9 @@ pub struct Cluster {
     pub description: Description,
     /// When.
     pub at: WallMillis,
+    /// Since when its life-time counts. What the ledger has beside it moves with each period that is accounted for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<WallMillis>,
     /// How far it is.
     pub phase: Phase,
     /// Its members, those that were undeployed by themselves left out.

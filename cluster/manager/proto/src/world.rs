@@ -77,7 +77,12 @@ impl World {
                 Some(_) => return Err(Corrupt::new("the journal begins twice")),
             },
             Record::Snapshot(snapshot) => *self = Self::restore(snapshot.as_ref().clone())?,
-            Record::Ledger(record) => self.book(record)?,
+            Record::Ledger(record) => {
+                self.book(record)?;
+                if let ledger::Record::Committed { id, at, .. } = record {
+                    self.cluster(id)?.since = Some(*at);
+                }
+            }
             Record::HostTold { host, facts } => {
                 let state = self.hosts.get(host).map_or(HostState::Up, |host| host.state);
                 let facts = facts.clone();

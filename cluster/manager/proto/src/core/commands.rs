@@ -255,6 +255,7 @@ impl Core {
             owner: judged.owner.clone(),
             description,
             at: now.wall,
+            since: None,
             phase: Phase::Deploying,
             members,
             left_out: judged.left_out.clone(),
@@ -356,8 +357,20 @@ impl Core {
         until: WallMillis,
         now: Now,
     ) -> Result<Answer, Refusal> {
-        if self.owned(caller, id)?.is_ending() {
+        let cluster = self.owned(caller, id)?;
+        if cluster.is_ending() {
             return Err(Refusal::Ending(id.clone()));
+        }
+        let most = self.settings.bounds.max_lifetime;
+        let latest = cluster.since.unwrap_or(cluster.at).plus(most.duration());
+        let promised = self.world.ledger.hold(id).map(ledger::Hold::until);
+        let longer = promised.is_some_and(|promised| until > promised);
+        if longer && until > latest && !caller.admin {
+            return Err(Refusal::TooLong {
+                cluster: id.clone(),
+                latest,
+                most,
+            });
         }
         let quotas = self.settings.quotas.clone();
         let id = id.clone();

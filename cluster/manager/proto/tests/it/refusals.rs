@@ -5,6 +5,7 @@ use aerie_cluster_proto::description::Document;
 use aerie_cluster_proto::ledger::{Quota, Subject};
 use aerie_cluster_proto::limits::{MAX_DATA_BYTES, MAX_DOCUMENT_BYTES};
 use aerie_cluster_proto::placement::HostState;
+use aerie_types::WallMillis;
 
 use crate::sim::{SECOND, Sim, UNDEPLOY, amounts, caller, description, id, operate, request};
 
@@ -104,6 +105,34 @@ fn more_than_the_quota_is_refused_and_an_extension_beyond_it_too() {
         why.contains("time of members: 5 hours of members are allowed"),
         "{why}"
     );
+}
+
+#[test]
+fn an_extension_beyond_the_longest_life_time_is_refused_however_it_is_cut_into_parts_and_not_to_administrators()
+ {
+    let mut sim = sim();
+    sim.command(&caller("ada"), one()).unwrap();
+    sim.run(60 * SECOND);
+    let status = sim.core().status(&caller("ada"), &id("c")).unwrap();
+    // Its life-time is two hours from then on.
+    let since = status.until.unwrap().0 - 2 * 3600 * 1000;
+    let most = sim.settings.bounds.max_lifetime.duration();
+    let extend = |past: u64| Command::Extend {
+        cluster: id("c"),
+        until: WallMillis(since + past).plus(most),
+    };
+    let why = refused(&mut sim, &caller("ada"), extend(1));
+    assert!(
+        why.contains("the cluster 'c' may live for 30days altogether, until"),
+        "{why}"
+    );
+    sim.kill();
+    sim.run(60 * SECOND);
+    sim.command(&caller("ada"), extend(0)).unwrap();
+    refused(&mut sim, &caller("ada"), extend(1));
+    sim.command(&caller("root"), extend(1)).unwrap();
+    // A time that it has already is no error.
+    sim.command(&caller("ada"), extend(1)).unwrap();
 }
 
 #[test]
