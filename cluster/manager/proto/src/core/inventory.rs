@@ -3,7 +3,7 @@
 //! An inventory is the truth of the moment at which the host answered. A guest with which something was begun or ended
 //! since the question is left to the next one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use aerie_cluster_proto::ledger::{self, RequestId};
 use aerie_context_proto::{HostName, MemberName};
@@ -79,12 +79,12 @@ impl Core {
         let mut ours = Vec::new();
         for (id, cluster) in self.world.clusters() {
             for (name, member) in cluster.members.iter().filter(|(_, member)| member.host == *host) {
-                ours.push((id.clone(), name.clone(), member.guest, member.reached));
+                ours.push((id.clone(), name.clone(), member.guest));
             }
         }
         self.tell_ahead(host, &found, now);
-        let orphans = self.orphans(&found, &ours);
-        for (id, name, guest, _) in ours {
+        let orphans = self.orphans(&found);
+        for (id, name, guest) in ours {
             let is_newer = |op: OpId| self.run.touched.get(&guest).is_none_or(|touched| *touched < op.0);
             if !self.run.busy.contains_key(&guest) && is_newer(op) {
                 self.observe(&id, &name, found.get(&guest).copied(), now);
@@ -109,21 +109,19 @@ impl Core {
         }
     }
 
-    /// Guests of this manager that no member is, or that a member was.
-    fn orphans(
-        &self,
-        found: &BTreeMap<GuestId, &GuestState>,
-        ours: &[(RequestId, MemberName, GuestId, Reached)],
-    ) -> Vec<GuestId> {
+    /// Guests of this manager that no member is, or that a member was. One that a member is on a host of another name is
+    /// none: the host goes by a new name, or its disks were moved.
+    fn orphans(&self, found: &BTreeMap<GuestId, &GuestState>) -> Vec<GuestId> {
         let manager = self.world.manager;
-        let belongs: BTreeMap<GuestId, Reached> = ours
-            .iter()
-            .map(|(_, _, guest, reached)| (*guest, *reached))
-            .collect();
+        let members = self
+            .world
+            .clusters()
+            .flat_map(|(_, cluster)| cluster.members.values());
+        let there = members.filter(|member| member.reached != Reached::Gone);
+        let belongs: BTreeSet<GuestId> = there.map(|member| member.guest).collect();
         let is_orphan = |guest: &GuestId| {
             let ours = manager.is_some_and(|manager| guest.is_of(manager));
-            ours && self.world.has_given(*guest)
-                && belongs.get(guest).is_none_or(|reached| *reached == Reached::Gone)
+            ours && self.world.has_given(*guest) && !belongs.contains(guest)
         };
         found.keys().copied().filter(is_orphan).collect()
     }

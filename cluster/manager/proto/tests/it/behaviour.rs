@@ -464,6 +464,18 @@ fn guests_made_since_the_copy_that_was_restored_are_left_alone_and_told_of_and_t
 }
 
 #[test]
+fn a_members_guest_is_left_alone_where_its_host_goes_by_another_name() {
+    let mut sim = started(&[("w", 1, "debian")]);
+    sim.unchecked = true;
+    let moved = std::mem::take(&mut sim.host("h1").guests);
+    assert_eq!(moved.len(), 1);
+    sim.host("h1").up = false;
+    sim.host("h2").guests.extend(moved.clone());
+    sim.run(5 * MINUTE);
+    assert!(sim.host("h2").guests.keys().eq(moved.keys()));
+}
+
+#[test]
 fn a_host_that_is_given_up_gives_back_what_was_held_of_it() {
     let mut sim = started(&[("w", 6, "debian")]);
     sim.host("h2").up = false;
