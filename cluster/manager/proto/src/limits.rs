@@ -17,7 +17,8 @@ pub const MAX_EVENTS_PAGE: usize = 1024;
 /// Most images of a host that are taken notice of; members that need others have theirs copied once more.
 pub const MAX_IMAGES: usize = 4096;
 
-/// Most guests of a host's inventory that are looked at: as many as a driver has, and as many again half made.
+/// Most guests of this manager's in a host's inventory: as many as a driver has, and as many again half made. One that
+/// has so many is taken for none, since others may be missing from it.
 pub const MAX_FOUND: usize = 4096;
 
 /// Most steps under way on one host: it copies and starts so many at a time.

@@ -12,7 +12,7 @@ use super::time::look_again;
 use super::{Core, Doing, Effect, HINT_PAUSE, Hearing, Key, Now, Watch};
 use crate::events::What;
 use crate::host::{Facts, Failure, Found, GuestState, Inventory, Work, reason};
-use crate::ids::{GuestId, OpId};
+use crate::ids::{GuestId, ManagerId, OpId};
 use crate::limits::{BACK_OFF, MAX_ATTEMPTS, MAX_FOUND, MAX_IMAGES, MAX_NUMBER, MAX_STEPS};
 use crate::records::Record;
 use crate::state::{ContextReport, Fault, Goal, Reached, Step};
@@ -30,7 +30,8 @@ impl Core {
         } else {
             next
         };
-        let Ok(inventory) = found else {
+        // What was cut short says nothing of what is not in it: it is no answer.
+        let Some((facts, guests)) = found.ok().and_then(|found| mine(found, self.world.manager)) else {
             return;
         };
         watch.heard = now.mono;
@@ -39,8 +40,8 @@ impl Core {
         if back {
             self.record(Record::Told(What::HostBack { host: host.clone() }), now);
         }
-        self.facts(host, inventory.facts, now);
-        self.guests(host, op, &inventory.guests, now);
+        self.facts(host, facts, now);
+        self.guests(host, op, &guests, now);
         if back || fresh {
             self.dirty_host(host);
         }
@@ -71,11 +72,8 @@ impl Core {
     }
 
     fn guests(&mut self, host: &HostName, op: OpId, found: &[Found], now: Now) {
-        let found: BTreeMap<GuestId, &GuestState> = found
-            .iter()
-            .take(MAX_FOUND)
-            .map(|found| (found.guest, &found.state))
-            .collect();
+        let found: BTreeMap<GuestId, &GuestState> =
+            found.iter().map(|found| (found.guest, &found.state)).collect();
         let mut ours = Vec::new();
         for (id, cluster) in self.world.clusters() {
             for (name, member) in cluster.members.iter().filter(|(_, member)| member.host == *host) {
@@ -157,6 +155,8 @@ impl Core {
         };
         let (was, goal, doing, deployed) = (member.reached, member.goal, member.doing, member.deployed);
         let (host, guest) = (member.host.clone(), member.guest);
+        // Nothing of it was found there: see `missing`.
+        let lost = was == Reached::Nothing && matches!(member.fault, Some(Fault::Corrupted(_)));
         let (reached, why) = match found {
             None => return self.missing(id, name, now),
             Some(GuestState::Prepared) => match was {
@@ -198,6 +198,10 @@ impl Core {
             let (id, member) = (id.clone(), name.clone());
             self.record(Record::Reached { id, member, reached }, now);
         }
+        if lost && goal.is_met(reached) {
+            self.found_again(id, name, goal, now);
+            return;
+        }
         if expected || reached == was || goal.is_absent() {
             return;
         }
@@ -238,6 +242,18 @@ impl Core {
             }
             _ => {}
         }
+    }
+
+    /// A guest that was not found is there, as it is to be: nothing is wrong with it.
+    fn found_again(&mut self, id: &RequestId, name: &MemberName, goal: Goal, now: Now) {
+        let aimed = Record::Aimed {
+            id: id.clone(),
+            members: [name.clone()].into(),
+            goal,
+            renew: false,
+            save: BTreeMap::new(),
+        };
+        self.record(aimed, now);
     }
 
     /// It ended before it was deployed: as a start that failed.
@@ -312,6 +328,14 @@ impl Core {
             }
         }
     }
+}
+
+/// What a host has, and the guests on it that are this manager's; nothing where there are so many that some may be
+/// left out.
+fn mine(found: Inventory, manager: Option<ManagerId>) -> Option<(Facts, Vec<Found>)> {
+    let Inventory { facts, mut guests } = found;
+    guests.retain(|found| manager.is_some_and(|manager| found.guest.is_of(manager)));
+    (guests.len() < MAX_FOUND).then_some((facts, guests))
 }
 
 impl Watch {

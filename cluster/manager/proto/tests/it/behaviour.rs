@@ -476,6 +476,51 @@ fn a_members_guest_is_left_alone_where_its_host_goes_by_another_name() {
 }
 
 #[test]
+fn guests_of_others_crowd_none_out_of_an_inventory() {
+    let mut sim = started(&[("w", 1, "debian")]);
+    let guest = sim.host("h1").guests.values().next().unwrap().clone();
+    sim.unchecked = true;
+    for number in 0..5000_u16 {
+        let mut foreign = [0; 16];
+        foreign[14..].copy_from_slice(&number.to_be_bytes());
+        sim.host("h1").guests.insert(GuestId(foreign), guest.clone());
+    }
+    sim.run(MINUTE);
+    assert_eq!(states(&sim, "c"), [MemberState::Started]);
+}
+
+#[test]
+fn an_inventory_that_is_full_is_no_answer() {
+    let mut sim = started(&[("w", 1, "debian")]);
+    let guest = sim.host("h1").guests.values().next().unwrap().clone();
+    sim.unchecked = true;
+    let ahead = (0..4096).map(|number| GuestId::new(crate::sim::MANAGER, 1000 + number));
+    sim.host("h1")
+        .guests
+        .extend(ahead.map(|ahead| (ahead, guest.clone())));
+    sim.run(MINUTE / 2);
+    let suspected = What::HostSuspected {
+        host: "h1".parse().unwrap(),
+    };
+    let events = sim.core().events(&caller("root"), 0).events;
+    assert!(events.iter().any(|event| event.what == suspected), "{events:?}");
+    assert_eq!(states(&sim, "c"), [MemberState::Started]);
+}
+
+#[test]
+fn a_guest_that_was_missing_and_is_found_running_is_corrupted_no_more() {
+    let mut sim = started(&[("w", 1, "debian")]);
+    sim.unchecked = true;
+    let hidden = std::mem::take(&mut sim.host("h1").guests);
+    sim.run(MINUTE);
+    assert_eq!(states(&sim, "c"), [MemberState::Corrupted]);
+    assert_eq!(why(&sim, "c", "w"), "host 'h1' has nothing of it any more");
+    sim.host("h1").guests = hidden;
+    sim.run(MINUTE);
+    assert_eq!(states(&sim, "c"), [MemberState::Started]);
+}
+
+#[test]
 fn a_host_that_is_given_up_gives_back_what_was_held_of_it() {
     let mut sim = started(&[("w", 6, "debian")]);
     sim.host("h2").up = false;
