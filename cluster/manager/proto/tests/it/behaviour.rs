@@ -305,6 +305,23 @@ fn a_host_that_dies_while_it_keeps_a_disk_loses_nothing() {
 }
 
 #[test]
+fn a_member_that_is_suspended_as_it_is_to_be_kept_is_restored_and_switched_off_before() {
+    let mut sim = started(&[("w", 1, "debian")]);
+    sim.noted = true;
+    sim.command(&caller("ada"), operate("c", Scope::Cluster, Operation::Suspend))
+        .unwrap();
+    let save = Operation::Undeploy {
+        save: Some("ada/result".parse().unwrap()),
+    };
+    sim.command(&caller("ada"), operate("c", Scope::Cluster, save))
+        .unwrap();
+    sim.run(MINUTE);
+    assert_eq!(sim.is_empty(), Ok(()));
+    let steps: Vec<_> = sim.works.iter().map(|work| &work[3..]).collect();
+    assert_eq!(steps, ["suspend", "restore", "stop", "save", "destroy"]);
+}
+
+#[test]
 fn a_disk_that_cannot_be_kept_keeps_its_member() {
     let mut sim = started(&[("w", 1, "debian")]);
     sim.host("h1").fails = vec![("save", Failure::refused("the repository is full"))];
