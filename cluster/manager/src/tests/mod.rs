@@ -1,6 +1,7 @@
 //! The manager with its disk, over hosts of this process.
 
 mod kills;
+mod turns;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -336,6 +336,14 @@ impl Core {
         }
     }
 
+    /// What hosts said was dropped: nothing is done on them before they were asked anew.
+    pub fn doubt(&mut self, now: Now) {
+        for watch in self.run.hosts.values_mut() {
+            watch.seen = false;
+            watch.next = now.mono;
+        }
+    }
+
     /// Something may have changed on a host: it is asked now.
     pub fn changed(&mut self, host: &HostName, now: Now) {
         if let Some(watch) = self.run.hosts.get_mut(host) {
