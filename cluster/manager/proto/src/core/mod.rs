@@ -5,6 +5,7 @@
 
 mod commands;
 mod inventory;
+mod operate;
 mod outcome;
 mod plan;
 mod settle;

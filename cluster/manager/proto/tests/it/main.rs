@@ -5,6 +5,7 @@
 mod behaviour;
 mod crashes;
 mod host;
+mod inventories;
 mod orders;
 mod refusals;
 mod sim;
