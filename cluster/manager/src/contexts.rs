@@ -12,6 +12,10 @@ use aerie_types::WallMillis;
 use async_trait::async_trait;
 
 /// Whoever makes contexts. Every call may be made again.
+///
+/// What is missing is a call that makes the broker forget which machine a member is. A member that has reported and is
+/// then deployed anew is another machine, which the broker refuses: it runs, and does not join its context again until
+/// its cluster is asked for anew.
 #[async_trait]
 pub trait ContextService: fmt::Debug + Send + Sync {
     /// Makes a context under this id. One that is there is no error.

@@ -45,7 +45,8 @@ pub enum Error {
     /// The journal cannot be read.
     #[error(
         "record {number} of the journal in {} is damaged: {why}; restore the folder from a copy, or move it away to \
-         begin anew, which leaves the guests that run to whoever finds them",
+         begin anew. Guests made since the copy, or all of them, are then left running and are nobody's: remove them on \
+         their hosts; of those since the copy the manager's events tell",
         path.display()
     )]
     Damaged {

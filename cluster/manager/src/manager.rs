@@ -36,7 +36,7 @@ pub struct Config {
 
 /// The time, since the manager was opened.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Clock(Instant);
+pub(crate) struct Clock(pub(crate) Instant);
 
 impl Clock {
     pub(crate) fn now(self) -> Now {

@@ -14,6 +14,7 @@ use aerie_cluster_manager_proto::{
 };
 use aerie_cluster_proto::ledger::{Quota, Subject};
 use aerie_context_proto::HostName;
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinHandle};
 
@@ -28,6 +29,10 @@ const MAX_TURN: usize = 1024;
 
 /// How long is waited after the disk refused, before what hosts answered is taken in again.
 const DISK_PAUSE: Duration = Duration::from_secs(1);
+
+/// Most inputs that are kept while the disk refuses; whoever has more to say waits. What is under way on hosts at a
+/// time is less than this.
+const MAX_LATE: usize = 64 * MAX_TURN;
 
 /// What comes to the task.
 pub(crate) enum Input {
@@ -72,19 +77,22 @@ impl Task {
         let mut watchers: BTreeMap<HostName, JoinHandle<()>> = BTreeMap::new();
         let mut turn = Vec::new();
         loop {
-            let now = self.clock.now();
-            let mut wake = self.core.next(now);
             if self.failing {
-                wake = now.mono + DISK_PAUSE;
-            }
-            tokio::select! {
-                biased;
-                count = self.inputs.recv_many(&mut turn, MAX_TURN) => {
-                    if count == 0 {
-                        break;
-                    }
+                tokio::time::sleep(DISK_PAUSE).await;
+                if !self.receive(&mut turn) {
+                    break;
                 }
-                () = tokio::time::sleep_until(self.clock.at(wake)) => {}
+            } else {
+                let wake = self.core.next(self.clock.now());
+                tokio::select! {
+                    biased;
+                    count = self.inputs.recv_many(&mut turn, MAX_TURN) => {
+                        if count == 0 {
+                            break;
+                        }
+                    }
+                    () = tokio::time::sleep_until(self.clock.at(wake)) => {}
+                }
             }
             for input in &turn {
                 match input {
@@ -107,21 +115,27 @@ impl Task {
             let mut inputs = std::mem::take(&mut self.late);
             inputs.append(&mut turn);
             match self.turn(inputs).await {
-                Some(task) => self = task,
-                None => return,
+                Ok(task) => self = task,
+                Err(running) => return end(watchers, running).await,
             }
         }
-        for (_, watcher) in watchers {
-            watcher.abort();
-            let _ = watcher.await;
-        }
-        for (_, effect) in self.running {
-            effect.abort();
-        }
+        end(watchers, self.running).await;
     }
 
-    /// One turn. `None` if the runtime ends.
-    async fn turn(mut self, inputs: Vec<Input>) -> Option<Self> {
+    /// What has come meanwhile, as far as it can be kept. Whether there is anybody yet who may say something.
+    fn receive(&mut self, turn: &mut Vec<Input>) -> bool {
+        while turn.len() < MAX_TURN && self.late.len() + turn.len() < MAX_LATE {
+            match self.inputs.try_recv() {
+                Ok(input) => turn.push(input),
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => return !turn.is_empty(),
+            }
+        }
+        !turn.is_empty() || !self.inputs.is_closed()
+    }
+
+    /// One turn; or what is under way, where nothing can be decided any more.
+    pub(crate) async fn turn(mut self, inputs: Vec<Input>) -> Result<Self, BTreeMap<OpId, AbortHandle>> {
         let clock = self.clock;
         let (mut core, mut journal) = (self.core.clone(), self.journal);
         let done = tokio::task::spawn_blocking(move || {
@@ -131,7 +145,18 @@ impl Task {
             }
             (core, journal, turn)
         });
-        let (core, journal, turn) = done.await.ok()?;
+        let (core, journal, turn) = match done.await {
+            Ok(done) => done,
+            Err(error) => {
+                if error.is_panic() {
+                    tracing::error!(
+                        "the manager has ended by a defect of its own, with nothing of its last turn done; report this \
+                         with the manager's log, and open it again"
+                    );
+                }
+                return Err(self.running);
+            }
+        };
         (self.core, self.journal) = (core, journal);
         match turn {
             Turn::Done(_, replies) => {
@@ -154,10 +179,11 @@ impl Task {
                 self.refuse(inputs, &error);
             }
         }
-        Some(self)
+        Ok(self)
     }
 
-    /// Commands did not happen, and say so. What hosts answered has happened, and is taken in again.
+    /// Commands did not happen, and say so. What hosts answered has happened, and is taken in again; where it is what the
+    /// core cannot take in, it is dropped, and the hosts are asked anew.
     fn refuse(&mut self, inputs: Vec<Input>, error: &Error) {
         let mut reason = Some(match error {
             Error::Database { what, source } => Error::Database {
@@ -173,8 +199,15 @@ impl Task {
             Error::Defect(corrupt) => Error::Defect(corrupt.clone()),
             _ => Error::Closed,
         });
+        let defect = matches!(error, Error::Defect(_));
         for input in inputs {
             match input {
+                // It is asked anew in any case.
+                Input::Changed(_) => {}
+                Input::Outcome(..) if defect => {}
+                Input::Connected(host, _) if defect => self.core.connect(host, self.clock.now()),
+                Input::Disconnected(host) if defect => self.core.disconnect(&host),
+                Input::Quotas(quotas) if defect => self.core.set_quotas(quotas),
                 Input::Unwritten(reply) | Input::Command(_, reply) => {
                     let error = reason.take().unwrap_or(Error::Database {
                         what: "write a record",
@@ -184,6 +217,9 @@ impl Task {
                 }
                 fact => self.late.push(fact),
             }
+        }
+        if defect {
+            self.core.doubt(self.clock.now());
         }
     }
 
@@ -291,6 +327,17 @@ impl Task {
             }
         });
         self.running.insert(op, task.abort_handle());
+    }
+}
+
+/// Ends what is under way.
+async fn end(watchers: BTreeMap<HostName, JoinHandle<()>>, running: BTreeMap<OpId, AbortHandle>) {
+    for (_, watcher) in watchers {
+        watcher.abort();
+        let _ = watcher.await;
+    }
+    for (_, effect) in running {
+        effect.abort();
     }
 }
 

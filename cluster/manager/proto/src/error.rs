@@ -1,8 +1,9 @@
 //! Why the manager does not do what it is told, and a journal that does not replay.
 
+use aerie_cluster_proto::amount::Lifetime;
 use aerie_cluster_proto::{Faults, ledger, placement};
 use aerie_context_proto::{HostName, MemberName, SetName};
-use aerie_types::GroupName;
+use aerie_types::{GroupName, WallMillis};
 
 use crate::request::Operation;
 use crate::view::MemberState;
@@ -56,6 +57,11 @@ pub enum Refusal {
     /// The description is not usable.
     #[error(transparent)]
     Description(#[from] Faults),
+    /// The description could not be read back from the journal.
+    #[error(
+        "the description cannot be kept: {0}; write it as a document, and ask for what is read from that"
+    )]
+    Unkept(String),
     /// There is no place.
     #[error("the cluster '{cluster}' finds no place: {source}")]
     Placement {
@@ -84,9 +90,31 @@ pub enum Refusal {
     },
     /// An image's name that is none.
     #[error(
-        "'{0}' cannot be the name of a new image; write a name such as \"lab/result\", without a version"
+        "'{0}' cannot be the name of a new image; write a name such as \"ada/result\", without a version"
     )]
     SaveName(String),
+    /// An image's name that is of another account.
+    #[error(
+        "a disk of this cluster cannot be kept as '{name}'; begin the name with \"{account}/\", or ask an administrator"
+    )]
+    SaveAccount {
+        /// The name.
+        name: String,
+        /// The first part that it may have.
+        account: String,
+    },
+    /// It would live longer than any cluster may.
+    #[error(
+        "the cluster '{cluster}' may live for {most} altogether, until {latest}; ask an administrator for more"
+    )]
+    TooLong {
+        /// The cluster.
+        cluster: RequestId,
+        /// Until when it may live.
+        latest: WallMillis,
+        /// How long a cluster may live.
+        most: Lifetime,
+    },
     /// The host is not known to be gone.
     #[error(
         "the host '{0}' is heard of, so that what is on it runs; let it drain, or end its members, before you forget it"

@@ -113,6 +113,14 @@ pub enum What {
         /// Which.
         host: HostName,
     },
+    /// A guest of this manager of which its journal knows nothing, as one that was put back from a copy does not. It is
+    /// left alone.
+    GuestAhead {
+        /// Where.
+        host: HostName,
+        /// Which.
+        guest: GuestId,
+    },
     /// A guest of this manager that belongs to nobody was removed.
     OrphanRemoved {
         /// Where.
@@ -169,6 +177,11 @@ impl fmt::Display for What {
             Self::HostLost { host } => write!(f, "host {host} is lost"),
             Self::HostBack { host } => write!(f, "host {host} is back"),
             Self::HostForgotten { host } => write!(f, "host {host} is no more"),
+            Self::GuestAhead { host, guest } => write!(
+                f,
+                "guest {guest} on host {host} was made after the copy from which this manager's folder was restored; \
+                 it is left alone: save what it has, and remove it on its host"
+            ),
             Self::OrphanRemoved { host, guest } => {
                 write!(
                     f,

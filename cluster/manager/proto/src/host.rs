@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::GuestId;
 use crate::limits::MAX_REASON;
+use crate::state::Reached;
 
 /// What a host has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,6 +83,39 @@ pub enum GuestState {
     },
 }
 
+impl GuestState {
+    /// What a machine has reached that is so; nothing where that is not known.
+    pub(crate) fn reached(&self) -> Option<Reached> {
+        Some(match self {
+            Self::Prepared => Reached::Disks,
+            Self::Defined => Reached::Defined,
+            Self::Running => Reached::Running,
+            Self::Paused => Reached::Paused,
+            Self::Suspended => Reached::Suspended,
+            Self::Stopped => Reached::Stopped,
+            Self::Crashed { .. } => Reached::Crashed,
+            Self::Unresponsive { .. } | Self::Damaged { .. } => return None,
+        })
+    }
+}
+
+/// As what it is: "it is running".
+impl fmt::Display for GuestState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Prepared => "without a machine",
+            Self::Defined => "switched off, as it was from the beginning,",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Suspended => "suspended",
+            Self::Stopped => "switched off",
+            Self::Crashed { .. } => "crashed",
+            Self::Unresponsive { .. } => "unresponsive",
+            Self::Damaged { .. } => "damaged",
+        })
+    }
+}
+
 /// A guest to be made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Spec {
@@ -137,7 +171,8 @@ pub enum Work {
         /// How long it may take.
         grace: Duration,
     },
-    /// Keep its disk, switched off as it is, as an image.
+    /// Keep its disk, switched off as it is, as an image. A name that the repository has already is refused, unless it
+    /// is this very disk that was kept.
     Save {
         /// Which.
         guest: GuestId,

@@ -12,8 +12,7 @@ use serde::{Deserialize, Serialize};
 pub struct ManagerId(pub [u8; 7]);
 
 /// A guest, for ever: a UUID of version 8 (RFC 9562) that carries its manager and a number that is given once. A
-/// manager thus knows its own guests on a host, those that its journal never heard of included, and leaves all others
-/// alone.
+/// manager thus knows its own guests on a host, and leaves all others alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct GuestId(pub [u8; 16]);
@@ -50,6 +49,13 @@ impl GuestId {
     pub fn is_of(self, manager: ManagerId) -> bool {
         let [a, b, c, d, e, f, version, last, variant, ..] = self.0;
         version == VERSION && variant == VARIANT && [a, b, c, d, e, f, last] == manager.0
+    }
+
+    /// The number that its manager gave it.
+    #[must_use]
+    pub(crate) fn number(self) -> u64 {
+        let digits = self.0[9..].iter();
+        digits.fold(0, |number, byte| number << 8 | u64::from(*byte))
     }
 
     /// The context that goes by the same number.

@@ -17,11 +17,20 @@ pub const MAX_EVENTS_PAGE: usize = 1024;
 /// Most images of a host that are taken notice of; members that need others have theirs copied once more.
 pub const MAX_IMAGES: usize = 4096;
 
-/// Most guests of a host's inventory that are looked at: as many as a driver has, and as many again half made.
+/// Most guests of this manager's in a host's inventory: as many as a driver has, and as many again half made. One that
+/// has so many is taken for none, since others may be missing from it.
 pub const MAX_FOUND: usize = 4096;
 
 /// Most steps under way on one host: it copies and starts so many at a time.
 pub const MAX_STEPS: usize = 32;
+
+/// Most ranges of guests' numbers that were given by a journal that is lost: one for each time that an old copy of it
+/// was put in its place, and a guest of its future was found.
+pub const MAX_PASSED: usize = 64;
+
+/// The highest number of a guest that is taken for one: half of what 56 bits hold, which nobody ever gives. What is
+/// beyond is an error of its host's, and would leave no numbers.
+pub const MAX_NUMBER: u64 = 1 << 55;
 
 /// How often a step is tried before it has failed.
 pub const MAX_ATTEMPTS: u32 = 5;

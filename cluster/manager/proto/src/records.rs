@@ -197,6 +197,13 @@ pub enum Record {
         /// Which.
         id: RequestId,
     },
+    /// A host has a guest of this manager's with a number that its journal did not give: the journal is an older copy.
+    Ahead {
+        /// Which host.
+        host: HostName,
+        /// The guest, which is left alone.
+        guest: GuestId,
+    },
     /// Something to tell that changes nothing.
     Told(What),
 }
@@ -207,6 +214,8 @@ pub enum Record {
 pub struct Snapshot {
     pub(crate) manager: Option<ManagerId>,
     pub(crate) next: u64,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) passed: Vec<(u64, u64)>,
     pub(crate) ledger: ledger::Snapshot,
     pub(crate) hosts: BTreeMap<HostName, Host>,
     pub(crate) clusters: BTreeMap<RequestId, Cluster>,

@@ -70,6 +70,8 @@ pub enum Operation {
     /// Take them away.
     Undeploy {
         /// The image as which a member's disk is kept before; of several members each as `NAME/MEMBER`.
+        /// The name is a new one, which the repository has not yet, and begins with that of the cluster's account, its
+        /// group or else its user: `ACCOUNT/...`. Administrators may choose another beginning.
         save: Option<Image>,
     },
 }
@@ -102,7 +104,8 @@ pub enum Command {
         /// What.
         operation: Operation,
     },
-    /// Let a cluster live longer, if quotas allow it.
+    /// Let a cluster live longer, if quotas allow it: no longer altogether than any may that is asked for, unless an
+    /// administrator asks.
     Extend {
         /// The cluster.
         cluster: RequestId,

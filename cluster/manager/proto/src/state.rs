@@ -70,6 +70,9 @@ pub struct Cluster {
     pub description: Description,
     /// When.
     pub at: WallMillis,
+    /// Since when its life-time counts. What the ledger has beside it moves with each period that is accounted for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<WallMillis>,
     /// How far it is.
     pub phase: Phase,
     /// Its members, those that were undeployed by themselves left out.
@@ -387,10 +390,22 @@ impl Cluster {
     }
 }
 
-/// A description within the journal: as the document that it is read from.
-mod kept {
+/// A description within the journal: as the document that it is read from. Whatever is accepted is read back first: a
+/// description that was made otherwise than by reading may be larger than any document may be.
+pub(crate) mod kept {
     use aerie_cluster_proto::description::{Description, Document};
     use serde::{Deserialize, Deserializer, Serializer};
+
+    use crate::error::Refusal;
+
+    /// Whether the journal that has this description can be replayed.
+    pub(crate) fn admit(description: &Description) -> Result<(), Refusal> {
+        let text = serde_json::to_string(description).map_err(|error| Refusal::Unkept(error.to_string()))?;
+        if Document::from_json(&text)?.description == *description {
+            return Ok(());
+        }
+        Err(Refusal::Unkept("it is read back as another".to_owned()))
+    }
 
     pub(super) fn serialize<S: Serializer>(description: &Description, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_str(&serde_json::to_string(description).map_err(serde::ser::Error::custom)?)

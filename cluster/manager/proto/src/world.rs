@@ -12,8 +12,8 @@ use aerie_types::WallMillis;
 
 use crate::error::Corrupt;
 use crate::events::{Event, What};
-use crate::ids::ManagerId;
-use crate::limits::{MAX_ENDED, MAX_EVENTS};
+use crate::ids::{GuestId, ManagerId};
+use crate::limits::{MAX_ENDED, MAX_EVENTS, MAX_PASSED};
 use crate::records::{Entry, Record, Snapshot};
 use crate::state::{Cluster, Fault, Goal, Host, Member, Phase, Reached, Why};
 use crate::view::MemberState;
@@ -24,6 +24,8 @@ pub struct World {
     pub(crate) manager: Option<ManagerId>,
     /// The number of the next guest.
     pub(crate) next: u64,
+    /// Numbers before the next one that this journal did not give, from the first to behind the last.
+    pub(crate) passed: Vec<(u64, u64)>,
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) hosts: BTreeMap<HostName, Arc<Host>>,
     pub(crate) clusters: BTreeMap<RequestId, Arc<Cluster>>,
@@ -75,7 +77,12 @@ impl World {
                 Some(_) => return Err(Corrupt::new("the journal begins twice")),
             },
             Record::Snapshot(snapshot) => *self = Self::restore(snapshot.as_ref().clone())?,
-            Record::Ledger(record) => self.book(record)?,
+            Record::Ledger(record) => {
+                self.book(record)?;
+                if let ledger::Record::Committed { id, at, .. } = record {
+                    self.cluster(id)?.since = Some(*at);
+                }
+            }
             Record::HostTold { host, facts } => {
                 let state = self.hosts.get(host).map_or(HostState::Up, |host| host.state);
                 let facts = facts.clone();
@@ -97,7 +104,7 @@ impl World {
                 self.next = *next;
             }
             Record::Renewed { id, member, guest } => {
-                let after = Self::number(*guest) + 1;
+                let after = guest.number() + 1;
                 self.next = self.next.max(after);
                 let target = self.cluster(id)?.description.target;
                 let member = self.member(id, member)?;
@@ -121,6 +128,7 @@ impl World {
             Record::Warned { id, until } => self.cluster(id)?.warned = Some(*until),
             Record::Ending { id, why } => self.end(id, why)?,
             Record::Ended { id } => drop(self.cluster(id)?),
+            Record::Ahead { guest, .. } => self.pass_over(*guest),
             Record::Told(_) => {}
             other => self.change_member(other)?,
         }
@@ -197,6 +205,29 @@ impl World {
         Ok(())
     }
 
+    /// Numbers up to that of a guest were given by a journal that went further than this one: they are never given
+    /// again, and their guests are nobody's of ours.
+    fn pass_over(&mut self, guest: GuestId) {
+        let (first, after) = (self.next, guest.number() + 1);
+        if after <= first {
+            return;
+        }
+        self.next = after;
+        let full = self.passed.len() >= MAX_PASSED;
+        match self.passed.last_mut() {
+            // Beyond the bound a range takes in some that were given here: such a guest is left, and not destroyed.
+            Some((_, end)) if *end == first || full => *end = after,
+            _ => self.passed.push((first, after)),
+        }
+    }
+
+    /// Whether a guest of this manager's was given its number by this journal.
+    pub(crate) fn has_given(&self, guest: GuestId) -> bool {
+        let number = guest.number();
+        let passed = |(first, end): &(u64, u64)| (*first..*end).contains(&number);
+        number < self.next && !self.passed.iter().any(passed)
+    }
+
     fn book(&mut self, record: &ledger::Record) -> Result<(), Corrupt> {
         Arc::make_mut(&mut self.ledger)
             .commit(record)
@@ -221,12 +252,6 @@ impl World {
         member.ok_or_else(|| Corrupt::new(format!("the cluster '{id}' has no member '{name}'")))
     }
 
-    fn number(guest: crate::GuestId) -> u64 {
-        guest.0[9..]
-            .iter()
-            .fold(0, |number, byte| number << 8 | u64::from(*byte))
-    }
-
     /// What a record that was applied means to those who listen.
     fn news(&self, record: &Record) -> Vec<(Option<RequestId>, What)> {
         let of = |id: &RequestId, what| vec![(Some(id.clone()), what)];
@@ -239,6 +264,10 @@ impl World {
             }),
             Record::HostForgotten { host } => general(What::HostForgotten { host: host.clone() }),
             Record::Told(what) => general(what.clone()),
+            Record::Ahead { host, guest } => general(What::GuestAhead {
+                host: host.clone(),
+                guest: *guest,
+            }),
             Record::Ledger(ledger::Record::Extended { id, until }) => {
                 of(id, What::Extended { until: *until })
             }
@@ -331,6 +360,7 @@ impl World {
         Snapshot {
             manager: self.manager,
             next: self.next,
+            passed: self.passed.clone(),
             ledger: self.ledger.snapshot(),
             hosts: self
                 .hosts
@@ -353,6 +383,7 @@ impl World {
         Ok(Self {
             manager: snapshot.manager,
             next: snapshot.next,
+            passed: snapshot.passed,
             ledger: Arc::new(Ledger::restore(snapshot.ledger).map_err(Corrupt::new)?),
             hosts: snapshot
                 .hosts

@@ -1,6 +1,7 @@
 //! Disks of guests.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs;
 use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -175,9 +176,8 @@ impl Disks for FolderDisks {
                 Err(error) if error.kind() == ErrorKind::NotFound => return Ok(BTreeSet::new()),
                 entries => entries.map_err(|error| file("read", &dir, &error))?,
             };
-            let names = entries.take(MAX_GUESTS).flatten();
-            let guests = names.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-            Ok(guests.collect())
+            let names = entries.map(|entry| entry.map(|entry| entry.file_name()));
+            guests_of(names).map_err(|error| file("read", &dir, &error))
         })
         .await
     }
@@ -190,6 +190,19 @@ impl Disks for FolderDisks {
         })
         .await
     }
+}
+
+/// The guests that folders are named after: all, or an error, for one that is not listed counts as gone.
+fn guests_of(names: impl Iterator<Item = std::io::Result<OsString>>) -> std::io::Result<BTreeSet<GuestId>> {
+    let mut guests = BTreeSet::new();
+    for name in names {
+        guests.extend(name?.to_str().and_then(|name| name.parse::<GuestId>().ok()));
+        if guests.len() > MAX_GUESTS {
+            let why = format!("it has folders of more than {MAX_GUESTS} guests");
+            return Err(std::io::Error::other(why));
+        }
+    }
+    Ok(guests)
 }
 
 fn disk_name(format: Format) -> &'static str {
@@ -243,4 +256,24 @@ fn resize(path: &Path, size: u64) -> Result<(), Failure> {
         file.sync_all()
     });
     resized.map_err(|error| file("make", path, &error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_of_disks_is_listed_whole_or_not_at_all() {
+        let guest = |number: usize| {
+            let number = u128::try_from(number).unwrap();
+            Ok(OsString::from(GuestId(number.to_be_bytes()).to_string()))
+        };
+        let some = [guest(1), Ok("lost+found".into()), guest(2)];
+        assert_eq!(guests_of(some.into_iter()).unwrap().len(), 2);
+        let broken = [guest(1), Err(ErrorKind::PermissionDenied.into()), guest(2)];
+        assert!(guests_of(broken.into_iter()).is_err());
+        assert_eq!(guests_of((0..MAX_GUESTS).map(guest)).unwrap().len(), MAX_GUESTS);
+        let error = guests_of((0..=MAX_GUESTS).map(guest)).unwrap_err().to_string();
+        assert_eq!(error, "it has folders of more than 65536 guests");
+    }
 }

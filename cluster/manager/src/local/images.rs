@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 
 use aerie_cluster_manager_proto::Failure;
@@ -13,6 +13,9 @@ use tokio::sync::Mutex;
 
 /// Most files of a folder that are looked at as images.
 const MAX_FILES: usize = 4096;
+
+/// How many bytes of two files are compared at a time.
+const PART: usize = 1 << 20;
 
 /// An image on the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,10 +41,11 @@ pub trait Images: std::fmt::Debug + Send + Sync {
     /// [`Failure`], refused where no repository has the image.
     async fn stage(&self, image: &Image) -> Result<Staged, Failure>;
 
-    /// Keeps a disk as an image in the repository, whole or not at all.
+    /// Keeps a disk as an image in the repository, whole or not at all. One that is there is no error if it is this
+    /// disk, for whoever asks may not have had the answer.
     ///
     /// # Errors
-    /// [`Failure`]
+    /// [`Failure`], refused where the repository has another under this name.
     async fn keep(&self, disk: &Staged, image: &Image) -> Result<(), Failure>;
 }
 
@@ -113,9 +117,22 @@ impl Images for FolderImages {
     }
 
     async fn keep(&self, disk: &Staged, image: &Image) -> Result<(), Failure> {
-        let path = self.repository.join(file_name(image, disk.format));
-        let from = disk.path.clone();
-        blocking(move || copy(&from, &path)).await
+        let held = self.copying.lock().await;
+        let (repository, image, disk) = (self.repository.clone(), image.clone(), disk.clone());
+        let kept = blocking(move || {
+            let path = repository.join(file_name(&image, disk.format));
+            match find(&repository, &image) {
+                None => copy(&disk.path, &path),
+                Some(there) if there.format == disk.format && is_same(&there.path, &disk.path)? => Ok(()),
+                Some(_) => Err(Failure::refused(format!(
+                    "there is an image '{image}' in {} already; choose another name",
+                    repository.display()
+                ))),
+            }
+        })
+        .await;
+        drop(held);
+        kept
     }
 }
 
@@ -134,6 +151,31 @@ fn find(folder: &Path, image: &Image) -> Option<Staged> {
     };
     let found = [Format::Qcow2, Format::Raw].map(staged);
     found.into_iter().find(|staged| staged.path.is_file())
+}
+
+/// Whether two files have the same bytes.
+fn is_same(one: &Path, other: &Path) -> Result<bool, Failure> {
+    let same = || -> std::io::Result<bool> {
+        let (one, other) = (fs::File::open(one)?, fs::File::open(other)?);
+        let mut left = one.metadata()?.len();
+        if other.metadata()?.len() != left {
+            return Ok(false);
+        }
+        let mut parts = [vec![0; PART], vec![0; PART]];
+        let [a, b] = &mut parts;
+        let (mut one, mut other) = (one, other);
+        while left > 0 {
+            let part = usize::try_from(left).unwrap_or(PART).min(PART);
+            one.read_exact(&mut a[..part])?;
+            other.read_exact(&mut b[..part])?;
+            if a[..part] != b[..part] {
+                return Ok(false);
+            }
+            left -= part as u64;
+        }
+        Ok(true)
+    };
+    same().map_err(|error| file("compare an image with", one, &error))
 }
 
 /// Copies a file whole or not at all: the bytes reach the disk before the name does.
@@ -161,4 +203,36 @@ pub(super) async fn blocking<T: Send + 'static>(
 ) -> Result<T, Failure> {
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(Failure::failed)?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_disk_is_kept_under_a_new_name_alone_and_again_without_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let images = FolderImages::new(dir.path(), dir.path().join("cache"));
+        let disk = |name: &str, bytes: &[u8]| {
+            let path = dir.path().join(name);
+            fs::write(&path, bytes).unwrap();
+            let format = Format::Raw;
+            Staged { path, format }
+        };
+        let (mine, other) = (disk("mine", b"my disk"), disk("other", b"another"));
+        fs::write(dir.path().join("debian.qcow2"), b"my disk").unwrap();
+        let kept: Image = "ada/result".parse().unwrap();
+        images.keep(&mine, &kept).await.unwrap();
+        images.keep(&mine, &kept).await.unwrap();
+        for (disk, image) in [(&other, kept), (&mine, "debian".parse().unwrap())] {
+            let failure = images.keep(disk, &image).await.unwrap_err();
+            assert!(
+                failure.why.contains(&format!("there is an image '{image}'"))
+                    && failure.why.ends_with("already; choose another name"),
+                "{failure}"
+            );
+        }
+        assert_eq!(fs::read(dir.path().join("ada+result.raw")).unwrap(), b"my disk");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 4);
+    }
 }

@@ -1,6 +1,7 @@
 //! The manager with its disk, over hosts of this process.
 
 mod kills;
+mod turns;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -190,14 +191,14 @@ async fn a_cluster_is_deployed_over_a_node_driver_walks_its_states_and_leaves_no
         manager.command(&ada(), operate("c", operation)).await.unwrap();
         wait(&manager, "c", all(state)).await;
     }
-    let save = Some("lab/kept".parse().unwrap());
+    let save = Some("ada/kept".parse().unwrap());
     manager
         .command(&ada(), operate("c", Operation::Undeploy { save }))
         .await
         .unwrap();
     wait(&manager, "c", |status| status.ended).await;
     assert!(is_empty(&dir.path().join("disks")));
-    assert!(dir.path().join("repository/lab+kept+w-2.raw").is_file());
+    assert!(dir.path().join("repository/ada+kept+w-2.raw").is_file());
     manager.close().await;
     assert!(driver(&host).await.list().is_empty());
 }

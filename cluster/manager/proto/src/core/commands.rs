@@ -15,9 +15,8 @@ use crate::error::Refusal;
 use crate::ids::GuestId;
 use crate::limits::MAX_CLUSTERS;
 use crate::records::Record;
-use crate::request::{Caller, Command, Operation, Request, Scope};
-use crate::state::{Cluster, Fault, Goal, Member, Phase, Reached, Why};
-use crate::view::MemberState;
+use crate::request::{Caller, Command, Request};
+use crate::state::{Cluster, Fault, Goal, Member, Phase, Reached, Why, kept};
 
 /// What a command came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,6 +99,7 @@ impl Core {
         let description = &request.description;
         let owner = owner(caller, request)?;
         let warnings = description.check(&self.settings.bounds)?;
+        kept::admit(description)?;
         if self.world.clusters.len() >= MAX_CLUSTERS {
             return Err(Refusal::Limit {
                 what: "clusters",
@@ -254,6 +254,7 @@ impl Core {
             owner: judged.owner.clone(),
             description,
             at: now.wall,
+            since: None,
             phase: Phase::Deploying,
             members,
             left_out: judged.left_out.clone(),
@@ -265,7 +266,7 @@ impl Core {
     }
 
     /// A cluster that the caller may change.
-    fn owned(&self, caller: &Caller, id: &RequestId) -> Result<&Cluster, Refusal> {
+    pub(super) fn owned(&self, caller: &Caller, id: &RequestId) -> Result<&Cluster, Refusal> {
         let Some(cluster) = self.world.clusters.get(id) else {
             return Err(Refusal::UnknownCluster(id.clone()));
         };
@@ -276,73 +277,6 @@ impl Core {
         }
     }
 
-    fn operate(
-        &mut self,
-        caller: &Caller,
-        id: &RequestId,
-        scope: &Scope,
-        operation: &Operation,
-        now: Now,
-    ) -> Result<Answer, Refusal> {
-        let cluster = self.owned(caller, id)?;
-        let members = selected(id, cluster, scope)?;
-        let undeploy = matches!(operation, Operation::Undeploy { .. });
-        if cluster.is_ending() {
-            // To ask again is no error; anything else comes too late.
-            return if undeploy {
-                Ok(Answer::Done)
-            } else {
-                Err(Refusal::Ending(id.clone()))
-            };
-        }
-        let mut aims: BTreeMap<(Goal, bool), BTreeSet<MemberName>> = BTreeMap::new();
-        for (name, member) in &members {
-            match aim(member, operation) {
-                Ok(None) => {}
-                Ok(Some(aim)) => drop(aims.entry(aim).or_default().insert((*name).clone())),
-                Err(advice) => {
-                    return Err(Refusal::State {
-                        operation: operation.clone(),
-                        member: (*name).clone(),
-                        state: MemberState::of(member, self.hearing(&member.host) == Hearing::Lost),
-                        advice,
-                    });
-                }
-            }
-        }
-        let save = match operation {
-            Operation::Undeploy { save: Some(image) } => images(image, &members)?,
-            _ => BTreeMap::new(),
-        };
-        let whole = undeploy && save.is_empty() && members.len() == cluster.members.len();
-        let guests: Vec<_> = members.values().map(|member| member.guest).collect();
-        for guest in guests {
-            // What somebody asks for anew is tried anew.
-            self.run.retries.remove(&super::Key::Guest(guest));
-        }
-        if whole {
-            let why = Why::Undeployed;
-            self.record(Record::Ending { id: id.clone(), why }, now);
-        } else {
-            for ((goal, renew), members) in aims {
-                let save = save.clone();
-                let id = id.clone();
-                self.record(
-                    Record::Aimed {
-                        id,
-                        members,
-                        goal,
-                        renew,
-                        save,
-                    },
-                    now,
-                );
-            }
-        }
-        self.run.dirty.insert(id.clone());
-        Ok(Answer::Done)
-    }
-
     fn extend(
         &mut self,
         caller: &Caller,
@@ -350,8 +284,20 @@ impl Core {
         until: WallMillis,
         now: Now,
     ) -> Result<Answer, Refusal> {
-        if self.owned(caller, id)?.is_ending() {
+        let cluster = self.owned(caller, id)?;
+        if cluster.is_ending() {
             return Err(Refusal::Ending(id.clone()));
+        }
+        let most = self.settings.bounds.max_lifetime;
+        let latest = cluster.since.unwrap_or(cluster.at).plus(most.duration());
+        let promised = self.world.ledger.hold(id).map(ledger::Hold::until);
+        let longer = promised.is_some_and(|promised| until > promised);
+        if longer && until > latest && !caller.admin {
+            return Err(Refusal::TooLong {
+                cluster: id.clone(),
+                latest,
+                most,
+            });
         }
         let quotas = self.settings.quotas.clone();
         let id = id.clone();
@@ -484,85 +430,4 @@ fn sets<'d>(description: &'d Description) -> BTreeMap<MemberName, &'d Workspace>
         (1..=set.count).map(named)
     };
     description.workspaces.iter().flat_map(of).collect()
-}
-
-fn selected<'c>(
-    id: &RequestId,
-    cluster: &'c Cluster,
-    scope: &Scope,
-) -> Result<BTreeMap<&'c MemberName, &'c Member>, Refusal> {
-    let members = cluster.members.iter().filter(|(name, member)| match scope {
-        Scope::Cluster => true,
-        Scope::Set(set) => member.set == *set,
-        Scope::Member(wanted) => **name == *wanted,
-    });
-    let members: BTreeMap<_, _> = members.collect();
-    match scope {
-        Scope::Set(set) if members.is_empty() => Err(Refusal::UnknownSet {
-            cluster: id.clone(),
-            set: set.clone(),
-        }),
-        Scope::Member(member) if members.is_empty() => Err(Refusal::UnknownMember {
-            cluster: id.clone(),
-            member: member.clone(),
-        }),
-        _ => Ok(members),
-    }
-}
-
-/// What an operation makes of a member, and whether it is made anew; nothing where it is so already; or what would be
-/// right.
-fn aim(member: &Member, operation: &Operation) -> Result<Option<(Goal, bool)>, &'static str> {
-    use Operation as O;
-    let to = |goal: Goal| Ok((member.goal != goal || member.fault.is_some()).then_some((goal, false)));
-    if let O::Undeploy { save } = operation {
-        return match (save, member.reached) {
-            (Some(_), Reached::Suspended) => {
-                Err("start it first, for its disk is of one moment with its memory")
-            }
-            (Some(_), Reached::Nothing | Reached::Gone) => Err("it has no disk to keep; undeploy it without"),
-            _ => Ok(Some((Goal::Absent { graceful: true }, false))),
-        };
-    }
-    let crashed = member.reached == Reached::Crashed;
-    match (operation, &member.fault, member.goal) {
-        (O::Deploy, Some(_), _) => Ok(Some((Goal::Absent { graceful: false }, true))),
-        (O::Deploy, None, Goal::Absent { .. }) if member.renew => Ok(None),
-        (O::Deploy, None, Goal::Absent { .. }) => Err("wait until it is gone, and ask for a new cluster"),
-        (O::Deploy, None, _) => Ok(None),
-        (_, _, Goal::Absent { .. }) if member.fault.is_none() => Err("it is being undeployed"),
-        (O::Start, Some(Fault::Corrupted(_)), _) if crashed => to(Goal::Started),
-        (O::Stop, Some(Fault::Corrupted(_)), _) if crashed => to(Goal::Stopped),
-        (_, Some(_), _) => Err("deploy it anew, or undeploy it"),
-        (O::Start, None, _) => to(Goal::Started),
-        (O::Unpause, None, Goal::Paused | Goal::Started) => to(Goal::Started),
-        (O::Unpause, None, _) => Err("it does not stand still; start it"),
-        (O::Pause, None, Goal::Started | Goal::Paused) => to(Goal::Paused),
-        (O::Suspend, None, Goal::Started | Goal::Paused | Goal::Suspended) => to(Goal::Suspended),
-        (O::Stop, None, Goal::Started | Goal::Paused | Goal::Stopped) => to(Goal::Stopped),
-        (O::Stop, None, Goal::Suspended) => Err("start it first, or undeploy it"),
-        (O::Pause | O::Suspend | O::Stop, None, _) => Err("it does not run; start it first"),
-        (O::Undeploy { .. }, _, _) => Ok(None),
-    }
-}
-
-/// The image as which each member's disk is kept.
-fn images(
-    image: &Image,
-    members: &BTreeMap<&MemberName, &Member>,
-) -> Result<BTreeMap<MemberName, Image>, Refusal> {
-    let Image::Named { name, version: None } = image else {
-        return Err(Refusal::SaveName(image.to_string()));
-    };
-    let single = members.len() == 1;
-    let each = members.keys().map(|member| {
-        let text = if single {
-            name.clone()
-        } else {
-            format!("{name}/{member}")
-        };
-        let image = text.parse().map_err(|_| Refusal::SaveName(text))?;
-        Ok(((*member).clone(), image))
-    });
-    each.collect()
 }

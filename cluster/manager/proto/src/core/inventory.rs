@@ -3,7 +3,7 @@
 //! An inventory is the truth of the moment at which the host answered. A guest with which something was begun or ended
 //! since the question is left to the next one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use aerie_cluster_proto::ledger::{self, RequestId};
 use aerie_context_proto::{HostName, MemberName};
@@ -12,8 +12,8 @@ use super::time::look_again;
 use super::{Core, Doing, Effect, HINT_PAUSE, Hearing, Key, Now, Watch};
 use crate::events::What;
 use crate::host::{Facts, Failure, Found, GuestState, Inventory, Work, reason};
-use crate::ids::{GuestId, OpId};
-use crate::limits::{BACK_OFF, MAX_ATTEMPTS, MAX_FOUND, MAX_IMAGES, MAX_STEPS};
+use crate::ids::{GuestId, ManagerId, OpId};
+use crate::limits::{BACK_OFF, MAX_ATTEMPTS, MAX_FOUND, MAX_IMAGES, MAX_NUMBER, MAX_STEPS};
 use crate::records::Record;
 use crate::state::{ContextReport, Fault, Goal, Reached, Step};
 
@@ -30,7 +30,8 @@ impl Core {
         } else {
             next
         };
-        let Ok(inventory) = found else {
+        // What was cut short says nothing of what is not in it: it is no answer.
+        let Some((facts, guests)) = found.ok().and_then(|found| mine(found, self.world.manager)) else {
             return;
         };
         watch.heard = now.mono;
@@ -39,8 +40,8 @@ impl Core {
         if back {
             self.record(Record::Told(What::HostBack { host: host.clone() }), now);
         }
-        self.facts(host, inventory.facts, now);
-        self.guests(host, op, &inventory.guests, now);
+        self.facts(host, facts, now);
+        self.guests(host, op, &guests, now);
         if back || fresh {
             self.dirty_host(host);
         }
@@ -71,19 +72,17 @@ impl Core {
     }
 
     fn guests(&mut self, host: &HostName, op: OpId, found: &[Found], now: Now) {
-        let found: BTreeMap<GuestId, &GuestState> = found
-            .iter()
-            .take(MAX_FOUND)
-            .map(|found| (found.guest, &found.state))
-            .collect();
+        let found: BTreeMap<GuestId, &GuestState> =
+            found.iter().map(|found| (found.guest, &found.state)).collect();
         let mut ours = Vec::new();
         for (id, cluster) in self.world.clusters() {
             for (name, member) in cluster.members.iter().filter(|(_, member)| member.host == *host) {
-                ours.push((id.clone(), name.clone(), member.guest, member.reached));
+                ours.push((id.clone(), name.clone(), member.guest));
             }
         }
-        let orphans = self.orphans(&found, &ours);
-        for (id, name, guest, _) in ours {
+        self.tell_ahead(host, &found, now);
+        let orphans = self.orphans(&found);
+        for (id, name, guest) in ours {
             let is_newer = |op: OpId| self.run.touched.get(&guest).is_none_or(|touched| *touched < op.0);
             if !self.run.busy.contains_key(&guest) && is_newer(op) {
                 self.observe(&id, &name, found.get(&guest).copied(), now);
@@ -94,20 +93,33 @@ impl Core {
         }
     }
 
-    /// Guests of this manager that no member is, or that a member was.
-    fn orphans(
-        &self,
-        found: &BTreeMap<GuestId, &GuestState>,
-        ours: &[(RequestId, MemberName, GuestId, Reached)],
-    ) -> Vec<GuestId> {
+    /// Guests that this manager made as its journal was longer. They are told of, and left alone.
+    fn tell_ahead(&mut self, host: &HostName, found: &BTreeMap<GuestId, &GuestState>, now: Now) {
+        for guest in found.keys().copied() {
+            let ours = self.world.manager.is_some_and(|manager| guest.is_of(manager));
+            let told = self.run.ahead.contains(&guest) || self.run.ahead.len() >= MAX_FOUND;
+            if !ours || told || self.world.has_given(guest) || guest.number() > MAX_NUMBER {
+                continue;
+            }
+            self.run.ahead.insert(guest);
+            let host = host.clone();
+            self.record(Record::Ahead { host, guest }, now);
+        }
+    }
+
+    /// Guests of this manager that no member is, or that a member was. One that a member is on a host of another name is
+    /// none: the host goes by a new name, or its disks were moved.
+    fn orphans(&self, found: &BTreeMap<GuestId, &GuestState>) -> Vec<GuestId> {
         let manager = self.world.manager;
-        let belongs: BTreeMap<GuestId, Reached> = ours
-            .iter()
-            .map(|(_, _, guest, reached)| (*guest, *reached))
-            .collect();
+        let members = self
+            .world
+            .clusters()
+            .flat_map(|(_, cluster)| cluster.members.values());
+        let there = members.filter(|member| member.reached != Reached::Gone);
+        let belongs: BTreeSet<GuestId> = there.map(|member| member.guest).collect();
         let is_orphan = |guest: &GuestId| {
             let ours = manager.is_some_and(|manager| guest.is_of(manager));
-            ours && belongs.get(guest).is_none_or(|reached| *reached == Reached::Gone)
+            ours && self.world.has_given(*guest) && !belongs.contains(guest)
         };
         found.keys().copied().filter(is_orphan).collect()
     }
@@ -143,6 +155,8 @@ impl Core {
         };
         let (was, goal, doing, deployed) = (member.reached, member.goal, member.doing, member.deployed);
         let (host, guest) = (member.host.clone(), member.guest);
+        // Nothing of it was found there: see `missing`.
+        let lost = was == Reached::Nothing && matches!(member.fault, Some(Fault::Corrupted(_)));
         let (reached, why) = match found {
             None => return self.missing(id, name, now),
             Some(GuestState::Prepared) => match was {
@@ -184,6 +198,10 @@ impl Core {
             let (id, member) = (id.clone(), name.clone());
             self.record(Record::Reached { id, member, reached }, now);
         }
+        if lost && goal.is_met(reached) {
+            self.found_again(id, name, goal, now);
+            return;
+        }
         if expected || reached == was || goal.is_absent() {
             return;
         }
@@ -224,6 +242,18 @@ impl Core {
             }
             _ => {}
         }
+    }
+
+    /// A guest that was not found is there, as it is to be: nothing is wrong with it.
+    fn found_again(&mut self, id: &RequestId, name: &MemberName, goal: Goal, now: Now) {
+        let aimed = Record::Aimed {
+            id: id.clone(),
+            members: [name.clone()].into(),
+            goal,
+            renew: false,
+            save: BTreeMap::new(),
+        };
+        self.record(aimed, now);
     }
 
     /// It ended before it was deployed: as a start that failed.
@@ -298,6 +328,14 @@ impl Core {
             }
         }
     }
+}
+
+/// What a host has, and the guests on it that are this manager's; nothing where there are so many that some may be
+/// left out.
+fn mine(found: Inventory, manager: Option<ManagerId>) -> Option<(Facts, Vec<Found>)> {
+    let Inventory { facts, mut guests } = found;
+    guests.retain(|found| manager.is_some_and(|manager| found.guest.is_of(manager)));
+    (guests.len() < MAX_FOUND).then_some((facts, guests))
 }
 
 impl Watch {

@@ -5,6 +5,7 @@
 
 mod commands;
 mod inventory;
+mod operate;
 mod outcome;
 mod plan;
 mod settle;
@@ -193,6 +194,8 @@ const HINT_PAUSE: Duration = Duration::from_millis(250);
 /// What is under way and what was heard: gone with the process.
 #[derive(Debug, Clone, Default)]
 struct Run {
+    /// When the last turn was that came into effect.
+    ticked: Option<Duration>,
     /// Counts ops, so that of two of them it is known which began first.
     last: u64,
     ops: BTreeMap<OpId, Op>,
@@ -203,6 +206,8 @@ struct Run {
     /// When something last ended with a guest: an inventory that began before says nothing of it.
     touched: BTreeMap<GuestId, u64>,
     hosts: BTreeMap<HostName, Watch>,
+    /// Guests of a journal that is lost of which was told.
+    ahead: BTreeSet<GuestId>,
     looks: BTreeMap<RequestId, Look>,
     dirty: BTreeSet<RequestId>,
 }
@@ -329,6 +334,14 @@ impl Core {
     pub fn disconnect(&mut self, host: &HostName) {
         if let Some(watch) = self.run.hosts.get_mut(host) {
             watch.connected = false;
+        }
+    }
+
+    /// What hosts said was dropped: nothing is done on them before they were asked anew.
+    pub fn doubt(&mut self, now: Now) {
+        for watch in self.run.hosts.values_mut() {
+            watch.seen = false;
+            watch.next = now.mono;
         }
     }
 

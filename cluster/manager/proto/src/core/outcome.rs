@@ -115,6 +115,9 @@ impl Core {
     fn performed(&mut self, was: Was, done: Result<Option<GuestState>, Failure>, now: Now) {
         self.run.dirty.insert(was.cluster.clone());
         match done {
+            Ok(state) if was.step.is_power() && !leads(was.step, state.as_ref()) => {
+                self.led_elsewhere(was, state, now);
+            }
             Ok(state) => {
                 self.run.retries.remove(&Key::Guest(was.guest));
                 self.progress(was, state, now);
@@ -127,6 +130,29 @@ impl Core {
                     self.trouble(&was, &failure, now);
                 }
             }
+        }
+    }
+
+    /// A machine is not what it was told to be, though nobody says that anything failed: that is an attempt, too.
+    fn led_elsewhere(&mut self, was: Was, state: Option<GuestState>, now: Now) {
+        let key = Key::Guest(was.guest);
+        let attempts = |core: &Self| core.run.retries.get(&key).map_or(0, |retry| retry.attempts);
+        let before = attempts(self);
+        let (id, name) = (was.cluster.clone(), was.member.clone());
+        self.observe(&id, &name, state.as_ref(), now);
+        let member = self.world.clusters.get(&id).and_then(|it| it.members.get(&name));
+        if member.is_none_or(|member| member.fault.is_some() || member.goal.is_met(member.reached)) {
+            self.run.retries.remove(&key);
+            return;
+        }
+        if attempts(self) != before {
+            // A start that ended in a crash was counted as such.
+            return;
+        }
+        let is = state.map_or("not there".to_owned(), |state| state.to_string());
+        let failure = Failure::failed(format!("it is {is} afterwards"));
+        if !self.try_again(key, &was.host, &failure, false, now) {
+            self.give_up(&was, &failure, now);
         }
     }
 
@@ -287,4 +313,11 @@ impl Core {
             self.record(Record::Context { id, there: false }, now);
         }
     }
+}
+
+/// Whether a machine that is so is what a step leads to.
+fn leads(step: Step, state: Option<&GuestState>) -> bool {
+    state
+        .and_then(GuestState::reached)
+        .is_some_and(|reached| step.leads_to(reached))
 }

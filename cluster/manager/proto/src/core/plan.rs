@@ -238,6 +238,8 @@ fn next(member: &Member, cluster: &Cluster, contexts: bool) -> Option<Step> {
             R::Gone => None,
             R::Running | R::Paused if graceful || saves => Some(Step::Stop),
             R::Nothing => Some(Step::Destroy),
+            // Its disk is of one moment with its memory, in which it has what is not written yet.
+            R::Suspended if saves => Some(Step::Restore),
             _ if saves => Some(Step::Save),
             _ => Some(Step::Destroy),
         };

@@ -18,13 +18,15 @@ const ANSWER: Duration = Duration::from_secs(15);
 /// How seldom the context broker is asked about members that are all configured.
 const SELDOM: u32 = 12;
 
-/// The longest that nothing is looked at: wall clocks jump, and life-times go by them.
+/// The longest that nothing is looked at: wall clocks jump, and life-times go by them. It is less where hosts are asked
+/// more often, so that a manager that stood still is told from one that had nothing to do.
 const LONGEST: Duration = Duration::from_secs(30);
 
 impl Core {
     /// Time has passed.
     pub fn tick(&mut self, now: Now) {
         self.end_limits(now);
+        self.stood_still(now);
         self.listen(now);
         self.ask(now);
         self.end_lifetimes(now);
@@ -45,7 +47,8 @@ impl Core {
         }
     }
 
-    /// After how much time there is something to do, from the manager's begin on: at most half a minute after `now`.
+    /// After how much time there is something to do, from the manager's begin on: at most half a minute after `now`, or
+    /// the time between two questions to a host.
     #[must_use]
     pub fn next(&self, now: Now) -> Duration {
         let ops = self.run.ops.values().map(|op| op.deadline);
@@ -77,7 +80,7 @@ impl Core {
             .chain(silences)
             .chain(wall)
             .min();
-        let longest = now.mono + LONGEST;
+        let longest = now.mono + LONGEST.min(self.settings.ask_every);
         next.map_or(longest, |next| next.min(longest))
     }
 
@@ -124,6 +127,18 @@ impl Core {
             };
             self.outcome(op, outcome, now);
             self.effects.push(Effect::Forget(op));
+        }
+    }
+
+    /// A manager that stood still, or could not write anything down, has heard nobody: that is no silence of its hosts.
+    fn stood_still(&mut self, now: Now) {
+        let before = self.run.ticked.replace(now.mono).unwrap_or(now.mono);
+        let gap = now.mono.saturating_sub(before);
+        if gap <= self.settings.ask_every + ANSWER {
+            return;
+        }
+        for watch in self.run.hosts.values_mut() {
+            watch.heard = (watch.heard + gap).min(now.mono);
         }
     }
 

@@ -9,7 +9,7 @@ use aerie_context_proto::MemberName;
 
 use crate::sim::{SECOND, Sim, UNDEPLOY, amounts, caller, description, id, operate, request};
 
-const MINUTE: Duration = Duration::from_secs(60);
+pub(crate) const MINUTE: Duration = Duration::from_secs(60);
 
 fn two_hosts() -> Sim {
     let mut sim = Sim::new(1, &[("h1", amounts(4, 8, 100)), ("h2", amounts(4, 8, 100))]);
@@ -17,12 +17,12 @@ fn two_hosts() -> Sim {
     sim
 }
 
-fn states(sim: &Sim, cluster: &str) -> Vec<MemberState> {
+pub(crate) fn states(sim: &Sim, cluster: &str) -> Vec<MemberState> {
     let status = sim.core().status(&caller("root"), &id(cluster)).unwrap();
     status.members.iter().map(|member| member.state).collect()
 }
 
-fn why(sim: &Sim, cluster: &str, member: &str) -> String {
+pub(crate) fn why(sim: &Sim, cluster: &str, member: &str) -> String {
     let status = sim.core().status(&caller("root"), &id(cluster)).unwrap();
     let found = status.members.iter().find(|found| found.name.as_str() == member);
     found.unwrap().why.clone().unwrap_or_default()
@@ -33,7 +33,7 @@ fn ending(sim: &Sim, cluster: &str) -> String {
     status.why().map(ToString::to_string).unwrap_or_default()
 }
 
-fn started(sets: &[(&str, u32, &str)]) -> Sim {
+pub(crate) fn started(sets: &[(&str, u32, &str)]) -> Sim {
     let mut sim = two_hosts();
     sim.command(&caller("ada"), request("c", description("started", true, sets)))
         .unwrap();
@@ -184,6 +184,49 @@ fn a_suspend_that_fails_leaves_the_member_running_and_says_why() {
 }
 
 #[test]
+fn a_host_that_says_done_and_does_nothing_is_asked_a_few_times_with_pauses_and_no_more() {
+    let mut sim = started(&[("w", 1, "debian")]);
+    sim.noted = true;
+    sim.host("h1").ignores.insert("suspend");
+    let before = sim.journal.len();
+    sim.command(&caller("ada"), operate("c", Scope::Cluster, Operation::Suspend))
+        .unwrap();
+    sim.run(10 * MINUTE);
+    let asked = sim.works.iter().filter(|work| work.ends_with("suspend")).count();
+    assert_eq!(asked, 5, "{:?}", sim.works);
+    let written = sim.journal.len() - before;
+    assert!(written <= 10, "{written} lines are written");
+    assert_eq!(states(&sim, "c"), [MemberState::Started]);
+    let why = why(&sim, "c", "w");
+    assert!(
+        why.contains("could not be suspended on host 'h1': it is running afterwards"),
+        "{why}"
+    );
+}
+
+#[test]
+fn a_start_that_always_ends_in_a_crash_fails_the_member() {
+    let mut sim = two_hosts();
+    sim.noted = true;
+    for host in ["h1", "h2"] {
+        sim.host(host).crashes = true;
+    }
+    sim.command(
+        &caller("ada"),
+        request("c", description("started", true, &[("w", 1, "debian")])),
+    )
+    .unwrap();
+    sim.run(5 * MINUTE);
+    let starts = sim.works.iter().filter(|work| work.ends_with("start")).count();
+    assert_eq!((starts, sim.is_empty()), (5, Ok(())));
+    assert!(
+        ending(&sim, "c").contains("could not be started"),
+        "{}",
+        ending(&sim, "c")
+    );
+}
+
+#[test]
 fn a_host_that_dies_while_it_stages_takes_the_aggregate_back_and_its_share_stays_held_until_it_is_back() {
     let mut sim = two_hosts();
     sim.command(
@@ -200,6 +243,23 @@ fn a_host_that_dies_while_it_stages_takes_the_aggregate_back_and_its_share_stays
     assert!(states(&sim, "c").contains(&MemberState::Failed));
     sim.run(10 * MINUTE);
     assert_eq!(sim.is_empty(), Ok(()));
+}
+
+#[test]
+fn a_manager_that_stands_still_for_minutes_takes_no_host_for_lost() {
+    let mut sim = two_hosts();
+    sim.command(
+        &caller("ada"),
+        request("c", description("started", true, &[("w", 6, "debian")])),
+    )
+    .unwrap();
+    sim.run(3 * SECOND);
+    sim.stand_still(3 * MINUTE);
+    sim.run(2 * MINUTE);
+    assert_eq!(states(&sim, "c"), [MemberState::Started; 6]);
+    let events = sim.core().events(&caller("root"), 0).events;
+    let silent = |what: &What| matches!(what, What::HostLost { .. } | What::HostSuspected { .. });
+    assert!(!events.iter().any(|event| silent(&event.what)), "{events:?}");
 }
 
 #[test]
@@ -227,7 +287,7 @@ fn a_host_that_dies_while_it_boots_a_guest_and_comes_back_boots_it_again() {
 fn a_host_that_dies_while_it_keeps_a_disk_loses_nothing() {
     let mut sim = started(&[("w", 1, "debian")]);
     let save = Operation::Undeploy {
-        save: Some("lab/result".parse().unwrap()),
+        save: Some("ada/result".parse().unwrap()),
     };
     sim.noted = true;
     sim.command(&caller("ada"), operate("c", Scope::Cluster, save))
@@ -244,17 +304,48 @@ fn a_host_that_dies_while_it_keeps_a_disk_loses_nothing() {
 }
 
 #[test]
+fn a_member_that_is_suspended_as_it_is_to_be_kept_is_restored_and_switched_off_before() {
+    let mut sim = started(&[("w", 1, "debian")]);
+    sim.noted = true;
+    sim.command(&caller("ada"), operate("c", Scope::Cluster, Operation::Suspend))
+        .unwrap();
+    let save = Operation::Undeploy {
+        save: Some("ada/result".parse().unwrap()),
+    };
+    sim.command(&caller("ada"), operate("c", Scope::Cluster, save))
+        .unwrap();
+    sim.run(MINUTE);
+    assert_eq!(sim.is_empty(), Ok(()));
+    let steps: Vec<_> = sim.works.iter().map(|work| &work[3..]).collect();
+    assert_eq!(steps, ["suspend", "restore", "stop", "save", "destroy"]);
+}
+
+#[test]
 fn a_disk_that_cannot_be_kept_keeps_its_member() {
     let mut sim = started(&[("w", 1, "debian")]);
     sim.host("h1").fails = vec![("save", Failure::refused("the repository is full"))];
     let save = Operation::Undeploy {
-        save: Some("lab/result".parse().unwrap()),
+        save: Some("ada/result".parse().unwrap()),
     };
     sim.command(&caller("ada"), operate("c", Scope::Cluster, save))
         .unwrap();
     sim.run(MINUTE);
     assert_eq!(states(&sim, "c"), [MemberState::Stopped]);
     assert!(why(&sim, "c", "w").contains("the repository is full"));
+}
+
+#[test]
+fn an_image_that_is_there_is_not_kept_over_and_the_member_stays() {
+    let mut sim = started(&[("w", 1, "debian")]);
+    sim.kept.insert("ada/result".parse().unwrap(), None);
+    let save = Operation::Undeploy {
+        save: Some("ada/result".parse().unwrap()),
+    };
+    sim.command(&caller("ada"), operate("c", Scope::Cluster, save))
+        .unwrap();
+    sim.run(MINUTE);
+    assert_eq!(states(&sim, "c"), [MemberState::Stopped]);
+    assert!(why(&sim, "c", "w").contains("the repository has 'ada/result' already"));
 }
 
 #[test]
@@ -327,24 +418,6 @@ fn a_guest_that_crashes_is_corrupted_until_somebody_starts_it_and_one_that_switc
         .unwrap();
     sim.run(MINUTE);
     assert_eq!(states(&sim, "c"), [MemberState::Started; 2]);
-}
-
-#[test]
-fn guests_of_others_are_left_alone_and_orphans_of_ones_own_are_removed() {
-    let mut sim = started(&[("w", 1, "debian")]);
-    let own = sim.host("h1").guests.clone();
-    let guest = own.values().next().unwrap().clone();
-    let foreign = aerie_cluster_manager_proto::GuestId([9; 16]);
-    let orphan = aerie_cluster_manager_proto::GuestId::new(crate::sim::MANAGER, 1 << 40);
-    sim.kill();
-    sim.host("h1").guests.insert(foreign, guest.clone());
-    sim.host("h1").guests.insert(orphan, guest);
-    // Not looked at meanwhile: neither is held for anybody.
-    sim.unchecked = true;
-    sim.run(MINUTE);
-    assert!(sim.host("h1").guests.contains_key(&foreign));
-    assert!(!sim.host("h1").guests.contains_key(&orphan));
-    assert_eq!(sim.host("h1").guests.len(), own.len() + 1);
 }
 
 #[test]

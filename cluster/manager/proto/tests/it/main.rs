@@ -4,6 +4,8 @@
 
 mod behaviour;
 mod crashes;
+mod host;
+mod inventories;
 mod orders;
 mod refusals;
 mod sim;

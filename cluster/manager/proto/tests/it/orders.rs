@@ -68,7 +68,7 @@ fn happens(sim: &mut Sim, event: &Event) {
             } else {
                 Scope::Set("w".parse().unwrap())
             };
-            let save = Some("kept".parse().unwrap());
+            let save = Some("ada/kept".parse().unwrap());
             let operation = match what {
                 0 => Operation::Deploy,
                 1 => Operation::Start,
@@ -85,7 +85,7 @@ fn happens(sim: &mut Sim, event: &Event) {
             sim.die_later(Duration::ZERO, hosts[*host], Duration::from_secs(*secs))
         }
         Event::GuestEnds { host, crashes } => {
-            let running = |guest: &&mut crate::sim::Guest| guest.state == GuestState::Running;
+            let running = |guest: &&mut crate::host::Guest| guest.state == GuestState::Running;
             if let Some(guest) = sim.host(hosts[*host]).guests.values_mut().find(running) {
                 let why = "by chance".to_owned();
                 guest.state = if *crashes {

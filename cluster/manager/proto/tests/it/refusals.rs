@@ -1,8 +1,11 @@
 //! What is refused, with what is said. Nothing has changed then.
 
 use aerie_cluster_manager_proto::{Answer, Caller, Command, Operation, Refusal, Request, Scope};
+use aerie_cluster_proto::description::Document;
 use aerie_cluster_proto::ledger::{Quota, Subject};
+use aerie_cluster_proto::limits::{MAX_DATA_BYTES, MAX_DOCUMENT_BYTES};
 use aerie_cluster_proto::placement::HostState;
+use aerie_types::WallMillis;
 
 use crate::sim::{SECOND, Sim, UNDEPLOY, amounts, caller, description, id, operate, request};
 
@@ -33,6 +36,37 @@ fn what_is_too_big_for_any_host_is_refused_with_the_nearest_that_fits() {
         why.contains("the cluster 'c' finds no place: 4 of 5 members fit"),
         "{why}"
     );
+}
+
+#[test]
+fn a_description_is_accepted_up_to_what_the_journal_reads_back_and_refused_beyond() {
+    let sized = |bytes: usize| {
+        let mut whole = description("propagated", true, &[("w", 1, "debian")]);
+        let toml = (0..16).map(|index| format!("{{ name = \"d{index}\", content = \"\" }}"));
+        let toml = toml.collect::<Vec<_>>().join(", ");
+        let toml = format!("{}[workspace.requires]\ndata = [{toml}]\n", whole.to_toml());
+        whole = Document::from_toml(&toml).unwrap().description;
+        let mut left = bytes - serde_json::to_string(&whole).unwrap().len();
+        for blob in &mut whole.workspaces[0].requires.data {
+            let part = left.min(MAX_DATA_BYTES);
+            blob.content = Some("x".repeat(part));
+            left -= part;
+        }
+        assert_eq!(serde_json::to_string(&whole).unwrap().len(), bytes);
+        whole
+    };
+    let mut sim = sim();
+    let why = refused(
+        &mut sim,
+        &caller("ada"),
+        request("c", sized(MAX_DOCUMENT_BYTES + 1)),
+    );
+    assert!(why.contains("has 1048577 bytes; 1048576 are allowed"), "{why}");
+    sim.command(&caller("ada"), request("c", sized(MAX_DOCUMENT_BYTES)))
+        .unwrap();
+    sim.kill();
+    sim.run(60 * SECOND);
+    assert!(sim.core().status(&caller("ada"), &id("c")).is_ok());
 }
 
 #[test]
@@ -71,6 +105,34 @@ fn more_than_the_quota_is_refused_and_an_extension_beyond_it_too() {
         why.contains("time of members: 5 hours of members are allowed"),
         "{why}"
     );
+}
+
+#[test]
+fn an_extension_beyond_the_longest_life_time_is_refused_however_it_is_cut_into_parts_and_not_to_administrators()
+ {
+    let mut sim = sim();
+    sim.command(&caller("ada"), one()).unwrap();
+    sim.run(60 * SECOND);
+    let status = sim.core().status(&caller("ada"), &id("c")).unwrap();
+    // Its life-time is two hours from then on.
+    let since = status.until.unwrap().0 - 2 * 3600 * 1000;
+    let most = sim.settings.bounds.max_lifetime.duration();
+    let extend = |past: u64| Command::Extend {
+        cluster: id("c"),
+        until: WallMillis(since + past).plus(most),
+    };
+    let why = refused(&mut sim, &caller("ada"), extend(1));
+    assert!(
+        why.contains("the cluster 'c' may live for 30days altogether, until"),
+        "{why}"
+    );
+    sim.kill();
+    sim.run(60 * SECOND);
+    sim.command(&caller("ada"), extend(0)).unwrap();
+    refused(&mut sim, &caller("ada"), extend(1));
+    sim.command(&caller("root"), extend(1)).unwrap();
+    // A time that it has already is no error.
+    sim.command(&caller("ada"), extend(1)).unwrap();
 }
 
 #[test]
@@ -173,6 +235,27 @@ fn an_operation_that_one_member_does_not_allow_is_done_to_none() {
         why.contains("cannot pause 'w-2', which is stopped: it does not run; start it first"),
         "{why}"
     );
+}
+
+#[test]
+fn a_disk_is_kept_under_the_name_of_its_account_alone_unless_an_administrator_says_otherwise() {
+    let mut sim = sim();
+    sim.command(&caller("ada"), one()).unwrap();
+    sim.run(60 * SECOND);
+    let save = |name: &str| {
+        let save = Some(name.parse().unwrap());
+        operate("c", Scope::Cluster, Operation::Undeploy { save })
+    };
+    for name in ["debian", "lab/result", "ada", "adam/result"] {
+        let why = refused(&mut sim, &caller("ada"), save(name));
+        assert!(
+            why.contains(&format!(
+                "cannot be kept as '{name}'; begin the name with \"ada/\""
+            )),
+            "{why}"
+        );
+    }
+    sim.command(&caller("root"), save("lab/result")).unwrap();
 }
 
 #[test]

@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use aerie_cluster_manager_proto::{
     Answer, Caller, Command, ContextReport, Core, Effect, Entry, Facts, Failure, Found, GuestId, GuestState,
-    Inventory, ManagerId, Now, Operation, Outcome, Reached, Refusal, Request, Scope, Settings, Spec, Work,
-    World,
+    Inventory, ManagerId, Now, Operation, Outcome, Reached, Refusal, Request, Scope, Settings, Work, World,
 };
 use aerie_cluster_proto::amount::{Bytes, Resources};
 use aerie_cluster_proto::description::{Description, Document, Image};
@@ -15,6 +14,8 @@ use aerie_cluster_proto::ledger::RequestId;
 use aerie_cluster_proto::placement::{Accelerator, Connections};
 use aerie_context_proto::{ContextId, HostName, MemberName};
 use aerie_types::WallMillis;
+
+use crate::host::{Host, describe};
 
 pub(crate) const SECOND: Duration = Duration::from_secs(1);
 pub(crate) const MANAGER: ManagerId = ManagerId([7; 7]);
@@ -43,25 +44,6 @@ impl Rng {
 }
 
 #[derive(Debug, Clone)]
-pub(crate) struct Guest {
-    pub(crate) state: GuestState,
-    was_paused: bool,
-    pub(crate) has_context: bool,
-}
-
-#[derive(Debug, Clone)]
-pub(crate) struct Host {
-    pub(crate) capacity: Resources,
-    pub(crate) images: BTreeSet<Image>,
-    pub(crate) guests: BTreeMap<GuestId, Guest>,
-    /// Guests of which nothing that was begun before is done any more.
-    destroyed: BTreeSet<GuestId>,
-    pub(crate) up: bool,
-    /// The next steps fail so.
-    pub(crate) fails: Vec<(&'static str, Failure)>,
-}
-
-#[derive(Debug, Clone)]
 enum Due {
     /// Something reaches whom it is for.
     Arrives(Effect, u64),
@@ -86,6 +68,8 @@ pub(crate) struct Sim {
     pub(crate) journal: Vec<Entry>,
     pub(crate) hosts: BTreeMap<HostName, Host>,
     pub(crate) contexts: BTreeSet<ContextId>,
+    /// Images that the repository has, and whose disks they are.
+    pub(crate) kept: BTreeMap<Image, Option<GuestId>>,
     pub(crate) reports: BTreeMap<MemberName, ContextReport>,
     /// How many writes and effects there were.
     pub(crate) boundaries: u64,
@@ -158,14 +142,7 @@ pub(crate) const UNDEPLOY: Operation = Operation::Undeploy { save: None };
 impl Sim {
     pub(crate) fn new(seed: u64, hosts: &[(&str, Resources)]) -> Self {
         let host = |(name, capacity): &(&str, Resources)| {
-            let host = Host {
-                capacity: *capacity,
-                images: BTreeSet::new(),
-                guests: BTreeMap::new(),
-                destroyed: BTreeSet::new(),
-                up: true,
-                fails: Vec::new(),
-            };
+            let host = Host::new(*capacity);
             (name.parse().unwrap(), host)
         };
         let mut sim = Self {
@@ -179,6 +156,7 @@ impl Sim {
             journal: Vec::new(),
             hosts: hosts.iter().map(host).collect(),
             contexts: BTreeSet::new(),
+            kept: BTreeMap::new(),
             reports: BTreeMap::new(),
             boundaries: 0,
             crash_at: None,
@@ -289,6 +267,12 @@ impl Sim {
         let host: HostName = host.parse().unwrap();
         self.later(after, Due::HostDies(host.clone()));
         self.later(after + back, Due::HostBack(host));
+    }
+
+    /// The manager does nothing for some time, and comes to itself before anybody else does.
+    pub(crate) fn stand_still(&mut self, time: Duration) {
+        self.now += time;
+        self.work(|_, _| ());
     }
 
     /// Until so much time has passed.
@@ -454,7 +438,14 @@ impl Sim {
         if fails && !matches!(work, Work::Destroy(_)) {
             return Err(Failure::failed("by chance"));
         }
-        host.perform(work)?;
+        if let Work::Save { guest, image } = work
+            && *self.kept.entry(image.clone()).or_insert(Some(*guest)) != Some(*guest)
+        {
+            return Err(Failure::refused(format!("the repository has '{image}' already")));
+        }
+        if !host.ignores.contains(what) {
+            host.perform(work)?;
+        }
         if fails {
             return Err(Failure::unreachable("the answer was lost"));
         }
@@ -543,70 +534,6 @@ impl Sim {
     }
 }
 
-impl Host {
-    fn perform(&mut self, work: &Work) -> Result<(), Failure> {
-        use GuestState as G;
-        let absent = || Failure::refused("there is no such guest");
-        match work {
-            Work::Stage { image } => {
-                if image.to_string().starts_with("missing") {
-                    return Err(Failure::refused("no repository has it; put it there"));
-                }
-                self.images.insert(image.clone());
-            }
-            Work::Prepare(spec) => {
-                let Spec { guest, image, .. } = spec.as_ref();
-                if !self.images.contains(image) {
-                    return Err(Failure::failed("the image is not there"));
-                }
-                self.guests.entry(*guest).or_insert(Guest {
-                    state: G::Prepared,
-                    was_paused: false,
-                    has_context: false,
-                });
-            }
-            Work::Attach(spec) => drop(self.guests.get(&spec.guest).ok_or_else(absent)?),
-            Work::Define(spec) => {
-                let guest = self.guests.get_mut(&spec.guest).ok_or_else(absent)?;
-                assert!(guest.has_context, "it was not given its context");
-                if guest.state == G::Prepared {
-                    guest.state = G::Defined;
-                }
-            }
-            Work::Save { guest, .. } => drop(self.guests.get(guest).ok_or_else(absent)?),
-            Work::Destroy(guest) => {
-                self.guests.remove(guest);
-                self.destroyed.insert(*guest);
-            }
-            Work::Start(id)
-            | Work::Pause(id)
-            | Work::Resume(id)
-            | Work::Suspend(id)
-            | Work::Restore(id)
-            | Work::Stop { guest: id, .. } => {
-                let guest = self.guests.get_mut(id).ok_or_else(absent)?;
-                let wrong = || Failure::failed(format!("it is {:?}", guest.state));
-                let next = match (work, &guest.state) {
-                    (Work::Start(_), G::Defined | G::Stopped | G::Crashed { .. } | G::Running) => G::Running,
-                    (Work::Pause(_), G::Running | G::Paused) => G::Paused,
-                    (Work::Resume(_), G::Running | G::Paused) => G::Running,
-                    (Work::Suspend(_), G::Running | G::Paused | G::Suspended) => G::Suspended,
-                    (Work::Restore(_), G::Suspended) if guest.was_paused => G::Paused,
-                    (Work::Restore(_), G::Suspended) => G::Running,
-                    (Work::Stop { .. }, G::Running | G::Paused | G::Defined | G::Stopped) => G::Stopped,
-                    (Work::Stop { .. }, G::Crashed { .. }) => guest.state.clone(),
-                    _ => return Err(wrong()),
-                };
-                if !matches!(guest.state, G::Suspended) {
-                    guest.was_paused = guest.state == G::Paused;
-                }
-                guest.state = next;
-            }
-        }
-        Ok(())
-    }
-}
-
 fn op_of(effect: &Effect) -> aerie_cluster_manager_proto::OpId {
     match effect {
         Effect::Ask { op, .. }
@@ -616,22 +543,5 @@ fn op_of(effect: &Effect) -> aerie_cluster_manager_proto::OpId {
         | Effect::RemoveContext { op, .. }
         | Effect::Look { op, .. }
         | Effect::Forget(op) => *op,
-    }
-}
-
-fn describe(work: &Work) -> (&'static str, Option<GuestId>) {
-    match work {
-        Work::Stage { .. } => ("stage", None),
-        Work::Prepare(spec) => ("prepare", Some(spec.guest)),
-        Work::Attach(spec) => ("attach", Some(spec.guest)),
-        Work::Define(spec) => ("define", Some(spec.guest)),
-        Work::Start(guest) => ("start", Some(*guest)),
-        Work::Pause(guest) => ("pause", Some(*guest)),
-        Work::Resume(guest) => ("resume", Some(*guest)),
-        Work::Suspend(guest) => ("suspend", Some(*guest)),
-        Work::Restore(guest) => ("restore", Some(*guest)),
-        Work::Stop { guest, .. } => ("stop", Some(*guest)),
-        Work::Save { guest, .. } => ("save", Some(*guest)),
-        Work::Destroy(guest) => ("destroy", Some(*guest)),
     }
 }
