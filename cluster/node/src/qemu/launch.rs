@@ -95,7 +95,7 @@ pub(super) struct With {
     /// The kind of machine.
     pub(super) kind: String,
     /// The images, opened, in the order of the disks.
-    pub(super) images: Vec<File>,
+    pub(super) images: Vec<Arc<File>>,
     /// Whether a memory comes.
     pub(super) incoming: bool,
 }

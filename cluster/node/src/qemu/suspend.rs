@@ -91,7 +91,7 @@ impl Guest {
         };
         let bytes = memory::write(client, &self.shared, &self.folder, turn, &mut self.abandoned).await?;
         // QEMU writes the disks no more until it is told to go on.
-        let settled = self.looks.settle(&self.definition);
+        let settled = self.looks.settle(&self.definition, self.run.written.as_deref());
         let disks = memory::unless_given_up(&mut self.abandoned, settled)
             .await?
             .map_err(|error| Failure::Why(error.to_string()))?;
@@ -210,8 +210,7 @@ impl Guest {
             )));
         }
         let images = self.check_host().await?;
-        let disks = self.looks.stamps(&self.definition).await?;
-        if let Some(path) = images::changed(&manifest.disks, &disks) {
+        if let Some(path) = images::changed(&manifest.disks, &images.stamps) {
             return Err(cannot(format!(
                 "{} was changed since it was suspended, and its memory does not fit any more; put the image of then \
                  back, or destroy the guest",
@@ -219,7 +218,7 @@ impl Guest {
             )));
         }
         let ran = manifest.ran;
-        let restored = self.read_memory(&manifest, images).await;
+        let restored = self.read_memory(&manifest, images.files).await;
         if let Err(error) = restored {
             let said = match self.link {
                 Some(_) => named(&files::last_lines(&self.folder.log()), &self.definition),
@@ -286,7 +285,7 @@ impl Guest {
         }
     }
 
-    async fn read_memory(&mut self, manifest: &Manifest, images: Vec<File>) -> Result<(), Failure> {
+    async fn read_memory(&mut self, manifest: &Manifest, images: Vec<Arc<File>>) -> Result<(), Failure> {
         let why = |error: Error| Failure::Why(error.to_string());
         let with = With {
             kind: manifest.hardware.machine.clone(),

@@ -142,6 +142,33 @@ async fn a_guest_has_the_image_that_was_looked_at_and_not_what_has_its_name_then
     bench.driver().destroy(id).await.unwrap();
 }
 
+#[tokio::test]
+#[ignore = "needs QEMU"]
+async fn a_guest_whose_image_was_replaced_is_not_suspended_with_the_other_one() {
+    let mut bench = host().await;
+    let id = started(&mut bench, 1, Program::Counts).await;
+    let count = counts_beyond(bench.driver(), id, 0).await;
+    let disk = image(bench.dir.path(), 1, Program::Counts);
+    let (other, had) = (disk.with_extension("other"), disk.with_extension("had"));
+    fs::copy(&disk, &other).unwrap();
+    fs::rename(&disk, &had).unwrap();
+    fs::rename(&other, &disk).unwrap();
+    for _ in 0..2 {
+        let error = bench.driver().suspend(id).await.unwrap_err().to_string();
+        assert!(error.contains("disk-1.img: it was replaced"), "{error}");
+        assert_eq!(state(&bench, id), State::Running);
+        assert!(!bench.folder(id).suspended().exists());
+        // The next driver knows it too.
+        bench.reopen().await;
+    }
+    let count = counts_beyond(bench.driver(), id, count).await;
+    fs::rename(&had, &disk).unwrap();
+    bench.driver().suspend(id).await.unwrap();
+    bench.driver().restore(id).await.unwrap();
+    counts_beyond(bench.driver(), id, count).await;
+    bench.driver().destroy(id).await.unwrap();
+}
+
 /// A file system whose server never says anything, for as long as this is there.
 struct Silent {
     at: PathBuf,
