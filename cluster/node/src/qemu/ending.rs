@@ -200,7 +200,12 @@ impl Guest {
             }
             if self.folder.is_suspended() {
                 self.set(State::Suspended);
+            } else {
+                self.shared.claims.release(id);
             }
+            // It is off, and its next life is not to be stopped.
+            let why = self.state().to_string();
+            self.answer_stop(Err(Error::Ended { id, why }));
             return Err(error);
         }
         self.answer_stop(Err(Error::Destroyed { id }));
