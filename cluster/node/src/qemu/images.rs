@@ -204,6 +204,19 @@ impl Looks {
         Ok(stamps)
     }
 
+    /// The images that a guest writes, as they are by now: of the files that were opened.
+    pub(super) async fn again(&self, opened: &Opened) -> Result<Vec<Stamp>, Error> {
+        let mut stamps = Vec::new();
+        for (image, file) in opened.images.iter().zip(&opened.files) {
+            if image.writable {
+                let file = Arc::clone(file);
+                let meta = self.look(&image.path, LOOK, move |_| file.metadata()).await?;
+                stamps.push(Stamp::of(&image.path, &meta));
+            }
+        }
+        Ok(stamps)
+    }
+
     async fn look<T: Send + 'static>(
         &self,
         path: &Path,

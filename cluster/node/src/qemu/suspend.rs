@@ -4,7 +4,6 @@
 //! it away by one rename; only then does the guest run. So there is a `suspended/` exactly while the guest has not run
 //! since, whenever the driver is killed.
 
-use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +12,7 @@ use tokio::time::timeout;
 use super::arguments::named;
 use super::folder::{Manifest, Phase};
 use super::guest::Guest;
+use super::images::{Opened, Stamp};
 use super::launch::{With, names_a_lock};
 use super::memory::{self, Failure};
 use super::{images, off_thread};
@@ -194,7 +194,8 @@ impl Guest {
     pub(super) async fn restore(&mut self) -> Result<(), Error> {
         let id = self.id();
         let cannot = |why: String| Error::Restore { id, why };
-        let manifest = self.folder.manifest()?;
+        let folder = self.folder.clone();
+        let manifest = off_thread(move || folder.manifest()).await?;
         let (hardware, now) = (&manifest.hardware, &self.shared.machine);
         if !now.fits(&hardware.processor) {
             return Err(cannot(format!(
@@ -210,15 +211,11 @@ impl Guest {
             )));
         }
         let images = self.check_host().await?;
-        if let Some(path) = images::changed(&manifest.disks, &images.stamps) {
-            return Err(cannot(format!(
-                "{} was changed since it was suspended, and its memory does not fit any more; put the image of then \
-                 back, or destroy the guest",
-                path.display()
-            )));
+        if let Some(why) = does_not_fit(&manifest, &images.stamps) {
+            return Err(cannot(why));
         }
         let ran = manifest.ran;
-        let restored = self.read_memory(&manifest, images.files).await;
+        let restored = self.read_memory(&manifest, images).await;
         if let Err(error) = restored {
             let said = match self.link {
                 Some(_) => named(&files::last_lines(&self.folder.log()), &self.definition),
@@ -262,7 +259,8 @@ impl Guest {
         else {
             return error;
         };
-        if let Err(kept) = self.folder.give_back_used() {
+        let folder = self.folder.clone();
+        if let Err(kept) = off_thread(move || folder.give_back_used()).await {
             // It stands still, and can be resumed.
             tracing::error!(guest = %id, %kept, "a memory is not given back");
             self.note_phase(Phase::Live).await;
@@ -285,11 +283,11 @@ impl Guest {
         }
     }
 
-    async fn read_memory(&mut self, manifest: &Manifest, images: Vec<Arc<File>>) -> Result<(), Failure> {
+    async fn read_memory(&mut self, manifest: &Manifest, images: Opened) -> Result<(), Failure> {
         let why = |error: Error| Failure::Why(error.to_string());
         let with = With {
             kind: manifest.hardware.machine.clone(),
-            images,
+            images: images.files.clone(),
             incoming: true,
         };
         self.come_up(Phase::Restoring { ran: manifest.ran }, with)
@@ -305,6 +303,14 @@ impl Guest {
         if names_a_lock(&files::last_lines(&self.folder.log())) {
             return Err(Failure::Locked);
         }
+        // Nobody had locked the images until then.
+        let again = self.looks.again(&images);
+        let again = memory::unless_given_up(&mut self.abandoned, again)
+            .await?
+            .map_err(why)?;
+        if let Some(why) = does_not_fit(manifest, &again) {
+            return Err(Failure::Why(why));
+        }
         // What an earlier memory left would be taken for this one.
         if let Some(removing) = &mut self.removing {
             let _ = memory::unless_given_up(&mut self.abandoned, removing).await?;
@@ -314,4 +320,14 @@ impl Guest {
         let folder = self.folder.clone();
         off_thread(move || folder.use_up_suspended()).await.map_err(why)
     }
+}
+
+/// Why a memory does not fit the guest's images, if it does not.
+fn does_not_fit(manifest: &Manifest, now: &[Stamp]) -> Option<String> {
+    let path = images::changed(&manifest.disks, now)?;
+    Some(format!(
+        "{} was changed since it was suspended, and its memory does not fit any more; put the image of then back, or \
+         destroy the guest",
+        path.display()
+    ))
 }
