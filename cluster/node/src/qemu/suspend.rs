@@ -110,26 +110,17 @@ impl Guest {
             // What was written goes with all else of it.
             return Error::Destroyed { id };
         }
+        let gone_on = self.go_on_unsuspended(ran, &failure).await;
+        // Only now: a disk that hangs would have the guest stand still meanwhile.
         self.clean().await;
-        let connected = match &failure {
-            Failure::Monitor(error) => !error.is_silence(),
-            _ => true,
-        };
-        if !connected {
-            self.lost(failure.to_string()).await;
-        } else {
-            if let Err(error) = self.disown_memory().await {
-                // It must not run while there is a memory of it.
-                self.refresh().await;
-                return error;
-            }
-            if let Err(error) = self.cancel_migration(ran).await {
-                return error;
-            }
-            self.refresh().await;
-            if self.state().is_live() {
-                self.note_phase(Phase::Live).await;
-            }
+        if let Err(error) = gone_on {
+            return error;
+        }
+        if self.link.is_some()
+            && self.state().is_live()
+            && !matches!(self.state(), State::Unresponsive { .. })
+        {
+            self.note_phase(Phase::Live).await;
         }
         if let State::Crashed { why } = self.state() {
             return Error::Ended { id, why };
@@ -138,6 +129,22 @@ impl Guest {
             id,
             why: failure.to_string(),
         }
+    }
+
+    /// Has the guest run again if it ran, as far as it is still heard.
+    async fn go_on_unsuspended(&mut self, ran: bool, failure: &Failure) -> Result<(), Error> {
+        if matches!(failure, Failure::Monitor(error) if error.is_silence()) {
+            self.lost(failure.to_string()).await;
+            return Ok(());
+        }
+        if let Err(error) = self.disown_memory().await {
+            // It must not run while there is a memory of it.
+            self.refresh().await;
+            return Err(error);
+        }
+        self.cancel_migration(ran).await?;
+        self.refresh().await;
+        Ok(())
     }
 
     /// A guest that is to run has no memory in a file: one whose folder got its name, and could not be made durable
@@ -152,9 +159,11 @@ impl Guest {
 
     /// Removes what no memory is restored from. Where the disk hangs that is left to later.
     pub(super) async fn clean(&mut self) {
-        let (folder, memory) = (self.folder.clone(), Arc::clone(&self.memory));
+        let (shared, folder) = (Arc::clone(&self.shared), self.folder.clone());
+        let memory = Arc::clone(&self.memory);
         let cleaned = timeout(CLEAN, async {
             let turn = memory.acquire_owned().await;
+            memory::before_cleaning(&shared, &folder).await;
             off_thread(move || {
                 let cleaned = folder.clean();
                 drop(turn);
