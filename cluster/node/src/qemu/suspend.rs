@@ -42,6 +42,7 @@ impl Guest {
             None => Ok(()),
         };
         if let Err(error) = ended {
+            self.let_go_of_another(&error);
             self.unresponsive(error.to_string());
             return Err(error);
         }
