@@ -100,8 +100,11 @@ impl Guest {
             // One that was not found before may be now.
             self.link = find(id, &self.folder, &self.run).await?;
         }
-        if let Some(link) = &mut self.link {
-            link.end(id).await?;
+        if let Some(link) = &mut self.link
+            && let Err(error) = link.end(id).await
+        {
+            self.let_go_of_another(&error);
+            return Err(error);
         }
         self.link = None;
         self.run.process = None;
@@ -176,12 +179,21 @@ impl Guest {
         if let Some(link) = &mut self.link
             && let Err(error) = link.kill(id).await
         {
+            self.let_go_of_another(&error);
             self.unresponsive(error.to_string());
             return Err(error);
         }
         self.link = None;
         self.run.process = None;
         Ok(())
+    }
+
+    /// A process that is not the guest's any more is not kept hold of: the guest's own is looked for again.
+    pub(super) fn let_go_of_another(&mut self, error: &Error) {
+        if matches!(error, Error::Unidentified { .. }) {
+            self.link = None;
+            self.run.process = None;
+        }
     }
 
     pub(super) async fn destroy(&mut self) -> Result<(), Error> {
@@ -200,7 +212,12 @@ impl Guest {
             }
             if self.folder.is_suspended() {
                 self.set(State::Suspended);
+            } else {
+                self.shared.claims.release(id);
             }
+            // It is off, and its next life is not to be stopped.
+            let why = self.state().to_string();
+            self.answer_stop(Err(Error::Ended { id, why }));
             return Err(error);
         }
         self.answer_stop(Err(Error::Destroyed { id }));

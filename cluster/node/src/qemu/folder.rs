@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::images::{Image, Stamp};
+use super::images::{FileId, Image, Stamp};
 use crate::process::ProcessId;
 use crate::{Definition, End, Error, GuestId, files};
 
@@ -57,6 +57,10 @@ pub(super) struct Run {
     pub(super) process: Option<ProcessId>,
     /// What the process was started as: by a QEMU of then, which may have been replaced since.
     pub(super) hardware: Option<Hardware>,
+    /// The images that the process writes, in the order of the disks: what has their names may be replaced. An earlier
+    /// release did not note them.
+    #[serde(default)]
+    pub(super) written: Option<Vec<FileId>>,
 }
 
 impl Default for Run {
@@ -66,6 +70,7 @@ impl Default for Run {
             phase: Phase::Defined,
             process: None,
             hardware: None,
+            written: None,
         }
     }
 }

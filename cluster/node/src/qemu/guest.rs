@@ -7,7 +7,6 @@
 //! An operation that changes what a restart would find writes that to `run.json` before it does it. Pausing and
 //! resuming change nothing there: QEMU itself knows.
 
-use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 use super::folder::{Folder, Hardware, Phase, Run};
-use super::images::Looks;
+use super::images::{Looks, Opened};
 use super::launch::{Link, With, connect, launch};
 use super::repeats::Repeats;
 use super::{CONSOLE_KEPT, Shared, off_thread, probe};
@@ -339,7 +338,7 @@ impl Guest {
     }
 
     async fn start(&mut self) -> Result<(), Error> {
-        let images = self.check_host().await?;
+        let images = self.check_host().await?.files;
         let before = self.run.clone();
         let with = With {
             kind: self.shared.machine.kind.clone(),
@@ -370,8 +369,8 @@ impl Guest {
     }
 
     /// Whether the host can have the guest now, which then has its images: these, opened.
-    pub(super) async fn check_host(&mut self) -> Result<Vec<File>, Error> {
-        let (images, files) = self.looks.open(&self.definition).await?;
+    pub(super) async fn check_host(&mut self) -> Result<Opened, Error> {
+        let opened = self.looks.open(&self.definition).await?;
         let need = Mib(self.definition.memory.0.saturating_add(OVERHEAD.0));
         match probe::available_memory() {
             Some(available) if available < need => Err(Error::Memory {
@@ -379,8 +378,10 @@ impl Guest {
                 need,
                 available,
             }),
-            _ => self.shared.claims.claim(self.id(), images).map(|()| files),
-        }
+            _ => self.shared.claims.claim(self.id(), opened.images.clone()),
+        }?;
+        self.run.written = Some(opened.written());
+        Ok(opened)
     }
 
     /// Starts QEMU; the guest stands still.

@@ -28,7 +28,7 @@ pub(super) const LOOK: Duration = Duration::from_secs(10);
 const SETTLE: Duration = Duration::from_secs(60);
 
 /// A file, by whatever name.
-type FileId = (u64, u64);
+pub(super) type FileId = (u64, u64);
 
 /// An image that a guest has, or wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +51,23 @@ impl Image {
     fn excludes(&self, other: &Self) -> bool {
         let same = self.path == other.path || (self.file.is_some() && self.file == other.file);
         same && (self.writable || other.writable)
+    }
+}
+
+/// A guest's images, opened, in the order of its disks.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) images: Vec<Image>,
+    pub(super) files: Vec<Arc<File>>,
+    /// Those that it writes, as they are: of the files themselves, whatever has their names by now.
+    pub(super) stamps: Vec<Stamp>,
+}
+
+impl Opened {
+    /// Which files the guest writes, in the order of the disks.
+    pub(super) fn written(&self) -> Vec<FileId> {
+        let written = self.images.iter().filter(|image| image.writable);
+        written.filter_map(|image| image.file).collect()
     }
 }
 
@@ -136,44 +153,66 @@ impl Looks {
         (images, answered)
     }
 
-    /// Opens the images, in the order of the disks, and looks whether they may be used.
-    pub(super) async fn open(&self, definition: &Definition) -> Result<(Vec<Image>, Vec<File>), Error> {
-        let mut images = of(definition);
-        let mut files = Vec::new();
-        for (image, disk) in images.iter_mut().zip(&definition.disks) {
+    /// Opens the images and looks whether they may be used.
+    pub(super) async fn open(&self, definition: &Definition) -> Result<Opened, Error> {
+        let mut opened = Opened {
+            images: of(definition),
+            files: Vec::new(),
+            stamps: Vec::new(),
+        };
+        for (image, disk) in opened.images.iter_mut().zip(&definition.disks) {
             let (writable, format) = (disk.writable(), disk.format);
             let open = move |path: &Path| open(path, writable, format);
-            let (id, file) = self.look(&image.path, LOOK, open).await?;
-            image.file = Some(id);
-            files.push(file);
+            let (meta, file) = self.look(&image.path, LOOK, open).await?;
+            image.file = Some(file_id(&meta));
+            opened.files.push(Arc::new(file));
+            if writable {
+                opened.stamps.push(Stamp::of(&image.path, &meta));
+            }
         }
-        Ok((images, files))
+        Ok(opened)
     }
 
-    /// The images that a guest writes, as they are.
-    pub(super) async fn stamps(&self, definition: &Definition) -> Result<Vec<Stamp>, Error> {
-        self.written(definition, LOOK, Stamp::of).await
-    }
-
-    /// As [`Looks::stamps`], once the images have reached the disk with the times at which they were changed: QEMU
-    /// flushes what is in them, and a power cut could take those times back.
-    pub(super) async fn settle(&self, definition: &Definition) -> Result<Vec<Stamp>, Error> {
-        self.written(definition, SETTLE, |path| {
-            File::open(path)?.sync_all()?;
-            Stamp::of(path)
-        })
-        .await
-    }
-
-    async fn written(
+    /// The images that a guest writes, as they are once they have reached the disk with the times at which they were
+    /// changed: QEMU flushes what is in them, and a power cut could take those times back. `written` are the files that
+    /// QEMU has open, if that was noted: what has the name of one by now may be another, and is not what the guest wrote.
+    pub(super) async fn settle(
         &self,
         definition: &Definition,
-        limit: Duration,
-        look: fn(&Path) -> io::Result<Stamp>,
+        written: Option<&[FileId]>,
     ) -> Result<Vec<Stamp>, Error> {
         let mut stamps = Vec::new();
         for disk in definition.disks.iter().filter(|disk| disk.writable()) {
-            stamps.push(self.look(&disk.path, limit, look).await?);
+            let settle = |path: &Path| {
+                let file = File::open(path)?;
+                file.sync_all()?;
+                file.metadata()
+            };
+            let meta = self.look(&disk.path, SETTLE, settle).await?;
+            if written.is_some_and(|written| written.get(stamps.len()) != Some(&file_id(&meta))) {
+                return Err(Error::Image {
+                    id: self.id,
+                    path: disk.path.clone(),
+                    source: io::Error::other(
+                        "it was replaced by another file while the guest had it; put the one of then back, or stop \
+                         the guest instead",
+                    ),
+                });
+            }
+            stamps.push(Stamp::of(&disk.path, &meta));
+        }
+        Ok(stamps)
+    }
+
+    /// The images that a guest writes, as they are by now: of the files that were opened.
+    pub(super) async fn again(&self, opened: &Opened) -> Result<Vec<Stamp>, Error> {
+        let mut stamps = Vec::new();
+        for (image, file) in opened.images.iter().zip(&opened.files) {
+            if image.writable {
+                let file = Arc::clone(file);
+                let meta = self.look(&image.path, LOOK, move |_| file.metadata()).await?;
+                stamps.push(Stamp::of(&image.path, &meta));
+            }
         }
         Ok(stamps)
     }
@@ -219,7 +258,7 @@ fn file_id(meta: &fs::Metadata) -> FileId {
 }
 
 /// Opens an image for QEMU, that is given what was looked at: the path may name something else by then.
-fn open(path: &Path, writable: bool, format: Format) -> io::Result<(FileId, File)> {
+fn open(path: &Path, writable: bool, format: Format) -> io::Result<(fs::Metadata, File)> {
     // To open a pipe is to wait for its other end.
     if !fs::metadata(path)?.is_file() {
         return Err(io::Error::other("it is no regular file"));
@@ -234,7 +273,7 @@ fn open(path: &Path, writable: bool, format: Format) -> io::Result<(FileId, File
         (&file).take(QCOW2_HEADER).read_to_end(&mut header)?;
         check_qcow2(&header).map_err(io::Error::other)?;
     }
-    Ok((file_id(&meta), file))
+    Ok((meta, file))
 }
 
 /// As much of a qcow2 image as says what it refers to (QEMU's docs/interop/qcow2.txt).
@@ -276,15 +315,14 @@ pub(super) struct Stamp {
 }
 
 impl Stamp {
-    fn of(path: &Path) -> io::Result<Self> {
-        let meta = fs::metadata(path)?;
-        Ok(Self {
+    fn of(path: &Path, meta: &fs::Metadata) -> Self {
+        Self {
             path: path.to_owned(),
             inode: meta.ino(),
             bytes: meta.len(),
             changed_secs: meta.mtime(),
             changed_nanos: meta.mtime_nsec(),
-        })
+        }
     }
 
     /// The image, which its guest writes.
@@ -423,9 +461,32 @@ mod tests {
         fs::write(&path, "x").unwrap();
         let guest = guest(1, &[(&path, false)]);
         let looks = Looks::new(guest.id);
-        let before = looks.settle(&guest).await.unwrap();
-        assert_eq!(changed(&before, &looks.stamps(&guest).await.unwrap()), None);
+        let opened = looks.open(&guest).await.unwrap();
+        let written = opened.written();
+        let before = looks.settle(&guest, Some(&written)).await.unwrap();
+        assert_eq!(changed(&before, &opened.stamps), None);
         fs::write(&path, "xy").unwrap();
-        assert_eq!(changed(&before, &looks.stamps(&guest).await.unwrap()), Some(path));
+        let now = looks.open(&guest).await.unwrap();
+        assert_eq!(changed(&before, &now.stamps), Some(path));
+    }
+
+    #[tokio::test]
+    async fn what_has_an_images_name_by_now_is_not_taken_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, other) = (dir.path().join("disk"), dir.path().join("other"));
+        fs::write(&path, "x").unwrap();
+        fs::write(&other, "y").unwrap();
+        let guest = guest(1, &[(&path, false)]);
+        let looks = Looks::new(guest.id);
+        let written = looks.open(&guest).await.unwrap().written();
+        fs::rename(&other, &path).unwrap();
+        let error = looks
+            .settle(&guest, Some(&written))
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("disk: it was replaced"), "{error}");
+        // An earlier release did not note which it was.
+        looks.settle(&guest, None).await.unwrap();
     }
 }

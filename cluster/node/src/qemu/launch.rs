@@ -44,6 +44,8 @@ pub(super) struct Link {
     pub(super) process: Process,
     /// How it ended, if it is this process's child.
     reaper: Option<JoinHandle<io::Result<ExitStatus>>>,
+    /// What it holds by which it was found, if it was: a child that is not yet its program holds what it will let go.
+    found_by: Option<PathBuf>,
 }
 
 impl Link {
@@ -61,9 +63,20 @@ impl Link {
         self.kill(id).await
     }
 
-    /// Ends it at once. Returns once it is gone.
+    /// Ends it at once. Returns once it is gone. One that was found, and is not the guest's any more, is left alone.
     pub(super) async fn kill(&mut self, id: GuestId) -> Result<(), Error> {
         self.client = None;
+        if let Some(alive) = &self.found_by
+            && !self.process.holds(alive)
+        {
+            if files::lock(alive)?.is_some() {
+                return Ok(());
+            }
+            return Err(Error::Unidentified {
+                id,
+                why: format!("another process holds {} by now", alive.display()),
+            });
+        }
         self.process.kill();
         timeout(KILL, self.process.ended())
             .await
@@ -95,7 +108,7 @@ pub(super) struct With {
     /// The kind of machine.
     pub(super) kind: String,
     /// The images, opened, in the order of the disks.
-    pub(super) images: Vec<File>,
+    pub(super) images: Vec<Arc<File>>,
     /// Whether a memory comes.
     pub(super) incoming: bool,
 }
@@ -139,6 +152,7 @@ pub(super) async fn launch(
         client: None,
         process,
         reaper: Some(reaper),
+        found_by: None,
     });
     match connect(shared, id, folder, START).await {
         Ok(client) => {
@@ -343,6 +357,7 @@ pub(super) async fn find(id: GuestId, folder: &Folder, run: &Run) -> Result<Opti
         client: None,
         process,
         reaper: None,
+        found_by: Some(folder.alive()),
     }))
 }
 
@@ -384,4 +399,42 @@ fn identify(folder: &Folder, run: &Run) -> Result<Option<Process>, Error> {
         }
     }
     Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_process_that_was_found_is_not_ended_once_it_is_not_the_guests() {
+        let dir = tempfile::tempdir().unwrap();
+        let id = GuestId(uuid::Uuid::from_u128(1));
+        let folder = Folder::new(dir.path(), id);
+        files::private_folder(folder.path()).unwrap();
+        let sleep = |lock: Option<File>| {
+            let mut command = Command::new("sleep");
+            if let Some(lock) = lock {
+                command.stdout(lock);
+            }
+            command.arg("60").kill_on_drop(true).spawn().unwrap()
+        };
+        let pid = |child: &tokio::process::Child| i32::try_from(child.id().unwrap()).unwrap();
+        let holder = sleep(files::lock(&folder.alive()).unwrap());
+        let mut link = find(id, &folder, &Run::default()).await.unwrap().unwrap();
+        assert_eq!(link.process.id().pid, pid(&holder));
+        // As one is that let the lock go to another.
+        let other = sleep(None);
+        let guests = std::mem::replace(&mut link.process, Process::open(pid(&other)).unwrap().unwrap());
+        let error = link.kill(id).await.unwrap_err();
+        assert!(matches!(error, Error::Unidentified { .. }), "{error}");
+        let other_lives = || Process::open(pid(&other)).unwrap().is_some();
+        assert!(other_lives());
+        // The guest's own is ended, and then there is none.
+        let not_guests = std::mem::replace(&mut link.process, guests);
+        link.kill(id).await.unwrap();
+        assert!(Process::open(pid(&holder)).unwrap().is_none());
+        link.process = not_guests;
+        link.kill(id).await.unwrap();
+        assert!(other_lives());
+    }
 }

@@ -347,7 +347,20 @@ struct Faults {
 pub(super) enum Hang {
     Write,
     Sync,
+    /// As long as one waits for it, when what is left of a memory is removed.
+    Clean,
 }
+
+/// Before what is left of a memory is removed.
+#[cfg(test)]
+pub(super) async fn before_cleaning(shared: &Shared, folder: &Folder) {
+    if shared.config.disk_hangs == Some(Hang::Clean) && folder.suspending().exists() {
+        std::future::pending().await
+    }
+}
+
+#[cfg(not(test))]
+pub(super) async fn before_cleaning(_shared: &Shared, _folder: &Folder) {}
 
 #[cfg(test)]
 impl Faults {

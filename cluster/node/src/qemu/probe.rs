@@ -111,19 +111,15 @@ pub(super) async fn probe(config: &Config) -> Result<Machine, Error> {
         program: config.program.display().to_string(),
         why,
     };
-    let sandboxed = run(config, &["-sandbox", SANDBOX, "--version"]).await?;
-    let sandbox = sandboxed.status.success();
-    if !sandbox {
-        tracing::warn!("this QEMU has no sandbox: a guest that breaks out of its machine may start programs");
-    }
-    let version = match sandbox {
-        true => sandboxed,
-        false => run(config, &["--version"]).await?,
-    };
-    let version = text(&version);
+    let version = text(&run(config, &["--version"]).await?);
     let version = parse_version(&version)
         .ok_or_else(|| unusable(format!("it says of its version: {}", version.trim())))?
         .to_owned();
+    let sandboxed = run(config, &["-sandbox", SANDBOX, "--version"]).await?;
+    let sandbox = has_sandbox(&sandboxed).map_err(unusable)?;
+    if !sandbox {
+        tracing::warn!("this QEMU has no sandbox: a guest that breaks out of its machine may start programs");
+    }
     let listed = text(&run(config, &["-machine", "help"]).await?);
     let (kind, kinds) =
         parse_kinds(&listed).ok_or_else(|| unusable("it has no machine of the kind 'pc'".to_owned()))?;
@@ -154,6 +150,23 @@ pub(super) async fn probe(config: &Config) -> Result<Machine, Error> {
         }
     }
     Ok(machine)
+}
+
+/// Whether a QEMU that was told to keep itself from what it has no use for can; it is not taken for one that cannot
+/// unless it says so itself.
+fn has_sandbox(told: &Output) -> Result<bool, String> {
+    if told.status.success() {
+        return Ok(true);
+    }
+    let said = String::from_utf8_lossy(&told.stderr);
+    if told.status.code() == Some(1) && said.contains("-sandbox") {
+        return Ok(false);
+    }
+    Err(format!(
+        "whether it has a sandbox is not known, it ended with {}: {}",
+        told.status,
+        said.lines().next().unwrap_or("it said nothing")
+    ))
 }
 
 /// How much memory programs can have without others having to give theirs up (proc(5)).
@@ -339,6 +352,30 @@ mod tests {
         assert!(emulated.fits("tcg qemu64,-cx16"));
         assert_eq!(identify("processor: 0\n"), None);
         assert_eq!(digest(""), 0xcbf2_9ce4_8422_2325);
+    }
+
+    #[test]
+    fn a_qemu_that_fails_is_not_taken_for_one_without_a_sandbox() {
+        use std::os::unix::process::ExitStatusExt as _;
+        let told = |status: i32, said: &str| {
+            has_sandbox(&Output {
+                status: std::process::ExitStatus::from_raw(status),
+                stdout: Vec::new(),
+                stderr: said.into(),
+            })
+        };
+        let without = "qemu-system-x86_64: -sandbox support is not enabled in this QEMU binary";
+        assert_eq!(told(0, ""), Ok(true));
+        assert_eq!(told(1 << 8, without), Ok(false));
+        for (status, said) in [
+            (1 << 8, ""),
+            (1 << 8, "cannot allocate memory"),
+            (127 << 8, without),
+            (9, ""),
+        ] {
+            let why = told(status, said).unwrap_err();
+            assert!(why.contains("whether it has a sandbox is not known"), "{why}");
+        }
     }
 
     #[tokio::test]

@@ -120,14 +120,8 @@ impl Guest {
             Phase::Ended(end) => return self.finish(end).await,
             Phase::Crashed { why } => return self.crash(why).await,
             Phase::Starting => self.run_on(Operation::Start, true).await,
-            Phase::Suspending { ran } => {
-                self.clean().await;
-                self.run_on(Operation::Suspend, ran).await;
-            }
-            Phase::Restoring { ran } => {
-                self.clean().await;
-                self.run_on(Operation::Restore, ran).await;
-            }
+            Phase::Suspending { ran } => self.run_on(Operation::Suspend, ran).await,
+            Phase::Restoring { ran } => self.run_on(Operation::Restore, ran).await,
             Phase::Live | Phase::Defined => {}
         }
         // As it was when it was heard last, if it was: what has changed since is told.
@@ -135,6 +129,10 @@ impl Guest {
         self.set(heard.clone().unwrap_or(State::Paused));
         self.heard_as = heard;
         self.refresh().await;
+        if matches!(self.run.phase, Phase::Suspending { .. } | Phase::Restoring { .. }) {
+            // Only now: a disk that hangs would have the guest stand still meanwhile.
+            self.clean().await;
+        }
         if self.state().is_live() && !matches!(self.state(), State::Unresponsive { .. }) {
             self.note_phase(Phase::Live).await;
         }

@@ -4,7 +4,6 @@
 //! it away by one rename; only then does the guest run. So there is a `suspended/` exactly while the guest has not run
 //! since, whenever the driver is killed.
 
-use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +12,7 @@ use tokio::time::timeout;
 use super::arguments::named;
 use super::folder::{Manifest, Phase};
 use super::guest::Guest;
+use super::images::{Opened, Stamp};
 use super::launch::{With, names_a_lock};
 use super::memory::{self, Failure};
 use super::{images, off_thread};
@@ -42,6 +42,7 @@ impl Guest {
             None => Ok(()),
         };
         if let Err(error) = ended {
+            self.let_go_of_another(&error);
             self.unresponsive(error.to_string());
             return Err(error);
         }
@@ -91,7 +92,7 @@ impl Guest {
         };
         let bytes = memory::write(client, &self.shared, &self.folder, turn, &mut self.abandoned).await?;
         // QEMU writes the disks no more until it is told to go on.
-        let settled = self.looks.settle(&self.definition);
+        let settled = self.looks.settle(&self.definition, self.run.written.as_deref());
         let disks = memory::unless_given_up(&mut self.abandoned, settled)
             .await?
             .map_err(|error| Failure::Why(error.to_string()))?;
@@ -110,26 +111,17 @@ impl Guest {
             // What was written goes with all else of it.
             return Error::Destroyed { id };
         }
+        let gone_on = self.go_on_unsuspended(ran, &failure).await;
+        // Only now: a disk that hangs would have the guest stand still meanwhile.
         self.clean().await;
-        let connected = match &failure {
-            Failure::Monitor(error) => !error.is_silence(),
-            _ => true,
-        };
-        if !connected {
-            self.lost(failure.to_string()).await;
-        } else {
-            if let Err(error) = self.disown_memory().await {
-                // It must not run while there is a memory of it.
-                self.refresh().await;
-                return error;
-            }
-            if let Err(error) = self.cancel_migration(ran).await {
-                return error;
-            }
-            self.refresh().await;
-            if self.state().is_live() {
-                self.note_phase(Phase::Live).await;
-            }
+        if let Err(error) = gone_on {
+            return error;
+        }
+        if self.link.is_some()
+            && self.state().is_live()
+            && !matches!(self.state(), State::Unresponsive { .. })
+        {
+            self.note_phase(Phase::Live).await;
         }
         if let State::Crashed { why } = self.state() {
             return Error::Ended { id, why };
@@ -138,6 +130,22 @@ impl Guest {
             id,
             why: failure.to_string(),
         }
+    }
+
+    /// Has the guest run again if it ran, as far as it is still heard.
+    async fn go_on_unsuspended(&mut self, ran: bool, failure: &Failure) -> Result<(), Error> {
+        if matches!(failure, Failure::Monitor(error) if error.is_silence()) {
+            self.lost(failure.to_string()).await;
+            return Ok(());
+        }
+        if let Err(error) = self.disown_memory().await {
+            // It must not run while there is a memory of it.
+            self.refresh().await;
+            return Err(error);
+        }
+        self.cancel_migration(ran).await?;
+        self.refresh().await;
+        Ok(())
     }
 
     /// A guest that is to run has no memory in a file: one whose folder got its name, and could not be made durable
@@ -152,9 +160,11 @@ impl Guest {
 
     /// Removes what no memory is restored from. Where the disk hangs that is left to later.
     pub(super) async fn clean(&mut self) {
-        let (folder, memory) = (self.folder.clone(), Arc::clone(&self.memory));
+        let (shared, folder) = (Arc::clone(&self.shared), self.folder.clone());
+        let memory = Arc::clone(&self.memory);
         let cleaned = timeout(CLEAN, async {
             let turn = memory.acquire_owned().await;
+            memory::before_cleaning(&shared, &folder).await;
             off_thread(move || {
                 let cleaned = folder.clean();
                 drop(turn);
@@ -194,7 +204,8 @@ impl Guest {
     pub(super) async fn restore(&mut self) -> Result<(), Error> {
         let id = self.id();
         let cannot = |why: String| Error::Restore { id, why };
-        let manifest = self.folder.manifest()?;
+        let folder = self.folder.clone();
+        let manifest = off_thread(move || folder.manifest()).await?;
         let (hardware, now) = (&manifest.hardware, &self.shared.machine);
         if !now.fits(&hardware.processor) {
             return Err(cannot(format!(
@@ -210,13 +221,8 @@ impl Guest {
             )));
         }
         let images = self.check_host().await?;
-        let disks = self.looks.stamps(&self.definition).await?;
-        if let Some(path) = images::changed(&manifest.disks, &disks) {
-            return Err(cannot(format!(
-                "{} was changed since it was suspended, and its memory does not fit any more; put the image of then \
-                 back, or destroy the guest",
-                path.display()
-            )));
+        if let Some(why) = does_not_fit(&manifest, &images.stamps) {
+            return Err(cannot(why));
         }
         let ran = manifest.ran;
         let restored = self.read_memory(&manifest, images).await;
@@ -263,7 +269,8 @@ impl Guest {
         else {
             return error;
         };
-        if let Err(kept) = self.folder.give_back_used() {
+        let folder = self.folder.clone();
+        if let Err(kept) = off_thread(move || folder.give_back_used()).await {
             // It stands still, and can be resumed.
             tracing::error!(guest = %id, %kept, "a memory is not given back");
             self.note_phase(Phase::Live).await;
@@ -286,11 +293,11 @@ impl Guest {
         }
     }
 
-    async fn read_memory(&mut self, manifest: &Manifest, images: Vec<File>) -> Result<(), Failure> {
+    async fn read_memory(&mut self, manifest: &Manifest, images: Opened) -> Result<(), Failure> {
         let why = |error: Error| Failure::Why(error.to_string());
         let with = With {
             kind: manifest.hardware.machine.clone(),
-            images,
+            images: images.files.clone(),
             incoming: true,
         };
         self.come_up(Phase::Restoring { ran: manifest.ran }, with)
@@ -306,6 +313,14 @@ impl Guest {
         if names_a_lock(&files::last_lines(&self.folder.log())) {
             return Err(Failure::Locked);
         }
+        // Nobody had locked the images until then.
+        let again = self.looks.again(&images);
+        let again = memory::unless_given_up(&mut self.abandoned, again)
+            .await?
+            .map_err(why)?;
+        if let Some(why) = does_not_fit(manifest, &again) {
+            return Err(Failure::Why(why));
+        }
         // What an earlier memory left would be taken for this one.
         if let Some(removing) = &mut self.removing {
             let _ = memory::unless_given_up(&mut self.abandoned, removing).await?;
@@ -315,4 +330,14 @@ impl Guest {
         let folder = self.folder.clone();
         off_thread(move || folder.use_up_suspended()).await.map_err(why)
     }
+}
+
+/// Why a memory does not fit the guest's images, if it does not.
+fn does_not_fit(manifest: &Manifest, now: &[Stamp]) -> Option<String> {
+    let path = images::changed(&manifest.disks, now)?;
+    Some(format!(
+        "{} was changed since it was suspended, and its memory does not fit any more; put the image of then back, or \
+         destroy the guest",
+        path.display()
+    ))
 }

@@ -172,6 +172,36 @@ async fn a_destroy_that_fails_interrupts_nothing_afterwards() {
 
 #[tokio::test]
 #[ignore = "needs QEMU"]
+async fn a_destroy_that_fails_ends_the_time_to_stop_and_lets_the_images_go() {
+    const GRACE: Duration = Duration::from_secs(2);
+    let mut bench = host().await;
+    let id = started(&mut bench, 1, Program::Deaf).await;
+    let in_the_way = bench.config.dir.join(format!(".passing-{id}"));
+    fs::write(&in_the_way, "").unwrap();
+    let driver = bench.driver.as_ref().unwrap();
+    let (stopped, ()) = tokio::join!(driver.stop(id, GRACE), async {
+        while driver.status(id).unwrap().busy.is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        driver.destroy(id).await.unwrap_err();
+        fs::remove_file(&in_the_way).unwrap();
+        // Its image is free for another one.
+        let mut other = bench.guest(2, Program::Deaf);
+        other.disks[0].path = image(bench.dir.path(), 1, Program::Deaf);
+        driver.define(other.clone()).await.unwrap();
+        driver.start(other.id).await.unwrap();
+        driver.destroy(other.id).await.unwrap();
+        driver.start(id).await.unwrap();
+    });
+    assert!(matches!(stopped, Err(Error::Ended { .. })), "{stopped:?}");
+    assert_eq!(driver.status(id).unwrap().busy, None);
+    tokio::time::sleep(GRACE).await;
+    assert_eq!(state(&bench, id), State::Running);
+    driver.destroy(id).await.unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs QEMU"]
 async fn a_guest_is_destroyed_while_the_disk_hangs_that_its_memory_is_written_to() {
     for hang in [Hang::Write, Hang::Sync] {
         let mut bench = Host::with(|config| config.disk_hangs = Some(hang)).await;

@@ -3,11 +3,14 @@
 use std::fs;
 use std::time::Duration;
 
+use tokio::time::timeout;
+
 use super::{Host, by_script, host, image};
 use crate::conformance::{Bench, Program, counted, counts_beyond, id, started, state};
 use crate::qemu::folder::Folder;
+use crate::qemu::memory::Hang;
 use crate::qemu::{Acceleration, QemuDriver};
-use crate::{Disk, Error, Link, Mac, Mib, Nic, State};
+use crate::{Disk, Error, Link, Mac, Mib, Nic, NodeDriver as _, State};
 
 #[tokio::test]
 #[ignore = "needs QEMU"]
@@ -280,4 +283,57 @@ async fn a_qemu_without_a_sandbox_runs_guests_without_one() {
     with.driver().define(other).await.unwrap();
     with.driver().start(id).await.unwrap();
     assert!(line(&with, id).contains("spawn=deny"));
+}
+
+#[tokio::test]
+#[ignore = "needs QEMU"]
+async fn a_guest_does_not_stand_still_until_what_is_left_of_its_memory_is_removed() {
+    const SOON: Duration = Duration::from_secs(10);
+    let mut bench = Host::with(|config| {
+        config.disk_full_after = Some(100_000);
+        config.disk_hangs = Some(Hang::Clean);
+    })
+    .await;
+    let id = started(&mut bench, 1, Program::Counts).await;
+    counts_beyond(bench.driver(), id, 0).await;
+    let driver = bench.driver.as_ref().unwrap();
+    let goes_on = async {
+        while !bench.folder(id).suspending().join("memory").exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        // It stands still for its memory.
+        let count = counted(driver, id).await;
+        counts_beyond(driver, id, count).await
+    };
+    let (suspended, count) = tokio::join!(driver.suspend(id), async {
+        let count = timeout(SOON, goes_on).await.expect("it goes on");
+        assert!(bench.folder(id).suspending().exists());
+        // Which the removal is given up for.
+        driver.destroy(id).await.unwrap();
+        count
+    });
+    assert!(count > 0 && suspended.is_err(), "{suspended:?}");
+
+    // So it is when the next driver finds it.
+    let id = started(&mut bench, 2, Program::Counts).await;
+    counts_beyond(bench.driver(), id, 0).await;
+    bench.driver().pause(id).await.unwrap();
+    bench.close().await;
+    fs::create_dir(bench.folder(id).suspending()).unwrap();
+    let noted = bench.folder(id).path().join("run.json");
+    let mut run: serde_json::Value = serde_json::from_slice(&fs::read(&noted).unwrap()).unwrap();
+    run["phase"] = serde_json::json!({ "suspending": { "ran": true } });
+    fs::write(&noted, run.to_string()).unwrap();
+    let console = bench.folder(id).console();
+    let written = || fs::metadata(&console).unwrap().len();
+    let before = written();
+    let goes_on = async {
+        while written() == before {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! {
+        opened = QemuDriver::open(bench.config.clone()) => panic!("what is left was removed: {:?}", opened.err()),
+        gone_on = timeout(SOON, goes_on) => gone_on.expect("it goes on"),
+    }
 }

@@ -142,6 +142,114 @@ async fn a_guest_has_the_image_that_was_looked_at_and_not_what_has_its_name_then
     bench.driver().destroy(id).await.unwrap();
 }
 
+#[tokio::test]
+#[ignore = "needs QEMU"]
+async fn a_guest_whose_image_was_replaced_is_not_suspended_with_the_other_one() {
+    let mut bench = host().await;
+    let id = started(&mut bench, 1, Program::Counts).await;
+    let count = counts_beyond(bench.driver(), id, 0).await;
+    let disk = image(bench.dir.path(), 1, Program::Counts);
+    let (other, had) = (disk.with_extension("other"), disk.with_extension("had"));
+    fs::copy(&disk, &other).unwrap();
+    fs::rename(&disk, &had).unwrap();
+    fs::rename(&other, &disk).unwrap();
+    for _ in 0..2 {
+        let error = bench.driver().suspend(id).await.unwrap_err().to_string();
+        assert!(error.contains("disk-1.img: it was replaced"), "{error}");
+        assert_eq!(state(&bench, id), State::Running);
+        assert!(!bench.folder(id).suspended().exists());
+        // The next driver knows it too.
+        bench.reopen().await;
+    }
+    let count = counts_beyond(bench.driver(), id, count).await;
+    fs::rename(&had, &disk).unwrap();
+    bench.driver().suspend(id).await.unwrap();
+    bench.driver().restore(id).await.unwrap();
+    counts_beyond(bench.driver(), id, count).await;
+    bench.driver().destroy(id).await.unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs QEMU"]
+async fn a_disk_that_is_written_while_the_memory_is_read_is_not_run_on() {
+    // Somebody writes it just before QEMU begins, when it has been looked at.
+    let mut bench = Host::with(|config| {
+        let disk = config.dir.with_file_name("disk-1.img").display().to_string();
+        let write = format!("case \"$*\" in *-incoming*) [ ! -e {disk}.write ] || touch {disk};; esac");
+        by_script(config, &write, "");
+    })
+    .await;
+    let id = started(&mut bench, 1, Program::Counts).await;
+    let count = counts_beyond(bench.driver(), id, 0).await;
+    bench.driver().suspend(id).await.unwrap();
+    let disk = image(bench.dir.path(), 1, Program::Counts);
+    let then = fs::metadata(&disk).unwrap().modified().unwrap();
+    let write = disk.with_extension("img.write");
+    fs::write(&write, "").unwrap();
+    let error = bench.driver().restore(id).await.unwrap_err().to_string();
+    assert!(error.contains("disk-1.img was changed"), "{error}");
+    assert_eq!(state(&bench, id), State::Suspended);
+    assert!(bench.processes(id).is_empty());
+    fs::remove_file(&write).unwrap();
+    let file = File::options().write(true).open(&disk).unwrap();
+    file.set_modified(then).unwrap();
+    bench.driver().restore(id).await.unwrap();
+    counts_beyond(bench.driver(), id, count).await;
+    bench.driver().destroy(id).await.unwrap();
+}
+
+/// An image of the first cluster's content, in the form qcow2 (QEMU's docs/interop/qcow2.txt), version 3.
+fn qcow2(content: &[u8], bytes: u64) -> Vec<u8> {
+    const CLUSTER: usize = 1 << 16;
+    const COPIED: u64 = 1 << 63;
+    let mut image = vec![0; 6 * CLUSTER];
+    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+    // The header, the table of reference counts, these, both levels of the table of clusters, and the one.
+    let at = |cluster: usize| (cluster * CLUSTER) as u64;
+    put(0, b"QFI\xfb\0\0\0\x03");
+    put(20, &16_u32.to_be_bytes());
+    put(24, &bytes.to_be_bytes());
+    put(36, &1_u32.to_be_bytes());
+    put(40, &at(3).to_be_bytes());
+    put(48, &at(1).to_be_bytes());
+    put(56, &1_u32.to_be_bytes());
+    put(96, &4_u32.to_be_bytes());
+    put(100, &104_u32.to_be_bytes());
+    put(CLUSTER, &at(2).to_be_bytes());
+    for cluster in 0..6 {
+        put(2 * CLUSTER + 2 * cluster, &1_u16.to_be_bytes());
+    }
+    put(3 * CLUSTER, &(at(4) | COPIED).to_be_bytes());
+    put(4 * CLUSTER, &(at(5) | COPIED).to_be_bytes());
+    put(5 * CLUSTER, content);
+    image
+}
+
+#[tokio::test]
+#[ignore = "needs QEMU"]
+async fn a_qcow2_image_is_not_changed_by_being_taken_for_a_memory() {
+    let bench = host().await;
+    let mut definition = bench.guest(1, Program::Writes);
+    let disk = &mut definition.disks[0];
+    disk.format = crate::Format::Qcow2;
+    fs::write(
+        &disk.path,
+        qcow2(&super::program::boot_sector(Program::Writes), 1 << 20),
+    )
+    .unwrap();
+    let (id, path) = (definition.id, disk.path.clone());
+    bench.driver().define(definition).await.unwrap();
+    bench.driver().start(id).await.unwrap();
+    let mut count = counts_beyond(bench.driver(), id, 1).await;
+    assert!(fs::metadata(&path).unwrap().len() > 6 << 16, "it is written");
+    for _ in 0..2 {
+        bench.driver().suspend(id).await.unwrap();
+        bench.driver().restore(id).await.unwrap();
+        count = counts_beyond(bench.driver(), id, count).await;
+    }
+    bench.driver().destroy(id).await.unwrap();
+}
+
 /// A file system whose server never says anything, for as long as this is there.
 struct Silent {
     at: PathBuf,
