@@ -215,30 +215,12 @@ impl Core {
             (Reached::Crashed, Some(why)) => self.crashed_early(id, name, guest, why, now),
             (Reached::Stopped, _) if matches!(goal, Goal::Started | Goal::Paused | Goal::Suspended) => {
                 let why = "it switched itself off; start it to let it run again".to_owned();
-                let (goal, member) = (Goal::Stopped, name);
-                self.record(
-                    Record::Reverted {
-                        id,
-                        member,
-                        goal,
-                        why,
-                    },
-                    now,
-                );
+                self.revert(id, name, Goal::Stopped, why, now);
             }
             (Reached::Paused, _) if goal == Goal::Started && was == Reached::Running => {
                 let why =
                     "it stands still by itself, as one does whose disk is full; make room, then unpause it";
-                let (goal, member, why) = (Goal::Paused, name, why.to_owned());
-                self.record(
-                    Record::Reverted {
-                        id,
-                        member,
-                        goal,
-                        why,
-                    },
-                    now,
-                );
+                self.revert(id, name, Goal::Paused, why.to_owned(), now);
             }
             _ => {}
         }

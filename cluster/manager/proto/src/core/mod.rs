@@ -29,7 +29,7 @@ use crate::error::{Corrupt, Refusal};
 use crate::host::{Failure, GuestState, Inventory, Work};
 use crate::ids::{GuestId, ManagerId, OpId};
 use crate::records::{Entry, Record};
-use crate::state::{ContextReport, Step};
+use crate::state::{ContextReport, Goal, Step};
 use crate::world::World;
 
 /// The time, by two clocks.
@@ -394,6 +394,17 @@ impl Core {
             Ok(()) => self.records.push(entry),
             Err(defect) => drop(self.defect.get_or_insert(defect)),
         }
+    }
+
+    /// A member's goal becomes this, since it is so, or cannot be otherwise.
+    fn revert(&mut self, id: RequestId, member: MemberName, goal: Goal, why: String, now: Now) {
+        let record = Record::Reverted {
+            id,
+            member,
+            goal,
+            why,
+        };
+        self.record(record, now);
     }
 
     /// Tells the ledger something, and writes down what it says.

@@ -213,17 +213,7 @@ impl Core {
             let saves = member.save.is_some();
             if saves && !cluster.is_ending() {
                 // What was to be kept is not lost: the member stays as it is.
-                let goal = member.reached.as_goal();
-                let member = name;
-                self.record(
-                    Record::Reverted {
-                        id,
-                        member,
-                        goal,
-                        why,
-                    },
-                    now,
-                );
+                self.revert(id, name, member.reached.as_goal(), why, now);
                 return;
             }
             self.trouble(was, failure, now);
@@ -240,17 +230,7 @@ impl Core {
             };
             self.record(aimed, now);
         } else if member.deployed {
-            let goal = member.reached.as_goal();
-            let member = name;
-            self.record(
-                Record::Reverted {
-                    id,
-                    member,
-                    goal,
-                    why,
-                },
-                now,
-            );
+            self.revert(id, name, member.reached.as_goal(), why, now);
         } else {
             let (member, fault) = (name, Fault::Failed(why));
             self.record(Record::Faulted { id, member, fault }, now);
